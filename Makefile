@@ -1,0 +1,59 @@
+# Everything runs from .venv, which `make venv` makes from nothing but Python 3.10 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+# Ray is told to leave the network alone but for loopback, and not to report home.
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help venv demo test test-oldest check lint bench leak clean redis
+
+help:
+	@echo "make demo         the main job on real files, on a small local Ray"
+	@echo "make test         all tests (under 10 minutes on 2 cores)"
+	@echo "make check        lint, format, types, tests"
+	@echo "make bench        what dumps and loads cost, against what they are built on"
+	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
+	@echo "make test-oldest  all tests against the oldest Ray that is supported"
+
+venv: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "safe_refs needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# A Redis server for the tests and the demo; Debian's package, started and stopped by who needs it.
+redis:
+	@command -v redis-server >/dev/null || { \
+	  echo "installing Debian's redis-server"; \
+	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$SUDO apt-get -qq update && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends redis-server >/dev/null; }
+
+demo: venv
+	$(BIN)/safe-refs demo
+
+test: venv redis
+	$(PYTEST)
+
+test-oldest: redis
+	$(MAKE) venv VENV=.venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.48.0'
+	.venv-oldest/bin/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+bench: venv
+	$(BIN)/python -m benchmarks.overhead
+
+leak: venv
+	$(BIN)/python -m benchmarks.leak
+
+clean:
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

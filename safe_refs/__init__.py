@@ -1,0 +1,80 @@
+"""safe_refs: let Ray references leave Ray, and come back, with a lifetime that somebody chose.
+
+`import safe_refs as pickle` works: `dumps`, `loads` and the rest are `pickle`'s. An `ObjectRef` anywhere in the object is held by
+a registry actor, under a lease that ends by `release`, by its `ttl` or by its `uses`. See README.md and docs/.
+"""
+
+from pickle import (
+    HIGHEST_PROTOCOL,
+    PickleBuffer,
+    PickleError,
+    PicklingError,
+    UnpicklingError,
+)
+
+from ._version import __version__
+from .errors import (
+    EnvelopeError,
+    LeaseError,
+    LeaseExpiredError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    LeaseReleasedError,
+    LeaseUsedUpError,
+    OwnerGoneError,
+    RegistryFullError,
+    RegistryUnavailableError,
+    SafeRefsError,
+    UnsupportedReferenceError,
+    WrongClusterError,
+)
+from .handle import SafeRef, pin
+from .leasing import PayloadInfo, init, inspect, leases, release, renew, shutdown, stats
+from .pickler import Pickler, Unpickler, load
+from .pickling import PROTOCOL as DEFAULT_PROTOCOL
+from .pickling import dump, dumps, loads, open_payload
+from .registry.leases import LeaseInfo, RegistryStats
+from .slots import slot as _slot  # payloads name it: part of the format
+
+__all__ = [
+    "DEFAULT_PROTOCOL",
+    "EnvelopeError",
+    "HIGHEST_PROTOCOL",
+    "LeaseError",
+    "LeaseExpiredError",
+    "LeaseInfo",
+    "LeaseLostError",
+    "LeaseNotFoundError",
+    "LeaseReleasedError",
+    "LeaseUsedUpError",
+    "OwnerGoneError",
+    "PayloadInfo",
+    "PickleBuffer",
+    "PickleError",
+    "Pickler",
+    "PicklingError",
+    "RegistryFullError",
+    "RegistryStats",
+    "RegistryUnavailableError",
+    "SafeRef",
+    "SafeRefsError",
+    "Unpickler",
+    "UnpicklingError",
+    "UnsupportedReferenceError",
+    "WrongClusterError",
+    "__version__",
+    "_slot",
+    "dump",
+    "dumps",
+    "init",
+    "inspect",
+    "leases",
+    "load",
+    "loads",
+    "open_payload",
+    "pin",
+    "release",
+    "renew",
+    "shutdown",
+    "stats",
+]

@@ -1,0 +1,186 @@
+"""The one file that touches Ray's private API, and what the rest of safe_refs wants of Ray beyond its everyday calls.
+
+Each function that goes beyond Ray's public API says why, since which Ray it has been seen to work, and what happens without it;
+tests/test_ray_facts.py tries each against the Ray at hand, and `make test-oldest` against the oldest that we support. Nothing
+here imports Ray before somebody else has: only then can a reference exist.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import RegistryUnavailableError
+
+if TYPE_CHECKING:
+    import ray
+
+NAMESPACE = "safe_refs"
+
+
+class Connection(NamedTuple):
+    """Which cluster this process is connected to, and as which job. Changes with every `ray.init`."""
+
+    cluster: bytes
+    job: str
+
+
+class StoreUsage(NamedTuple):
+    """Figures of the object stores of all nodes together, as Ray counts them.
+
+    Attributes:
+        used_bytes: in memory now, objects in use and cached copies alike.
+        objects: how many objects that is.
+        spilled_bytes: written to disk since the cluster started; never goes down.
+    """
+
+    used_bytes: int
+    objects: int
+    spilled_bytes: int
+
+
+def is_loaded() -> bool:
+    """Whether Ray has been imported in this process, by whomever."""
+    return "ray" in sys.modules
+
+
+def connection() -> Connection:
+    """The cluster and job that this process is connected to.
+
+    Private: `Worker.current_cluster_and_job`, seen since Ray 2.48. Ray has no public name for a cluster; ids of objects repeat
+    between clusters, so that a payload must say which it belongs to. Without it no payload could be made or read.
+
+    Raises:
+        RegistryUnavailableError: Ray isn't initialized here.
+    """
+    if is_loaded():
+        import ray
+
+        if ray.is_initialized():
+            worker = ray._private.worker.global_worker
+            if worker.mode is None or not worker.connected:
+                raise RegistryUnavailableError(
+                    "this process is a Ray Client (ray://), which this release of safe_refs does not carry references for: "
+                    "connect with ray.init(address='auto') on a node of the cluster"
+                )
+            cluster, job = worker.current_cluster_and_job
+            return Connection(cluster.binary(), job.hex())
+    raise RegistryUnavailableError(
+        "Ray is not initialized in this process, so the registry can't be reached: call ray.init(address=...) for the "
+        "cluster that the payload belongs to"
+    )
+
+
+def node_and_process() -> tuple[str, int]:
+    """This process's node id (56 hexadecimal digits) and process id."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def head_node() -> str | None:
+    """Node id of the head node, where Ray's own control service runs; None if no living node says that it is the head.
+
+    The resource `node:__internal_head__` marks it; Ray's own libraries go by it (seen since Ray 2.48). Without it the registry
+    starts on whichever node Ray likes.
+    """
+    import ray
+
+    for node in ray.nodes():  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+        if node["Alive"] and "node:__internal_head__" in node["Resources"]:
+            return str(node["NodeID"])
+    return None
+
+
+def next_generation(registry: str) -> int:
+    """Count one more start of `registry` in the cluster's control store, and return the new count, from 1.
+
+    Semi-public: `ray.experimental.internal_kv`, seen since Ray 2.48; only a number for people, for which nothing public outlives
+    the registry. Without it every generation would be called 1; the epoch still tells them apart.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    key = b"safe_refs:generation:" + registry.encode()
+    generation = int(_internal_kv_get(key) or 0) + 1
+    _internal_kv_put(key, str(generation).encode(), overwrite=True)
+    return generation
+
+
+def _core_worker() -> Any:
+    """The native side of this process: private, and set at run time only, so that Ray's types don't know it."""
+    import ray
+
+    worker: Any = ray._private.worker.global_worker
+    return worker.core_worker
+
+
+def owner_of(ref: ray.ObjectRef[Any]) -> bytes:
+    """Address of the process that owns `ref`, as Ray packs it; opaque, equal for equal owners.
+
+    Private: `CoreWorker.get_owner_address`, seen since Ray 2.48. Without it a dead owner is only found when a value is fetched.
+    """
+    return bytes(_core_worker().get_owner_address(ref))
+
+
+def with_living_owner(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> set[ray.ObjectRef[Any]]:
+    """Those of `refs` whose owner answered a question about them; one call for all.
+
+    `ray.experimental.get_object_locations` leaves out objects about which the owner could not be asked (seen since Ray 2.48).
+    A single silence may be the network's: ask again before believing in a death.
+    """
+    from ray.experimental import get_object_locations
+
+    return set(get_object_locations(list(refs), timeout_ms=int(timeout_s * 1000)))
+
+
+def sizes(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> dict[ray.ObjectRef[Any], int]:
+    """Bytes (data and metadata) of those of `refs` that exist already and whose owner answers; one call for all."""
+    from ray.experimental import get_object_locations
+
+    found = get_object_locations(list(refs), timeout_ms=int(timeout_s * 1000))
+    return {ref: place["object_size"] for ref, place in found.items() if place["object_size"] is not None}
+
+
+def any_counted(ids: Iterable[str]) -> bool:
+    """Whether this process still counts references for any of these object ids (hexadecimal).
+
+    Private: `CoreWorker.get_all_reference_counts`, seen since Ray 2.48; its keys are hexadecimal in bytes. Used by `shutdown`,
+    which waits until what it let go of is really gone; without it, it would have to wait a fixed time.
+    """
+    counts = _core_worker().get_all_reference_counts()
+    return any(id_.encode() in counts for id_ in ids)
+
+
+def store_usage() -> StoreUsage:
+    """What the object stores hold now, all nodes together. Needs `grpcio` (the extra `demo`).
+
+    Private: `ray._private.internal_api.get_memory_info_reply`, seen since Ray 2.48; the same figures that `ray memory` prints.
+    Only the demo, the benchmarks and the tests use it.
+
+    Raises:
+        ModuleNotFoundError: `grpcio` isn't installed.
+    """
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    # Ray leaves both untyped.
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)  # type: ignore[no-untyped-call]
+    stats = get_memory_info_reply(state).store_stats  # type: ignore[no-untyped-call]
+    return StoreUsage(
+        used_bytes=int(stats.object_store_bytes_used),
+        objects=int(stats.num_local_objects),
+        spilled_bytes=int(stats.spilled_bytes_total),
+    )
+
+
+def wait_for_store(limit_bytes: int, timeout_s: float) -> StoreUsage:
+    """Wait until the stores hold at most `limit_bytes`, or the time is over; return the last figures."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        usage = store_usage()
+        if usage.used_bytes <= limit_bytes or time.monotonic() > deadline:
+            return usage
+        time.sleep(0.05)

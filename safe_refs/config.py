@@ -1,0 +1,122 @@
+"""Settings of this process: where the registry is, and how long to wait for it.
+
+Three sources in rising precedence: `init(...)`, environment variables `SAFE_REFS_<NAME>`, and the arguments of a call. The
+environment is read at each use, so that a worker's `runtime_env` works; what can't be read as a number is refused with the
+variable's name. Limits are the registry's, not the process's: `init` passes them on, and this module only keeps what this
+process was told, for the registry that it may have to start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
+
+DEFAULT_REGISTRY = "default"
+DEFAULT_TIMEOUT_S = 30.0
+
+_N = TypeVar("_N", int, float)
+
+
+class Limits(NamedTuple):
+    """What a registry will hold at most, and how it keeps house. None is no limit.
+
+    Attributes:
+        max_leases: live leases.
+        max_references: references in all live leases together.
+        max_tombstones: ended leases that the registry remembers, to tell late callers how they ended.
+        sweep_s: seconds between two looks at whether owners still live.
+    """
+
+    max_leases: int | None = None
+    max_references: int | None = None
+    max_tombstones: int = 100_000
+    sweep_s: float = 1.0
+
+
+class _Told:
+    """What `init` said in this process."""
+
+    registry: str | None = None
+    timeout: float | None = None
+    limits: Limits | None = None
+
+
+_told = _Told()
+
+
+def tell(*, registry: str | None, timeout: float | None, limits: Limits | None) -> None:
+    """Keep what `init` was given; None leaves a setting as it is."""
+    if registry is not None:
+        _told.registry = registry
+    if timeout is not None:
+        _told.timeout = seconds(timeout, "timeout")
+    if limits is not None:
+        _told.limits = limits
+
+
+def registry_name(given: str | None = None) -> str:
+    """Name of the registry that new leases go to."""
+    return given or os.environ.get("SAFE_REFS_REGISTRY") or _told.registry or DEFAULT_REGISTRY
+
+
+def timeout_s(given: float | timedelta | None = None) -> float:
+    """How long a call may wait for the registry, in seconds."""
+    if given is not None:
+        return seconds(given, "timeout")
+    return _environment("SAFE_REFS_TIMEOUT", float) or _told.timeout or DEFAULT_TIMEOUT_S
+
+
+def limits() -> Limits:
+    """The limits for a registry that this process starts."""
+    base = _told.limits or Limits()
+    return Limits(
+        max_leases=_environment("SAFE_REFS_MAX_LEASES", int) or base.max_leases,
+        max_references=_environment("SAFE_REFS_MAX_REFERENCES", int) or base.max_references,
+        max_tombstones=_environment("SAFE_REFS_MAX_TOMBSTONES", int) or base.max_tombstones,
+        sweep_s=_environment("SAFE_REFS_SWEEP", float) or base.sweep_s,
+    )
+
+
+def seconds(value: float | timedelta, name: str) -> float:
+    """A positive time span in seconds.
+
+    Raises:
+        ValueError: it is zero, negative or not a number.
+        TypeError: it is no time span.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be seconds or a timedelta, not {type(value).__name__}")
+    if not value > 0:
+        raise ValueError(f"{name} must be more than 0 seconds, not {value}")
+    return float(value)
+
+
+def positive(value: int, name: str) -> int:
+    """A whole number above zero.
+
+    Raises:
+        ValueError: it is zero or negative.
+        TypeError: it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def _environment(name: str, convert: Callable[[str], _N]) -> _N | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        value = convert(text)
+    except ValueError:
+        raise ValueError(f"the environment variable {name} must be a number, not {text!r}") from None
+    if not value > 0:
+        raise ValueError(f"the environment variable {name} must be more than 0, not {text!r}")
+    return value

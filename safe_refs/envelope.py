@@ -1,0 +1,272 @@
+"""The envelope: bytes that name a lease, readable and checkable without running any pickle.
+
+`seal` and `unseal` turn a small map into bytes with a checksum and back; a payload's header and a handle's bytes are both such a
+map. `wrap` puts a header and an inner pickle together into a payload that any `pickle.loads` opens; `find` takes it apart again.
+docs/format.md has the layout byte by byte, and golden files in tests/ hold every release to it.
+
+What always holds: nothing here unpickles, asks Ray or knows what a lease means; a map whose checksum or lengths are wrong is
+refused with `EnvelopeError`; unknown keys are ignored, an unknown version is refused by its number.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from .errors import EnvelopeError
+
+FORMAT_VERSION = 1
+
+# PROTO 5, SHORT_BINUNICODE 'safe_refs', SHORT_BINUNICODE 'open_payload', STACK_GLOBAL, BINBYTES8 and, after it, the 8 bytes of
+# the body's length. A fixed prefix is what makes a payload recognizable at once.
+ENTRY_POINT = "open_payload"
+PREFIX = b"\x80\x05\x8c\x09safe_refs\x8c\x0copen_payload\x93\x8e"
+_LENGTH = 8
+_BODY = len(PREFIX) + _LENGTH
+_TUPLE1_REDUCE_STOP = b"\x85R."
+_MARK, _NEXT_BUFFER, _TUPLE = b"(", b"\x97", b"t"
+_TUPLE2_REDUCE_STOP = b"\x86R."
+
+_CHECKSUM_KEY = b"\xa1c\xce"  # msgpack: the one-letter string "c", then the mark of a 32-bit unsigned number
+_CHECKSUM = len(_CHECKSUM_KEY) + 4
+_FIRST_LOOK = 1024  # bytes: nearly every header is shorter
+_LARGEST_HEADER = 64 * 2**20  # bytes; one byte a slot, so that millions of slots fit, and no more is read for nothing
+
+
+class LeaseAddress(NamedTuple):
+    """Where a lease lives. With `lease` in it this is a capability: whoever has it can resolve and release.
+
+    Attributes:
+        registry: name of the registry.
+        cluster: Ray's id of the cluster, 28 bytes.
+        epoch: 8 random bytes that the registry drew when it started.
+        generation: which start of the registry that was, counted from 1; for people, the epoch is what counts.
+        lease: the lease's id, 16 random bytes.
+    """
+
+    registry: str
+    cluster: bytes
+    epoch: bytes
+    generation: int
+    lease: bytes
+
+    @property
+    def short_id(self) -> str:
+        """First eight hexadecimal digits of the lease's id: enough to tell leases apart, not enough to resolve one."""
+        return self.lease[:4].hex()
+
+
+class Header(NamedTuple):
+    """What a payload says of itself before any of its pickle runs.
+
+    Attributes:
+        address: where its lease lives.
+        kinds: one letter a slot: `o` is an `ObjectRef`.
+        terms: the terms the lease was made with: `ttl` (seconds), `uses`, `label`; only those that were given.
+        made_at: seconds since the epoch by the maker's clock.
+        inner_size: bytes of the inner pickle.
+        buffers: how many out-of-band buffers go with the payload.
+        signed: whether a signature follows the inner pickle (no release writes one yet).
+    """
+
+    address: LeaseAddress
+    kinds: str
+    terms: Mapping[str, Any]
+    made_at: float
+    inner_size: int
+    buffers: int
+    signed: bool
+
+
+class Found(NamedTuple):
+    """A payload taken apart: its header, and a view of its inner pickle that shares the payload's memory."""
+
+    header: Header
+    inner: memoryview
+
+
+def seal(fields: Mapping[str, Any]) -> bytes:
+    """Pack `fields` as a msgpack map and append the key `c`, a CRC-32 of all bytes before its value."""
+    # The map is packed with one key too many and then ended by hand, because the checksum has to have a fixed width.
+    body = msgpack.Packer(autoreset=False)
+    body.pack_map_header(len(fields) + 1)
+    for key, value in fields.items():
+        body.pack(key)
+        body.pack(value)
+    packed = bytes(body.bytes()) + _CHECKSUM_KEY
+    return packed + binascii.crc32(packed).to_bytes(4, "big")
+
+
+def unseal(data: memoryview, what: str) -> tuple[dict[str, Any], int]:
+    """Unpack the sealed map at the start of `data`; return its fields and its length in bytes.
+
+    Raises:
+        EnvelopeError: `what` is cut, altered, or no sealed map at all.
+    """
+    size = _FIRST_LOOK
+    while True:
+        unpacker = msgpack.Unpacker(max_buffer_size=_LARGEST_HEADER, strict_map_key=True)
+        try:
+            unpacker.feed(data[:size])
+            fields = unpacker.unpack()
+            break
+        except msgpack.OutOfData:
+            if size >= len(data) or size >= _LARGEST_HEADER:
+                raise EnvelopeError(f"{what} is cut short: it ends within its header; get it again, whole") from None
+            size *= 8
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise EnvelopeError(f"{what} is altered: its header can't be read ({type(error).__name__})") from None
+    end = unpacker.tell()
+    head = data[:end]
+    if (
+        not isinstance(fields, dict)
+        or end <= _CHECKSUM
+        or head[-_CHECKSUM:-4] != _CHECKSUM_KEY
+        or binascii.crc32(head[:-4]) != int.from_bytes(head[-4:], "big")
+    ):
+        raise EnvelopeError(f"{what} is altered: its header does not match its checksum; get it again, unchanged")
+    return fields, end
+
+
+def check_version(fields: Mapping[str, Any], what: str) -> None:
+    """Refuse a map of a format that this release does not know.
+
+    Raises:
+        EnvelopeError: naming the version found and the one known.
+    """
+    version = fields.get("v")
+    if version != FORMAT_VERSION:
+        raise EnvelopeError(
+            f"{what} has format version {version!r}, and this release of safe_refs reads version {FORMAT_VERSION}: "
+            "install the release that wrote it, or a newer one"
+        )
+
+
+def pack_address(address: LeaseAddress) -> dict[str, Any]:
+    """The keys under which an address stands in a sealed map."""
+    return {
+        "r": address.registry,
+        "K": address.cluster,
+        "e": address.epoch,
+        "g": address.generation,
+        "i": address.lease,
+    }
+
+
+def unpack_address(fields: Mapping[str, Any], what: str) -> LeaseAddress:
+    """The address in a sealed map.
+
+    Raises:
+        EnvelopeError: a key is missing or of the wrong type or size.
+    """
+    registry, cluster, epoch, generation, lease = (fields.get(key) for key in "rKegi")
+    if not (
+        isinstance(registry, str)
+        and isinstance(cluster, bytes)
+        and isinstance(epoch, bytes)
+        and isinstance(generation, int)
+        and isinstance(lease, bytes)
+        and len(lease) == 16
+    ):
+        raise EnvelopeError(f"{what} is altered: its header lacks a part of the lease's address")
+    return LeaseAddress(registry, cluster, epoch, generation, lease)
+
+
+def is_payload(data: Any) -> bool:
+    """Whether `data` (any buffer of bytes) starts as a payload does, or is the cut start of one."""
+    view = memoryview(data)
+    if view.format != "B" or view.ndim != 1:
+        view = view.cast("B")
+    head = view[: len(PREFIX)]
+    # Anything shorter than the module's name in the prefix may as well be the start of some other pickle.
+    return head == PREFIX or (len(head) > 6 and PREFIX.startswith(bytes(head)))
+
+
+def wrap(header: Header, inner: Sequence[Any]) -> bytes:
+    """Put a payload together from its header and the pieces of its inner pickle, each copied once.
+
+    Args:
+        header: what the payload says of itself; `inner_size` must be the sum of the pieces.
+        inner: buffers of bytes.
+    """
+    fields: dict[str, Any] = {"v": FORMAT_VERSION, **pack_address(header.address), "k": header.kinds}
+    if header.terms:
+        fields["t"] = dict(header.terms)
+    fields["m"] = header.made_at
+    fields["n"] = header.inner_size
+    if header.buffers:
+        fields["b"] = header.buffers
+    sealed = seal(fields)
+    length = (len(sealed) + header.inner_size).to_bytes(_LENGTH, "little")
+    return b"".join([PREFIX, length, sealed, *inner, _tail(header.buffers)])
+
+
+def _tail(buffers: int) -> bytes:
+    """What ends a payload: the call of the entry point with the body and, where there are any, the out-of-band buffers."""
+    if not buffers:
+        return _TUPLE1_REDUCE_STOP
+    return _MARK + _NEXT_BUFFER * buffers + _TUPLE + _TUPLE2_REDUCE_STOP
+
+
+def find(data: Any) -> Found:
+    """Take a whole payload apart and check all that can be checked without unpickling. Trailing bytes are left alone.
+
+    Raises:
+        EnvelopeError: `data` is no payload, is cut short, altered, or of an unknown version.
+    """
+    view = memoryview(data)
+    if view.format != "B" or view.ndim != 1:
+        view = view.cast("B")
+    if not is_payload(view):
+        raise EnvelopeError("these bytes are not a payload of safe_refs: they don't start as one")
+    if len(view) < _BODY:
+        raise EnvelopeError("the payload is cut short: it ends within its first bytes; get it again, whole")
+    size = int.from_bytes(view[len(PREFIX) : _BODY], "little")
+    body = view[_BODY : _BODY + size]
+    if len(body) < size:
+        raise EnvelopeError(
+            f"the payload is cut short: its body should have {size} bytes and has {len(body)}; get it again, whole"
+        )
+    found = open_body(body)
+    tail = _tail(found.header.buffers)
+    if view[_BODY + size : _BODY + size + len(tail)] != tail:
+        raise EnvelopeError("the payload is cut short or altered: its last bytes are not those of a payload")
+    return found
+
+
+def open_body(body: Any) -> Found:
+    """Take a payload's body (header and inner pickle) apart.
+
+    Raises:
+        EnvelopeError: it is cut short, altered, or of an unknown version.
+    """
+    view = memoryview(body)
+    fields, end = unseal(view, "the payload")
+    check_version(fields, "the payload")
+    address = unpack_address(fields, "the payload")
+    kinds, terms, made_at, size, buffers = (fields.get(key) for key in "ktmnb")
+    terms, buffers = terms or {}, buffers or 0
+    if not (
+        isinstance(kinds, str)
+        and isinstance(terms, dict)
+        and isinstance(made_at, float)
+        and isinstance(size, int)
+        and isinstance(buffers, int)
+    ):
+        raise EnvelopeError("the payload is altered: its header lacks a part")
+    if len(view) - end < size:
+        raise EnvelopeError(
+            f"the payload is cut short: its pickle should have {size} bytes and has {len(view) - end}; get it again, whole"
+        )
+    if fields.get("s"):
+        raise EnvelopeError("the payload is signed, which this release of safe_refs can't check: install a newer one")
+    header = Header(address, kinds, terms, made_at, size, buffers, signed=False)
+    return Found(header, view[end : end + size])
+
+
+def total_size(pieces: Iterable[Any]) -> int:
+    """Bytes in all of `pieces`, each any buffer of bytes."""
+    return sum(len(piece) if isinstance(piece, bytes) else memoryview(piece).nbytes for piece in pieces)

@@ -1,0 +1,305 @@
+"""Every exception that safe_refs raises on purpose.
+
+One root, `SafeRefsError`; below it two families. `EnvelopeError` and `UnsupportedReferenceError` say that the *data* is wrong,
+and are also what `pickle` would raise. `LeaseError` says that the data is right but the lease has ended or was never here, one
+class for each way to end; `RegistryUnavailableError`, `RegistryFullError` and `WrongClusterError` say that the world is wrong.
+
+What always holds: each error has its facts as attributes, a message with the cause and what to do about it, and survives
+`pickle`, `cloudpickle` and the border of a Ray task. No error carries a payload or a token, only a lease's short id (the first
+eight of its 32 hexadecimal digits), which resolves nothing. Times are seconds since the epoch by the registry's clock.
+"""
+
+from __future__ import annotations
+
+import pickle
+from datetime import datetime, timezone
+
+
+def _when(at: float | None) -> str:
+    """`at 2026-01-31T12:00:00Z`, or nothing for an unknown time."""
+    if at is None:
+        return ""
+    return " at " + datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class SafeRefsError(Exception):
+    """The root: catch this for whatever safe_refs raises on purpose.
+
+    You will not get it for an object that simply can't be pickled (`pickle.PicklingError`, `TypeError`, as `pickle` has it), nor
+    for a failed task whose reference you resolved (that is the task's own error, from `ray.get`).
+    """
+
+
+class EnvelopeError(SafeRefsError, pickle.UnpicklingError):
+    """A payload or token is cut, altered, or of a format that this release does not know.
+
+    Raised before anything in the payload was unpickled. You will not get it for a foreign pickle: those are `pickle`'s to judge.
+    """
+
+
+class UnsupportedReferenceError(SafeRefsError, pickle.PicklingError):
+    """The object holds a Ray reference of a kind that safe_refs can't carry. Nothing was pinned.
+
+    Attributes:
+        kind: the reference's type, such as `ray.actor.ActorHandle`.
+    """
+
+    def __init__(self, message: str, *, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class LeaseError(SafeRefsError, LookupError):
+    """The lease behind a payload or handle can't be had. Its subclasses say why.
+
+    Attributes:
+        lease: short id of the lease.
+        registry: name of the registry that answered, or should have.
+        ended_at: when the lease ended, in seconds since the epoch by the registry's clock; None where nobody knows.
+    """
+
+    def __init__(self, message: str, *, lease: str = "", registry: str = "", ended_at: float | None = None) -> None:
+        super().__init__(message)
+        self.lease = lease
+        self.registry = registry
+        self.ended_at = ended_at
+
+
+class LeaseReleasedError(LeaseError):
+    """Somebody released the lease, or took it (`take=True`), or its registry was shut down in order.
+
+    Attributes:
+        by: who did, as `pid 4711 on node 1a2b3c4d, job 01000000`; empty where it isn't known.
+    """
+
+    def __init__(
+        self, message: str, *, lease: str = "", registry: str = "", ended_at: float | None = None, by: str = ""
+    ) -> None:
+        super().__init__(message, lease=lease, registry=registry, ended_at=ended_at)
+        self.by = by
+
+    @classmethod
+    def of(cls, lease: str, registry: str, ended_at: float, by: str) -> LeaseReleasedError:
+        """The error for a lease that `by` released."""
+        who = f" by {by}" if by else ""
+        return cls(
+            f"lease {lease} was released{_when(ended_at)}{who}: a released payload can't be loaded again; "
+            "ask its maker for a new one, or release it later",
+            lease=lease,
+            registry=registry,
+            ended_at=ended_at,
+            by=by,
+        )
+
+
+class LeaseExpiredError(LeaseError):
+    """The lease's `ttl` ran out.
+
+    Attributes:
+        ttl_s: the time to live that it had, in seconds, as of its last renewal.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        lease: str = "",
+        registry: str = "",
+        ended_at: float | None = None,
+        ttl_s: float | None = None,
+    ) -> None:
+        super().__init__(message, lease=lease, registry=registry, ended_at=ended_at)
+        self.ttl_s = ttl_s
+
+    @classmethod
+    def of(cls, lease: str, registry: str, ended_at: float, ttl_s: float | None) -> LeaseExpiredError:
+        """The error for a lease whose `ttl_s` ran out at `ended_at`."""
+        return cls(
+            f"lease {lease} expired{_when(ended_at)}, its ttl of {ttl_s} s having run out: "
+            "give it a longer ttl, or renew it in time",
+            lease=lease,
+            registry=registry,
+            ended_at=ended_at,
+            ttl_s=ttl_s,
+        )
+
+
+class LeaseUsedUpError(LeaseError):
+    """The lease has been resolved as often as its `uses` allowed.
+
+    Attributes:
+        uses: how many uses it had.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        lease: str = "",
+        registry: str = "",
+        ended_at: float | None = None,
+        uses: int | None = None,
+    ) -> None:
+        super().__init__(message, lease=lease, registry=registry, ended_at=ended_at)
+        self.uses = uses
+
+    @classmethod
+    def of(cls, lease: str, registry: str, ended_at: float, uses: int | None) -> LeaseUsedUpError:
+        """The error for a lease whose last use was at `ended_at`."""
+        return cls(
+            f"lease {lease} was used up{_when(ended_at)}: it allowed {uses} use(s), and each load is one; "
+            "make it with more uses, or without a limit",
+            lease=lease,
+            registry=registry,
+            ended_at=ended_at,
+            uses=uses,
+        )
+
+
+class LeaseLostError(LeaseError):
+    """The registry that held the lease crashed or was killed, and what it held went with it.
+
+    Attributes:
+        generation: which start of the registry the lease belonged to, counted from 1.
+        current_generation: which one answers now; None where no registry runs at all.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        lease: str = "",
+        registry: str = "",
+        ended_at: float | None = None,
+        generation: int | None = None,
+        current_generation: int | None = None,
+    ) -> None:
+        super().__init__(message, lease=lease, registry=registry, ended_at=ended_at)
+        self.generation = generation
+        self.current_generation = current_generation
+
+    @classmethod
+    def of(cls, lease: str, registry: str, generation: int, current: int | None) -> LeaseLostError:
+        """The error for a lease of an earlier `generation` of the registry, of which `current` runs now."""
+        now = "no registry runs now" if current is None else f"generation {current} runs now"
+        return cls(
+            f"lease {lease} was lost with generation {generation} of registry {registry!r}, which was killed or crashed "
+            f"({now}): make the payload anew",
+            lease=lease,
+            registry=registry,
+            generation=generation,
+            current_generation=current,
+        )
+
+
+class LeaseNotFoundError(LeaseError):
+    """The registry never heard of the lease, or it ended so long ago that the note of it is gone."""
+
+    @classmethod
+    def of(cls, lease: str, registry: str) -> LeaseNotFoundError:
+        """The error for a lease that the registry does not know."""
+        return cls(
+            f"registry {registry!r} does not know lease {lease}: it was never held here, or ended so long ago that the "
+            "registry has forgotten how; check that the payload is the one you mean",
+            lease=lease,
+            registry=registry,
+        )
+
+
+class OwnerGoneError(LeaseError):
+    """The process that owned the lease's objects is dead, and Ray deleted them with it.
+
+    In Ray an object dies with its owner (the process that called `ray.put` or submitted the task), whoever holds references.
+    """
+
+    @classmethod
+    def of(cls, lease: str, registry: str, ended_at: float | None = None) -> OwnerGoneError:
+        """The error for a lease whose objects died with their owners."""
+        return cls(
+            f"the objects of lease {lease} died with the process that owned them{_when(ended_at)}: Ray deletes an object "
+            "when its owner ends; keep the owner alive until the payload is loaded, or let a longer-lived process make the "
+            "object",
+            lease=lease,
+            registry=registry,
+            ended_at=ended_at,
+        )
+
+
+class WrongClusterError(SafeRefsError):
+    """The payload was made in another Ray cluster than the one this process is connected to.
+
+    Attributes:
+        lease: short id of the lease.
+        cluster: first eight hexadecimal digits of the payload's cluster id.
+        connected: the same of the cluster that this process is connected to.
+    """
+
+    def __init__(self, message: str, *, lease: str = "", cluster: str = "", connected: str = "") -> None:
+        super().__init__(message)
+        self.lease = lease
+        self.cluster = cluster
+        self.connected = connected
+
+    @classmethod
+    def of(cls, lease: str, cluster: bytes, connected: bytes) -> WrongClusterError:
+        """The error for a lease of `cluster` met in a process connected to `connected` (both whole ids)."""
+        theirs, ours = cluster.hex()[:8], connected.hex()[:8]
+        return cls(
+            f"lease {lease} was made in Ray cluster {theirs}, and this process is connected to {ours}: references live "
+            "only in the cluster that made them; connect to that one, or make the payload anew",
+            lease=lease,
+            cluster=theirs,
+            connected=ours,
+        )
+
+
+class RegistryUnavailableError(SafeRefsError, ConnectionError):
+    """The registry can't be reached: no Ray connection, or no answer within the timeout.
+
+    Whatever the call would have held is not held: a `dumps` that raises this leaves nothing behind.
+    """
+
+
+class RegistryFullError(SafeRefsError):
+    """A limit set by `init` would be passed. Nothing was pinned.
+
+    Attributes:
+        limit: name of the limit, as in `init`.
+        allowed: its value.
+        used: how much of it live leases use now.
+        asked: how much more the call asked for.
+        largest: the labels (or source lines) that hold most, with how much each holds, largest first.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str = "",
+        allowed: int = 0,
+        used: int = 0,
+        asked: int = 0,
+        largest: tuple[tuple[str, int], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.allowed = allowed
+        self.used = used
+        self.asked = asked
+        self.largest = largest
+
+    @classmethod
+    def of(
+        cls, limit: str, allowed: int, used: int, asked: int, largest: tuple[tuple[str, int], ...]
+    ) -> RegistryFullError:
+        """The error for a pin of `asked` more where `used` of `allowed` are taken."""
+        holders = ", ".join(f"{name}: {count}" for name, count in largest)
+        return cls(
+            f"the registry's {limit} is {allowed}, {used} are in use and {asked} more were asked for "
+            f"(largest holders: {holders or 'none'}): release leases, give them a ttl, or raise the limit with init()",
+            limit=limit,
+            allowed=allowed,
+            used=used,
+            asked=asked,
+            largest=largest,
+        )

@@ -1,0 +1,271 @@
+"""`SafeRef`: a small immutable value that names one reference of one lease, and `pin`, which makes one.
+
+What always holds: holding a handle keeps nothing alive, and pickling, copying or printing one changes nothing; a handle's text and
+bytes are capabilities (whoever has them can resolve and release), so `repr` shows the lease's short id only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+from collections.abc import Generator, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from . import config
+from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
+from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
+from .registry import client
+from .registry.leases import Terms
+from .slots import OBJECT_REF
+
+if TYPE_CHECKING:
+    import ray
+
+T = TypeVar("T")
+
+_MAGIC = b"SREF"
+TEXT_PREFIX = "safe-ref:"
+
+
+class SafeRef(Generic[T]):
+    """Names one reference of one lease. Immutable, hashable, equal by what it names, picklable by any pickler.
+
+    Get one from `pin`, from `loads(..., resolve=False)`, or back from its text (`SafeRef.parse(str(handle))`) or bytes
+    (`SafeRef.from_bytes(bytes(handle))`). As a context manager it releases its lease at the end.
+    """
+
+    __slots__ = ("_address", "_kind", "_slot")
+
+    _address: LeaseAddress
+    _slot: int
+    _kind: str
+
+    def __init__(self, address: LeaseAddress, slot: int = 0, kind: str = OBJECT_REF) -> None:
+        object.__setattr__(self, "_address", address)
+        object.__setattr__(self, "_slot", slot)
+        object.__setattr__(self, "_kind", kind)
+
+    @property
+    def address(self) -> LeaseAddress:
+        """Where its lease lives. Treat it as a secret: it is all that `release` needs."""
+        return self._address
+
+    @property
+    def lease_id(self) -> str:
+        """Id of its lease, 32 hexadecimal digits; as secret as the handle itself."""
+        return self._address.lease.hex()
+
+    @property
+    def short_id(self) -> str:
+        """First eight digits of the lease's id, as errors and `leases()` show it."""
+        return self._address.short_id
+
+    @property
+    def slot(self) -> int:
+        """Which of the lease's references it names, from 0."""
+        return self._slot
+
+    def resolve(self, *, timeout: float | timedelta | None = None) -> ray.ObjectRef[T]:
+        """Give the reference back, tracked by Ray as if it had been passed in-band. Counts as one use of the lease.
+
+        Args:
+            timeout: seconds to wait for the registry (not for the value); default from `init` or `SAFE_REFS_TIMEOUT`.
+
+        Raises:
+            LeaseError: the lease has ended; the class says how.
+            WrongClusterError: it is another cluster's.
+            RegistryUnavailableError: no Ray connection, or no answer in time.
+        """
+        return client.resolve(self._address, config.timeout_s(timeout), slot=self._slot)[0]
+
+    def get(self, timeout: float | None = None) -> T:
+        """Resolve, and wait for the value as `ray.get` does.
+
+        Args:
+            timeout: seconds to wait for the value; None waits for as long as it takes, as `ray.get` does.
+
+        Raises:
+            OwnerGoneError: the process that owned the object is dead.
+            ray.exceptions.GetTimeoutError: the value wasn't there in time.
+            LeaseError: as from `resolve`; and whatever the task that makes the value raised.
+        """
+        import ray
+
+        ref = self.resolve()
+        try:
+            value: T = ray.get(ref, timeout=timeout)
+        except ray.exceptions.OwnerDiedError:
+            raise OwnerGoneError.of(self.short_id, self._address.registry) from None
+        return value
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._get_async().__await__()
+
+    async def _get_async(self) -> T:
+        import ray
+
+        # Finding and asking the registry blocks, so a thread does it; waiting for the value doesn't.
+        ref: Any = await asyncio.to_thread(self.resolve)
+        try:
+            value: T = await ref
+        except ray.exceptions.OwnerDiedError:
+            raise OwnerGoneError.of(self.short_id, self._address.registry) from None
+        return value
+
+    def release(self, *, timeout: float | timedelta | None = None) -> int:
+        """End the whole lease: 1 if this call did, 0 if it had ended before. References already resolved stay good.
+
+        Raises:
+            WrongClusterError: it is another cluster's.
+            RegistryUnavailableError: no Ray connection, or no answer in time.
+        """
+        return client.release([self._address], config.timeout_s(timeout))
+
+    def renew(self, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
+        """Let the lease live `ttl` seconds from now, be that longer or shorter than it had.
+
+        Raises:
+            LeaseError: it has ended.
+            WrongClusterError: it is another cluster's.
+            RegistryUnavailableError: no Ray connection, or no answer in time.
+        """
+        client.renew(self._address, config.seconds(ttl, "ttl"), config.timeout_s(timeout))
+
+    def __enter__(self) -> SafeRef[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __bytes__(self) -> bytes:
+        fields = {"v": FORMAT_VERSION, **pack_address(self._address), "s": self._slot, "k": self._kind}
+        return _MAGIC + seal(fields)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SafeRef[Any]:
+        """The handle whose `bytes()` these are.
+
+        Raises:
+            EnvelopeError: they are cut, altered, or of an unknown version.
+        """
+        view = memoryview(data)
+        if view[: len(_MAGIC)] != _MAGIC:
+            raise EnvelopeError("these bytes are not a SafeRef: they don't start as one")
+        fields, end = unseal(view[len(_MAGIC) :], "the SafeRef")
+        check_version(fields, "the SafeRef")
+        slot, kind = fields.get("s"), fields.get("k")
+        if not isinstance(slot, int) or not isinstance(kind, str) or end != len(view) - len(_MAGIC):
+            raise EnvelopeError("the SafeRef is altered: it lacks its slot, or has more bytes than it should")
+        return cls(unpack_address(fields, "the SafeRef"), slot, kind)
+
+    def __str__(self) -> str:
+        return TEXT_PREFIX + base64.urlsafe_b64encode(bytes(self)).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> SafeRef[Any]:
+        """The handle whose `str()` this is.
+
+        Raises:
+            EnvelopeError: it is cut, altered, or of an unknown version.
+        """
+        encoded = text.removeprefix(TEXT_PREFIX)
+        if encoded == text:
+            raise EnvelopeError(f"this text is not a SafeRef: it doesn't start with {TEXT_PREFIX!r}")
+        try:
+            data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raise EnvelopeError("the SafeRef's text is cut or altered: it is no base64") from None
+        return cls.from_bytes(data)
+
+    def __repr__(self) -> str:
+        return f"<SafeRef {self.short_id}[{self._slot}]>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SafeRef):
+            return NotImplemented
+        return (self._address, self._slot) == (other._address, other._slot)
+
+    def __hash__(self) -> int:
+        return hash((self._address, self._slot))
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        return SafeRef.from_bytes, (bytes(self),)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a SafeRef is immutable: {name} can't be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a SafeRef is immutable: {name} can't be deleted")
+
+
+def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | None) -> Terms:
+    """Check the terms of a lease, as callers give them.
+
+    Raises:
+        ValueError: `ttl` or `uses` isn't above zero.
+        TypeError: one of them is of the wrong type.
+    """
+    if label is not None and not isinstance(label, str):
+        raise TypeError(f"label must be a string, not {type(label).__name__}")
+    return Terms(
+        None if ttl is None else config.seconds(ttl, "ttl"),
+        None if uses is None else config.positive(uses, "uses"),
+        label,
+    )
+
+
+@overload
+def pin(
+    ref: ray.ObjectRef[T], *, ttl: float | timedelta | None = None, uses: int | None = None, label: str | None = None
+) -> SafeRef[T]: ...
+@overload
+def pin(
+    ref: Iterable[ray.ObjectRef[T]],
+    *,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+) -> list[SafeRef[T]]: ...
+def pin(
+    ref: Any, *, ttl: float | timedelta | None = None, uses: int | None = None, label: str | None = None
+) -> SafeRef[Any] | list[SafeRef[Any]]:
+    """Have the registry hold a reference, or several under one lease, and return handles for them.
+
+    Args:
+        ref: an `ObjectRef`, or an iterable of them.
+        ttl: seconds (or a `timedelta`) after which the lease ends; None for no limit.
+        uses: how often the lease may be resolved; None for no limit.
+        label: a name for people, shown by `leases()`.
+
+    Returns:
+        A `SafeRef`, or a list of them in the order of `ref`, all of one lease.
+
+    Raises:
+        RegistryFullError: a limit of the registry would be passed.
+        RegistryUnavailableError: no Ray connection, or no answer in time.
+        UnsupportedReferenceError: a Ray reference of another kind.
+        TypeError: no reference at all.
+    """
+    import ray
+
+    terms = make_terms(ttl, uses, label)
+    single = isinstance(ref, ray.ObjectRef)
+    refs = [ref] if single else list(ref) if isinstance(ref, Iterable) else [ref]
+    for each in refs:
+        kind = type(each)
+        if kind is not ray.ObjectRef:
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            if kind.__module__.partition(".")[0] == "ray":
+                raise UnsupportedReferenceError(f"safe_refs can't pin a {name} yet, only ray.ObjectRef", kind=name)
+            raise TypeError(f"pin takes a ray.ObjectRef or an iterable of them, not {name}")
+    if not refs:
+        return []
+    registry, lease = config.registry_name(), os.urandom(16)
+    cluster = client.cluster()
+    epoch, generation = client.pin(registry, lease, refs, terms, client.origin(), config.timeout_s())
+    address = LeaseAddress(registry, cluster, epoch, generation, lease)
+    handles = [SafeRef[Any](address, number) for number in range(len(refs))]
+    return handles[0] if single else handles

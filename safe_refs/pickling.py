@@ -1,0 +1,422 @@
+"""`dumps`, `loads` and `dump`: between an object and its payload (`load` and the classes are in `pickler`).
+
+Out: pickle the object with the C pickler, collecting its references as slots; where plain pickle can't do it, or the pickle names
+`__main__` (which is another module in another process), pickle it again with cloudpickle. No references: that pickle is the result.
+Otherwise put the envelope round it, have the registry hold the references, and only then return.
+
+What always holds: whatever can fail before the pin is done before it, and whatever fails after it ends the lease again; big buffers
+are copied once, into the payload; pickling never changes what it pickles.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol
+
+from . import config, envelope
+from .envelope import Header, LeaseAddress
+from .errors import EnvelopeError, UnsupportedReferenceError
+from .handle import SafeRef, make_terms
+from .registry import client
+from .registry.leases import Terms
+from .slots import OBJECT_REF, Reading, Writing, register, state
+
+# What cloudpickle does too, and pickle itself since Python 3.14. Protocol 5 is what carries buffers without a copy.
+PROTOCOL = pickle.HIGHEST_PROTOCOL
+
+# The C pickler hands over its output in frames of 64 KiB, which it ends at the first object that passes that size; larger bytes and
+# buffers come by themselves, as they are. So a piece above twice that (and some) is somebody's data and names no class.
+_LARGEST_FRAME = 2 * 64 * 1024 + 4096
+
+BufferCallback = Callable[[pickle.PickleBuffer], Any]
+
+
+class WritableFile(Protocol):
+    """What `dump` needs of a file."""
+
+    def write(self, data: Any, /) -> Any:
+        """Write bytes."""
+
+
+class Pickled(NamedTuple):
+    """An object pickled, but not yet anybody's payload: the pieces, its references, and how many buffers went out of band."""
+
+    pieces: list[Any]
+    writing: Writing
+    buffers: int
+
+
+class Sink:
+    """A file for the C pickler that keeps the pieces it writes, without copying them."""
+
+    __slots__ = ("pieces", "write")
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+        self.write = self.pieces.append
+
+    def take(self) -> list[Any]:
+        """The pieces so far, which are forgotten here."""
+        taken = [piece.raw() if type(piece) is pickle.PickleBuffer else piece for piece in self.pieces]
+        self.pieces.clear()
+        return taken
+
+
+class Buffers:
+    """A `buffer_callback` that lets an object be pickled more than once and asks the user about each buffer just once.
+
+    The first pickling leaves all buffers out of band; then `settle` asks the user's callback about each, and if it wants some of
+    them in band, another pickling goes by its answers.
+    """
+
+    def __init__(self, callback: BufferCallback) -> None:
+        self._callback = callback
+        self._seen: list[pickle.PickleBuffer] = []
+        self._answers: list[bool] | None = None
+
+    def start(self) -> None:
+        """Another pickling begins."""
+        self._seen.clear()
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        """The C pickler asks: in band?"""
+        self._seen.append(buffer)
+        return self._answers is not None and self._answers[len(self._seen) - 1]
+
+    def settle(self) -> bool:
+        """Ask the user about each buffer. True: some belong in band, so pickle once more."""
+        self._answers = [bool(self._callback(buffer)) for buffer in self._seen]
+        return any(self._answers)
+
+    @property
+    def count(self) -> int:
+        """How many buffers stay out of band."""
+        return len(self._seen) - sum(self._answers or ())
+
+
+class _Quick(threading.local):
+    """A pickler kept for the next small object of this thread: making one costs as much as pickling a small dict."""
+
+    def __init__(self) -> None:
+        self.sink = Sink()
+        self.pickler: pickle.Pickler | None = None
+
+
+_quick = _Quick()
+
+
+def dumps(
+    obj: Any,
+    protocol: int | None = None,
+    *,
+    fix_imports: bool = True,
+    buffer_callback: BufferCallback | None = None,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+) -> bytes:
+    """Pickle `obj`; Ray references anywhere in it are held by the registry from before this returns until their lease ends.
+
+    Args:
+        obj: anything that `pickle` or `cloudpickle` can pickle, with `ObjectRef`s anywhere in it.
+        protocol: pickle protocol; None for the highest, 5.
+        fix_imports: as for `pickle.dumps`.
+        buffer_callback: as for `pickle.dumps`; needs protocol 5.
+        ttl: seconds (or a `timedelta`) after which the lease ends by itself; None for no limit.
+        uses: how often the payload may be loaded; None for no limit.
+        label: a name for people, shown by `leases()`.
+
+    Returns:
+        Plain pickle bytes if there are no references in `obj`; else a payload, which is a valid pickle too. One payload is one
+        lease. A payload is a capability: whoever has it can load the objects and release them.
+
+    Raises:
+        UnsupportedReferenceError: `obj` holds a Ray reference of a kind that can't be carried.
+        RegistryFullError: a limit of the registry would be passed.
+        RegistryUnavailableError: no Ray connection, or no answer in time.
+        Exception: what `pickle` or `cloudpickle` raises for an object that can't be pickled.
+        In each case nothing stays held.
+    """
+    register()
+    if protocol is None and buffer_callback is None:
+        pickled = _pickle_quickly(obj)
+    else:
+        pickled = pickle_with(_standard_picklers(protocol, fix_imports), obj, buffer_callback, protocol)
+    pieces = pickled.pieces
+    if pickled.writing.refs is None:
+        if ttl is not None or uses is not None or label is not None:
+            make_terms(ttl, uses, label)
+        return pieces[0] if len(pieces) == 1 and type(pieces[0]) is bytes else b"".join(pieces)
+    return hold(pickled, make_terms(ttl, uses, label))
+
+
+def loads(
+    data: Any,
+    /,
+    *,
+    fix_imports: bool = True,
+    encoding: str = "ASCII",
+    errors: str = "strict",
+    buffers: Iterable[Any] | None = None,
+    resolve: bool = True,
+    take: bool = False,
+    timeout: float | timedelta | None = None,
+) -> Any:
+    """Unpickle what `dumps`, or any other pickler, wrote.
+
+    Args:
+        data: bytes, or any buffer of bytes; what follows the pickle in it is ignored.
+        fix_imports: as for `pickle.loads`, like `encoding`, `errors` and `buffers`.
+        encoding: see `fix_imports`.
+        errors: see `fix_imports`.
+        buffers: the out-of-band buffers, if there were any.
+        resolve: False puts a `SafeRef` where each reference was, and asks the registry nothing.
+        take: True ends the lease in the same step; what was resolved stays good.
+        timeout: seconds to wait for the registry (not for any value); default from `init` or `SAFE_REFS_TIMEOUT`.
+
+    Returns:
+        The object. Its references are tracked by Ray as if they had been passed in-band.
+
+    Raises:
+        EnvelopeError: the payload is cut, altered or of an unknown version; none of its pickle was run.
+        LeaseError: its lease has ended; the class says how.
+        WrongClusterError: it is another cluster's.
+        RegistryUnavailableError: no Ray connection, or no answer in time.
+        Exception: what `pickle.loads` raises.
+    """
+    if not envelope.is_payload(data):
+        return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+    found = envelope.find(data)
+    with Reading(slot_values(found.header, resolve, take, timeout)):
+        return pickle.loads(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+
+
+def dump(
+    obj: Any,
+    file: WritableFile,
+    protocol: int | None = None,
+    *,
+    fix_imports: bool = True,
+    buffer_callback: BufferCallback | None = None,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+) -> None:
+    """Write what `dumps` returns to `file`. If writing fails, nothing stays held.
+
+    Arguments and errors are those of `dumps`; several dumps may follow one another in a file.
+    """
+    data = dumps(
+        obj,
+        protocol,
+        fix_imports=fix_imports,
+        buffer_callback=buffer_callback,
+        ttl=ttl,
+        uses=uses,
+        label=label,
+    )
+    write_or_release(file, data)
+
+
+def open_payload(body: bytes, buffers: Sequence[Any] = ()) -> Any:
+    """Open a payload's body. Payloads call this when a plain `pickle.load` opens them; use `loads` yourself.
+
+    The name is a part of the payload format, and stays.
+
+    Raises:
+        EnvelopeError: and others as from `loads`.
+    """
+    found = envelope.open_body(body)
+    with Reading(slot_values(found.header, resolve=True, take=False, timeout=None)):
+        return pickle.loads(found.inner, buffers=buffers or None)
+
+
+open_payload.__module__ = "safe_refs"
+
+
+def slot_values(header: Header, resolve: bool, take: bool, timeout: float | timedelta | None) -> Sequence[Any]:
+    """What belongs into a payload's slots: references from the registry, or handles."""
+    unknown = set(header.kinds) - {OBJECT_REF}
+    if unknown:
+        raise EnvelopeError(
+            f"the payload holds references of kind {', '.join(sorted(unknown))!r}, which this release of safe_refs doesn't "
+            "know: install the release that wrote it, or a newer one"
+        )
+    if not resolve:
+        if take:
+            raise ValueError("take=True needs resolve=True: handles are made without asking the registry")
+        return [SafeRef[Any](header.address, number, kind) for number, kind in enumerate(header.kinds)]
+    return client.resolve(header.address, config.timeout_s(timeout), take=take)
+
+
+def hold(pickled: Pickled, terms: Terms) -> bytes:
+    """Make the payload of a pickled object, and have the registry hold its references before returning it."""
+    refs = pickled.writing.refs or []
+    registry, timeout = config.registry_name(), config.timeout_s()
+    maker = client.origin()
+    address = LeaseAddress(registry, client.cluster(), *client.identity(registry, timeout), os.urandom(16))
+    header = Header(
+        address=address,
+        kinds=OBJECT_REF * len(refs),
+        terms={name: value for name, value in terms._asdict().items() if value is not None},
+        made_at=time.time(),
+        inner_size=envelope.total_size(pickled.pieces),
+        buffers=pickled.buffers,
+        signed=False,
+    )
+    # The payload is made first, so that running out of memory here leaves nothing pinned.
+    payload = envelope.wrap(header, pickled.pieces)
+    pickled.pieces.clear()
+    epoch, generation = client.pin(registry, address.lease, refs, terms, maker, timeout)
+    if epoch != address.epoch:
+        # The registry has restarted since this process last heard of it: name the one that holds the lease.
+        address = address._replace(epoch=epoch, generation=generation)
+        try:
+            payload = envelope.wrap(header._replace(address=address), [envelope.find(payload).inner])
+        except BaseException:
+            client.release_later(registry, [address.lease])
+            raise
+    return payload
+
+
+def write_or_release(file: WritableFile, data: bytes) -> None:
+    """Write bytes to a file; if that fails and they are a payload, end its lease."""
+    try:
+        file.write(data)
+    except BaseException:
+        if envelope.is_payload(data):
+            address = envelope.find(data).header.address
+            client.release_later(address.registry, [address.lease])
+        raise
+
+
+def pickle_with(
+    picklers: Sequence[Callable[[Sink, Buffers | None], Any]],
+    obj: Any,
+    buffer_callback: BufferCallback | None,
+    protocol: int | None,
+) -> Pickled:
+    """Pickle `obj` with the first of two picklers, or with the second where it must be.
+
+    Args:
+        picklers: how to make the plain one and the one based on cloudpickle, each from a sink and a buffer callback.
+        obj: what to pickle.
+        buffer_callback: the user's, or None.
+        protocol: as for `dumps`.
+
+    Raises:
+        Exception: what the second pickler raises.
+    """
+    plain, cloud = picklers
+    buffers = None if buffer_callback is None else Buffers(buffer_callback)
+    pickled = None if _by_value_modules() else _attempt(plain, obj, buffers, protocol)
+    chosen = plain
+    if pickled is None:
+        chosen = cloud
+        pickled = _run(cloud, obj, buffers)
+    if buffers is not None and buffers.settle():
+        pickled = _run(chosen, obj, buffers)
+    return pickled
+
+
+def _attempt(
+    make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None, protocol: int | None
+) -> Pickled | None:
+    """Pickle with plain pickle; None where cloudpickle has to do it."""
+    try:
+        pickled = _run(make, obj, buffers)
+    except UnsupportedReferenceError:
+        raise
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return None if _names_main(pickled.pieces, protocol) else pickled
+
+
+def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None) -> Pickled:
+    """Pickle once, collecting references."""
+    sink, writing = Sink(), Writing()
+    if buffers is not None:
+        buffers.start()
+    pickler = make(sink, buffers)
+    around = state.writing
+    state.writing = writing
+    try:
+        pickler.dump(obj)
+    finally:
+        state.writing = around
+    return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
+
+
+def _pickle_quickly(obj: Any) -> Pickled:
+    """Pickle with the kept pickler of this thread: the way of nearly every call."""
+    quick = _quick
+    pickler = quick.pickler
+    # Taken out while it works, so that a `__reduce__` that pickles something itself gets another one.
+    quick.pickler = None
+    if pickler is None:
+        quick.sink = Sink()
+        pickler = pickle.Pickler(quick.sink, PROTOCOL)
+    sink, writing, around = quick.sink, Writing(), state.writing
+    state.writing = writing
+    try:
+        pickler.dump(obj)
+    except UnsupportedReferenceError:
+        raise
+    except (pickle.PicklingError, AttributeError, TypeError):
+        pieces = None
+    else:
+        pieces = sink.pieces
+    finally:
+        state.writing = around
+    if pieces is not None and len(pieces) == 1 and not _by_value_modules():
+        small = pieces[0]
+        if not (b"\x93" in small and small.rfind(b"__main__") >= 0):
+            pieces.clear()
+            pickler.clear_memo()
+            quick.sink, quick.pickler = sink, pickler
+            return Pickled([small], writing, 0)
+    if pieces is not None and not _by_value_modules() and not _names_main(pieces, None):
+        return Pickled(sink.take(), writing, 0)
+    return _run(_standard_picklers(None, True)[1], obj, None)
+
+
+def _names_main(pieces: Iterable[Any], protocol: int | None) -> bool:
+    """Whether a pickle may name something of the module `__main__`."""
+    framed = protocol is None or protocol < 0 or protocol >= 4
+    frames = [piece for piece in pieces if type(piece) is bytes and not (framed and len(piece) > _LARGEST_FRAME)]
+    # From protocol 4 on every class is named by STACK_GLOBAL, one byte, quickly looked for. Searching from the end is twice as
+    # fast in CPython as searching from the start.
+    if framed and not any(b"\x93" in frame for frame in frames):
+        return False
+    return any(frame.rfind(b"__main__") >= 0 for frame in frames)
+
+
+def _by_value_modules() -> bool:
+    """Whether the user told cloudpickle to pickle some modules by value, which plain pickle knows nothing of."""
+    cloudpickle = sys.modules.get("cloudpickle")
+    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
+
+
+def _standard_picklers(protocol: int | None, fix_imports: bool) -> Sequence[Callable[[Sink, Buffers | None], Any]]:
+    """How to make the picklers of `dumps`: C pickle, and cloudpickle."""
+    wanted = PROTOCOL if protocol is None else protocol
+
+    def plain(sink: Sink, buffers: Buffers | None) -> pickle.Pickler:
+        return pickle.Pickler(sink, wanted, fix_imports=fix_imports, buffer_callback=buffers)
+
+    def cloud(sink: Sink, buffers: Buffers | None) -> Any:
+        import cloudpickle
+
+        pickler = cloudpickle.Pickler(sink, wanted, buffer_callback=buffers)
+        if not fix_imports:
+            # cloudpickle's constructor doesn't pass it on; the C pickler's own may be called again.
+            pickle.Pickler.__init__(pickler, sink, wanted, fix_imports=False, buffer_callback=buffers)
+        return pickler
+
+    return plain, cloud

@@ -1,0 +1,161 @@
+"""Where references become numbered slots on the way out, and slots become references again on the way in.
+
+Out: `copyreg` reducers for Ray's reference types, which act only while safe_refs is pickling in the same thread; at any other time
+they give just what the type's own `__reduce__` gives. So the C pickler runs at full speed and asks us only about references, and
+Ray's own in-band pickler, which looks in a private table first, never sees us. They are registered once Ray is in the process,
+and only then can a reference exist.
+
+In: a slot in a pickle is a call of `slot(tag, number)`, which answers from the payload being opened in this thread. The tag is drawn
+anew for each payload: a slot that somehow ended up in another payload's pickle finds nothing, rather than the wrong object.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import _ray
+from .errors import EnvelopeError, UnsupportedReferenceError
+
+if TYPE_CHECKING:
+    import ray
+
+    Ref = ray.ObjectRef[Any]
+
+OBJECT_REF = "o"  # the kind of a slot, as it stands in a payload's header
+
+
+class Writing:
+    """The references met while one object is being pickled, each once. Costs nothing until the first one."""
+
+    refs: list[Ref] | None = None
+    tag: bytes
+    _numbers: dict[Ref, int]
+
+    def number(self, ref: Ref) -> tuple[bytes, int]:
+        """Tag and number of the slot for `ref`; equal references share one."""
+        if self.refs is None:
+            self.refs, self._numbers, self.tag = [], {}, os.urandom(8)
+        number = self._numbers.get(ref)
+        if number is None:
+            number = self._numbers[ref] = len(self.refs)
+            self.refs.append(ref)
+        return self.tag, number
+
+
+class Reading:
+    """What stands in the slots of one payload while it is being unpickled. Used as a context manager.
+
+    Args:
+        values: for each slot, the reference or handle to put there.
+    """
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self._values = values
+        self._tag: bytes | None = None
+        self._around: Reading | None = None
+
+    def __enter__(self) -> None:
+        self._around = state.reading
+        state.reading = self
+
+    def __exit__(self, *_: object) -> None:
+        state.reading = self._around
+
+    def find(self, tag: bytes, number: int) -> Any:
+        """What stands in a slot of this payload, or of one that is being opened around it."""
+        # The first slot met in a payload's own pickle fixes its tag.
+        if self._tag is None:
+            self._tag = tag
+        if tag == self._tag:
+            if 0 <= number < len(self._values):
+                return self._values[number]
+        elif self._around is not None:
+            return self._around.find(tag, number)
+        raise EnvelopeError(
+            "the pickle names a reference that its payload does not hold: it was put together from parts of others"
+        )
+
+
+class _State(threading.local):
+    """What this thread is doing; None when nothing."""
+
+    writing: Writing | None = None
+    reading: Reading | None = None
+
+
+state = _State()
+
+
+def slot(tag: bytes, number: int) -> Any:
+    """Give the reference of a slot. Pickles call this; it works only while their payload is being opened.
+
+    Raises:
+        EnvelopeError: the slot belongs to another payload, or no payload is being opened.
+    """
+    reading = state.reading
+    if reading is None:
+        raise EnvelopeError("a slot of a payload was unpickled by itself: open the whole payload, with loads()")
+    return reading.find(tag, number)
+
+
+# Pickles name this function, so its address is a part of the payload format: it stays as it is (docs/format.md).
+slot.__module__ = "safe_refs"
+slot.__qualname__ = slot.__name__ = "_slot"
+
+
+def _reduce_object_ref(ref: Ref) -> Any:
+    writing = state.writing
+    if writing is None:
+        return ref.__reduce__()
+    return slot, writing.number(ref)
+
+
+def _refuse(what: str, remedy: str) -> Callable[[Any], Any]:
+    def reduce(reference: Any) -> Any:
+        if state.writing is None:
+            return reference.__reduce__()
+        raise UnsupportedReferenceError(
+            f"the object holds {what}, which safe_refs can't carry yet: {remedy}", kind=what
+        )
+
+    return reduce
+
+
+_registered: set[str] = set()
+
+
+def register() -> None:
+    """Register the reducers for those reference types whose modules have been imported by now. Cheap when nothing is new."""
+    modules = sys.modules
+    if "ray" not in _registered and _ray.is_loaded():
+        import ray
+
+        if not hasattr(ray, "actor"):  # another thread is in the middle of importing Ray: nobody has a reference yet
+            return
+        copyreg.pickle(ray.ObjectRef, _reduce_object_ref)
+        copyreg.pickle(
+            ray.actor.ActorHandle, _refuse("ray.actor.ActorHandle", "pass the actor's name, and ray.get_actor it there")
+        )
+        _registered.add("ray")
+    if "client" not in _registered and "ray.util.client.common" in modules:
+        client = modules["ray.util.client.common"]
+        remedy = "connect with ray.init(address='auto') on a node of the cluster"
+        for name in ("ClientObjectRef", "ClientActorHandle"):
+            copyreg.pickle(getattr(client, name), _refuse(f"ray.util.client.common.{name}", remedy))
+        _registered.add("client")
+
+
+def with_reducers(table: Any) -> dict[type, Callable[[Any], Any]]:
+    """A pickler's private dispatch table, completed with the reducers for references where it has none of its own."""
+    register()
+    ours = {
+        kind: reduce
+        for kind, reduce in copyreg.dispatch_table.items()
+        if reduce.__module__ == __name__ and kind not in table
+    }
+    return {**table, **ours}
