@@ -1,0 +1,101 @@
+"""One small Ray for the whole session, and a watch that no test leaves a lease or a byte behind.
+
+The cluster runs with Ray's own switch that forbids out-of-band serialization of references, so that every test also shows that
+safe_refs needs none. Tests that must kill a registry or a cluster do so in a cluster or under a registry name of their own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_allow_out_of_band_object_ref_serialization"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+# Ray's workers import what tests pickle by reference from where the tests import it.
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+import pytest
+
+import safe_refs
+from safe_refs import _ray
+
+SETTLE_S = 8.0  # how long Ray may take to free what nobody holds; it takes well under 1 s on an idle machine
+
+Driver = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A Ray of one node for the session; its GCS address."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        object_store_memory=400 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        _node_ip_address="127.0.0.1",
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def check_nothing_left(before: _ray.StoreUsage, settle_s: float = SETTLE_S) -> None:
+    """Fail if a lease is live, or the store holds more than before."""
+    gc.collect()
+    figures = safe_refs.stats()
+    live = 0 if figures is None else figures.live_leases
+    left = safe_refs.leases(sizes=False) if live else []
+    if live:
+        safe_refs.shutdown()
+    usage = _ray.wait_for_store(before.used_bytes, settle_s)
+    assert not live, f"the test left {live} lease(s) behind: {left}"
+    assert usage.used_bytes <= before.used_bytes, f"the test left {usage.used_bytes - before.used_bytes} bytes pinned"
+
+
+@pytest.fixture
+def cluster(ray_cluster: str) -> Iterator[str]:
+    """The session's Ray, watched: the test fails if it leaves a lease or a pinned byte behind."""
+    gc.collect()
+    before = _ray.wait_for_store(0, SETTLE_S)
+    yield ray_cluster
+    check_nothing_left(before)
+
+
+@pytest.fixture
+def driver(ray_cluster: str) -> Driver:
+    """Run a piece of code as another driver, which is another Ray job, of the session's cluster, and return what it prints as JSON."""
+
+    def run(code: str, *args: str, timeout: float = 90) -> Any:
+        return run_python(PRELUDE + textwrap.dedent(code), ray_cluster, *args, timeout=timeout)
+
+    return run
+
+
+PRELUDE = """
+import gc, json, pickle, sys, time
+import ray
+import safe_refs
+address, *args = sys.argv[1:]
+ray.init(address=address, log_to_driver=False, logging_level="error")
+"""
+
+
+def run_python(code: str, *args: str, timeout: float = 90) -> Any:
+    """Run a Python program in a process of its own; its last line of output, as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *args], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"the program failed:\n{done.stdout}\n{done.stderr}"
+    lines = done.stdout.strip().splitlines()
+    return json.loads(lines[-1]) if lines else None

@@ -1,0 +1,88 @@
+"""Every exception: its family, its facts, and that it survives every way an exception travels."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import cloudpickle
+import pytest
+import ray
+
+import safe_refs
+from safe_refs import errors
+
+SAMPLES: list[errors.SafeRefsError] = [
+    errors.SafeRefsError("root"),
+    errors.EnvelopeError("cut short"),
+    errors.UnsupportedReferenceError("an actor", kind="ray.actor.ActorHandle"),
+    errors.LeaseError("ended", lease="01020304", registry="default", ended_at=1.0),
+    errors.LeaseReleasedError.of("01020304", "default", 1.5e9, "pid 1"),
+    errors.LeaseExpiredError.of("01020304", "default", 1.5e9, 10.0),
+    errors.LeaseUsedUpError.of("01020304", "default", 1.5e9, 2),
+    errors.LeaseLostError.of("01020304", "default", 1, None),
+    errors.LeaseNotFoundError.of("01020304", "default"),
+    errors.OwnerGoneError.of("01020304", "default", 1.5e9),
+    errors.WrongClusterError.of("01020304", b"a" * 28, b"b" * 28),
+    errors.RegistryUnavailableError("no answer"),
+    errors.RegistryFullError.of("max_leases", 2, 2, 1, (("label", 2),)),
+]
+
+
+def every_class() -> set[type]:
+    found = set()
+    waiting: list[type] = [errors.SafeRefsError]
+    while waiting:
+        each = waiting.pop()
+        found.add(each)
+        waiting.extend(each.__subclasses__())
+    return {each for each in found if each.__module__ == errors.__name__}
+
+
+def same(error: BaseException, other: BaseException) -> bool:
+    return (type(error), str(error), vars(error)) == (type(other), str(other), vars(other))
+
+
+def test_there_is_a_sample_of_every_class() -> None:
+    """The tests below cover each exception that there is, and all of them are public."""
+    assert {type(sample) for sample in SAMPLES} == every_class()
+    assert {each.__name__ for each in every_class()} <= set(safe_refs.__all__)
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle, ray.cloudpickle], ids=["pickle", "cloudpickle", "ray.cloudpickle"])
+def test_errors_survive_picklers(error: errors.SafeRefsError, pickler: Any) -> None:
+    """Class, message and attributes come through."""
+    assert same(pickler.loads(pickler.dumps(error)), error)
+
+
+def test_errors_survive_a_task(cluster: str) -> None:
+    """Raised in a task, each can be caught by its class at `ray.get`, with its attributes."""
+
+    @ray.remote(num_cpus=0)
+    def fail(error: Exception) -> None:
+        raise error
+
+    for error in SAMPLES:
+        with pytest.raises(type(error)) as caught:
+            ray.get(fail.remote(error), timeout=30)
+        cause = getattr(caught.value, "cause", caught.value)
+        assert same(cause, error)
+
+
+def test_errors_are_also_what_pickle_users_catch() -> None:
+    """Old `except` clauses go on working."""
+    assert issubclass(errors.EnvelopeError, pickle.UnpicklingError)
+    assert issubclass(errors.UnsupportedReferenceError, pickle.PicklingError)
+    assert issubclass(errors.LeaseError, LookupError)
+    assert issubclass(errors.RegistryUnavailableError, ConnectionError)
+
+
+def test_messages_say_cause_and_remedy() -> None:
+    """Each message is a sentence with what happened and what to do, and no more of an id than eight digits."""
+    assert str(SAMPLES[4]) == (
+        "lease 01020304 was released at 2017-07-14T02:40:00Z by pid 1: a released payload can't be loaded again; "
+        "ask its maker for a new one, or release it later"
+    )
+    for sample in SAMPLES[4:]:
+        assert len(str(sample)) > 8
