@@ -35,11 +35,14 @@ class StoreUsage(NamedTuple):
         used_bytes: in memory now, objects in use and cached copies alike.
         objects: how many objects that is.
         spilled_bytes: written to disk since the cluster started; never goes down.
+        primary_bytes: the part of `used_bytes` that Ray may not drop, as somebody still counts on it and no copy is on disk.
+            With what lies in the spill directory that is what references pin; the rest of `used_bytes` is cache.
     """
 
     used_bytes: int
     objects: int
     spilled_bytes: int
+    primary_bytes: int
 
 
 def is_loaded() -> bool:
@@ -173,6 +176,7 @@ def store_usage() -> StoreUsage:
         used_bytes=int(stats.object_store_bytes_used),
         objects=int(stats.num_local_objects),
         spilled_bytes=int(stats.spilled_bytes_total),
+        primary_bytes=int(stats.object_store_bytes_primary_copy),
     )
 
 

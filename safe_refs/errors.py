@@ -157,7 +157,7 @@ class LeaseUsedUpError(LeaseError):
 
 
 class LeaseLostError(LeaseError):
-    """The registry that held the lease crashed or was killed, and what it held went with it.
+    """The registry that held the lease has ended (shut down, killed or crashed), and what it held went with it.
 
     Attributes:
         generation: which start of the registry the lease belonged to, counted from 1.
@@ -183,8 +183,8 @@ class LeaseLostError(LeaseError):
         """The error for a lease of an earlier `generation` of the registry, of which `current` runs now."""
         now = "no registry runs now" if current is None else f"generation {current} runs now"
         return cls(
-            f"lease {lease} was lost with generation {generation} of registry {registry!r}, which was killed or crashed "
-            f"({now}): make the payload anew",
+            f"lease {lease} was lost with generation {generation} of registry {registry!r}, which has ended "
+            f"(shut down, killed or crashed; {now}): make the payload anew",
             lease=lease,
             registry=registry,
             generation=generation,

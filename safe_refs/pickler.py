@@ -63,6 +63,8 @@ class Pickler(pickle.Pickler):
         uses: int | None = None,
         label: str | None = None,
     ) -> None:
+        if not callable(getattr(file, "write", None)):
+            raise TypeError("file must have a 'write' attribute")
         self._file = file
         self._protocol = PROTOCOL if protocol is None else protocol
         self._fix_imports = fix_imports
@@ -79,6 +81,8 @@ class Pickler(pickle.Pickler):
 
     def dump(self, obj: Any, /) -> None:
         """Write `obj` to the file, references held; errors as from `dumps`."""
+        if not hasattr(self, "_file"):
+            raise pickle.PicklingError(f"Pickler.__init__() was not called by {type(self).__name__}.__init__()")
         register()
         pickled = pickle_with((self._as_plain, self._as_cloud), obj, self._user_callback, self._protocol)
         if pickled.writing.refs is None:
