@@ -34,6 +34,8 @@ PROTOCOL = pickle.HIGHEST_PROTOCOL
 # buffers come by themselves, as they are. So a piece above twice that (and some) is somebody's data and names no class.
 _LARGEST_FRAME = 2 * 64 * 1024 + 4096
 
+_THIRD_OPCODE = envelope.PREFIX[2:4]
+
 BufferCallback = Callable[[pickle.PickleBuffer], Any]
 
 
@@ -63,9 +65,14 @@ class Sink:
 
     def take(self) -> list[Any]:
         """The pieces so far, which are forgotten here."""
-        taken = [piece.raw() if type(piece) is pickle.PickleBuffer else piece for piece in self.pieces]
+        taken = [_flat(piece) for piece in self.pieces]
         self.pieces.clear()
         return taken
+
+
+def _flat(piece: Any) -> Any:
+    """A piece as something that can be joined and measured: a buffer of any layout as plain bytes, uncopied."""
+    return piece.raw() if type(piece) is pickle.PickleBuffer else piece
 
 
 class Buffers:
@@ -145,15 +152,16 @@ def dumps(
     """
     register()
     if protocol is None and buffer_callback is None:
-        pickled = _pickle_quickly(obj)
+        quick = _pickle_quickly(obj)
+        if isinstance(quick, bytes):
+            if ttl is not None or uses is not None or label is not None:
+                make_terms(ttl, uses, label)
+            return quick
+        pickled = quick
     else:
         pickled = pickle_with(_standard_picklers(protocol, fix_imports), obj, buffer_callback, protocol)
-    pieces = pickled.pieces
-    if pickled.writing.refs is None:
-        if ttl is not None or uses is not None or label is not None:
-            make_terms(ttl, uses, label)
-        return pieces[0] if len(pieces) == 1 and type(pieces[0]) is bytes else b"".join(pieces)
-    return hold(pickled, make_terms(ttl, uses, label))
+    terms = make_terms(ttl, uses, label)
+    return b"".join(pickled.pieces) if pickled.writing.refs is None else hold(pickled, terms)
 
 
 def loads(
@@ -190,6 +198,9 @@ def loads(
         RegistryUnavailableError: no Ray connection, or no answer in time.
         Exception: what `pickle.loads` raises.
     """
+    if type(data) is bytes and data[2:4] != _THIRD_OPCODE:
+        # Some other pickle: the common case, told by two bytes.
+        return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     found = envelope.find(data)
@@ -353,36 +364,35 @@ def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers
     return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
 
 
-def _pickle_quickly(obj: Any) -> Pickled:
-    """Pickle with the kept pickler of this thread: the way of nearly every call."""
-    quick = _quick
-    pickler = quick.pickler
+def _pickle_quickly(obj: Any) -> Pickled | bytes:
+    """Pickle with the kept pickler of this thread: the way of nearly every call. Just bytes where they are small and all."""
+    pickler = _quick.pickler
     # Taken out while it works, so that a `__reduce__` that pickles something itself gets another one.
-    quick.pickler = None
+    _quick.pickler = None
     if pickler is None:
-        quick.sink = Sink()
-        pickler = pickle.Pickler(quick.sink, PROTOCOL)
-    sink, writing, around = quick.sink, Writing(), state.writing
-    state.writing = writing
+        _quick.sink = Sink()
+        pickler = pickle.Pickler(_quick.sink, PROTOCOL)
+    sink = _quick.sink
+    pieces = sink.pieces
+    around = state.writing
+    state.writing = writing = Writing()
     try:
         pickler.dump(obj)
     except UnsupportedReferenceError:
         raise
     except (pickle.PicklingError, AttributeError, TypeError):
-        pieces = None
-    else:
-        pieces = sink.pieces
+        pieces = []
     finally:
         state.writing = around
-    if pieces is not None and len(pieces) == 1 and not _by_value_modules():
-        small = pieces[0]
-        if not (b"\x93" in small and small.rfind(b"__main__") >= 0):
-            pieces.clear()
+    if len(pieces) == 1:
+        small: bytes = pieces.pop()
+        if not (b"\x93" in small and small.rfind(b"__main__") >= 0) and not _by_value_modules():
+            # Only a pickler that met nothing large is kept: clearing a memo costs as much as it once grew to.
             pickler.clear_memo()
-            quick.sink, quick.pickler = sink, pickler
-            return Pickled([small], writing, 0)
-    if pieces is not None and not _by_value_modules() and not _names_main(pieces, None):
-        return Pickled(sink.take(), writing, 0)
+            _quick.sink, _quick.pickler = sink, pickler
+            return small if writing.refs is None else Pickled([small], writing, 0)
+    elif pieces and not _names_main(pieces, None) and not _by_value_modules():
+        return Pickled([_flat(piece) for piece in pieces], writing, 0)
     return _run(_standard_picklers(None, True)[1], obj, None)
 
 

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _ray
 from .errors import EnvelopeError, UnsupportedReferenceError
 
 if TYPE_CHECKING:
@@ -126,28 +125,41 @@ def _refuse(what: str, remedy: str) -> Callable[[Any], Any]:
     return reduce
 
 
-_registered: set[str] = set()
+def _register_ray() -> bool:
+    import ray
+
+    if not hasattr(ray, "actor"):  # another thread is in the middle of importing Ray: nobody has a reference yet
+        return False
+    copyreg.pickle(ray.ObjectRef, _reduce_object_ref)
+    remedy = "pass the actor's name, and ray.get_actor it there"
+    copyreg.pickle(ray.actor.ActorHandle, _refuse("ray.actor.ActorHandle", remedy))
+    return True
+
+
+def _register_client() -> bool:
+    client = sys.modules["ray.util.client.common"]
+    remedy = "connect with ray.init(address='auto') on a node of the cluster"
+    for name in ("ClientObjectRef", "ClientActorHandle"):
+        if not hasattr(client, name):
+            return False
+        copyreg.pickle(getattr(client, name), _refuse(f"ray.util.client.common.{name}", remedy))
+    return True
+
+
+# Modules whose reference types have no reducers yet, and what gives them some. Every pickling looks here, so it is short; replaced as a
+# whole, never changed, so that threads may look at it at any time.
+_waiting: tuple[tuple[str, Callable[[], bool]], ...] = (
+    ("ray", _register_ray),
+    ("ray.util.client.common", _register_client),
+)
 
 
 def register() -> None:
     """Register the reducers for those reference types whose modules have been imported by now. Cheap when nothing is new."""
-    modules = sys.modules
-    if "ray" not in _registered and _ray.is_loaded():
-        import ray
-
-        if not hasattr(ray, "actor"):  # another thread is in the middle of importing Ray: nobody has a reference yet
-            return
-        copyreg.pickle(ray.ObjectRef, _reduce_object_ref)
-        copyreg.pickle(
-            ray.actor.ActorHandle, _refuse("ray.actor.ActorHandle", "pass the actor's name, and ray.get_actor it there")
-        )
-        _registered.add("ray")
-    if "client" not in _registered and "ray.util.client.common" in modules:
-        client = modules["ray.util.client.common"]
-        remedy = "connect with ray.init(address='auto') on a node of the cluster"
-        for name in ("ClientObjectRef", "ClientActorHandle"):
-            copyreg.pickle(getattr(client, name), _refuse(f"ray.util.client.common.{name}", remedy))
-        _registered.add("client")
+    global _waiting
+    for module, give_reducers in _waiting:
+        if module in sys.modules and give_reducers():
+            _waiting = tuple(row for row in _waiting if row[0] != module)
 
 
 def with_reducers(table: Any) -> dict[type, Callable[[Any], Any]]:

@@ -28,7 +28,7 @@ import pytest
 import safe_refs
 from safe_refs import _ray
 
-RAYS_MARKS = 16  # bytes: Ray keeps a mark of one byte for an object that somebody looked for after its owner's death
+RAYS_MARKS = 8  # bytes: Ray keeps a mark of one byte for an object that somebody looked for after its owner's death
 SETTLE_S = 8.0  # how long Ray may take to free what nobody holds; it takes well under 1 s on an idle machine
 
 Driver = Callable[..., Any]

@@ -1,0 +1,125 @@
+"""The house: its public face, its one direction of imports, and that Ray's private API is touched in one file."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+from pathlib import Path
+
+import safe_refs
+
+PACKAGE = Path(safe_refs.__file__).parent
+ROOT = PACKAGE.parent
+
+# Top to bottom: a file imports only what stands below it. Files of one row don't import one another.
+FLOORS = [
+    {"cli"},
+    {"demo"},
+    {"__init__"},
+    {"leasing", "pickler"},
+    {"pickling"},
+    {"handle"},
+    {"registry.client"},
+    {"registry.shard"},
+    {"registry.leases"},
+    {"slots"},
+    {"envelope", "_ray", "config"},
+    {"errors", "_version", "registry"},
+]
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def floor(module: str) -> int:
+    name = "demo" if module.split(".")[0] == "demo" else module
+    return next(number for number, names in enumerate(FLOORS) if name in names)
+
+
+def imported(module: str, path: Path) -> set[str]:
+    """Modules of the package that a file imports, by their names within it."""
+    package = module.split(".") if path.name == "__init__.py" and module != "__init__" else module.split(".")[:-1]
+    known = modules()
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - (node.level - 1)] + (node.module.split(".") if node.module else [])
+            for alias in node.names:
+                name = ".".join([*base, alias.name])
+                found.add(name if name in known else ".".join(base) or "__init__")
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found |= {name.removeprefix("safe_refs").lstrip(".") or "__init__" for name in names if name.split(".")[0] == "safe_refs"}
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    """No file imports one above it; the faces may use the package as users do."""
+    for module, path in modules().items():
+        for other in imported(module, path):
+            if floor(module) == floor("demo") == floor(other):
+                continue
+            assert floor(module) < floor(other), f"{module} imports {other}"
+
+
+def test_the_public_face_is_pinned() -> None:
+    """`__all__` is sorted and complete; a change of it is a change of the contract."""
+    assert safe_refs.__all__ == sorted(safe_refs.__all__)
+    assert [name for name in safe_refs.__all__ if not hasattr(safe_refs, name)] == []
+    assert [name for name in safe_refs.__all__ if not name.startswith("_")] == [
+        *("DEFAULT_PROTOCOL", "EnvelopeError", "HIGHEST_PROTOCOL", "LeaseError", "LeaseExpiredError", "LeaseInfo"),
+        *("LeaseLostError", "LeaseNotFoundError", "LeaseReleasedError", "LeaseUsedUpError", "OwnerGoneError"),
+        *("PayloadInfo", "PickleBuffer", "PickleError", "Pickler", "PicklingError", "RegistryFullError", "RegistryStats"),
+        *("RegistryUnavailableError", "SafeRef", "SafeRefsError", "Unpickler", "UnpicklingError"),
+        *("UnsupportedReferenceError", "WrongClusterError", "dump", "dumps", "init", "inspect", "leases", "load", "loads"),
+        *("open_payload", "pin", "release", "renew", "shutdown", "stats"),
+    ]
+
+
+def test_rays_private_api_is_touched_in_one_file() -> None:
+    """Whoever reviews a new Ray looks at `_ray.py` only."""
+    private = re.compile(r"ray\._private|_raylet|internal_kv|core_worker|global_worker|ray\.core\.generated")
+    for module, path in modules().items():
+        if module != "_ray":
+            assert not private.search(path.read_text()), module
+
+
+def test_the_rules_know_neither_ray_nor_threads_nor_clocks() -> None:
+    """`LeaseTable` can be driven without Ray, with any clock."""
+    source = modules()["registry.leases"].read_text()
+    assert not re.search(r"^\s*(import|from) (ray|threading|time|datetime|random|secrets|uuid)\b", source, re.MULTILINE)
+    assert "_ray" not in source
+
+
+def test_every_public_name_is_documented() -> None:
+    """Every public function and class says what it does; functions that can fail say on what condition."""
+    for name in safe_refs.__all__:
+        thing = getattr(safe_refs, name)
+        if callable(thing) and getattr(thing, "__module__", "").startswith("safe_refs"):
+            assert thing.__doc__, name
+    for name in ("dumps", "loads", "dump", "load", "pin", "release", "renew", "inspect", "leases", "stats", "init", "shutdown"):
+        doc = getattr(safe_refs, name).__doc__
+        assert "Raises:" in doc or "errors are those of" in doc, name
+
+
+def test_version_and_changelog_agree() -> None:
+    """The changelog's newest entry is of this version."""
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == safe_refs.__version__
+
+
+def test_what_make_installs_is_pinned() -> None:
+    """Each dependency in pyproject.toml has its version in constraints.txt, which names no registry."""
+    text = (ROOT / "constraints.txt").read_text()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in text.splitlines() if "==" in line}
+    wanted = importlib.metadata.requires("safe-refs") or []
+    names = {re.split(r"[<>=\[ ;]", each)[0].lower() for each in wanted} - {"safe-refs"}
+    assert {"ray", "cloudpickle", "msgpack", "rich", "redis", "pytest"} <= names
+    assert names - pinned == set()
+    assert "://" not in text

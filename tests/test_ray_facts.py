@@ -1,0 +1,143 @@
+"""Each thing that we use of Ray beyond its public API does what we think, in the Ray at hand."""
+
+from __future__ import annotations
+
+import copyreg
+import gc
+import os
+import pickle
+import signal
+import time
+from typing import Any
+
+import pytest
+import ray
+
+from safe_refs import _ray, slots
+
+
+def test_a_connection_names_cluster_and_job(cluster: str) -> None:
+    """28 bytes that are the same in every process of the cluster, and the job's id."""
+
+    @ray.remote(num_cpus=0)
+    def there() -> Any:
+        return _ray.connection()
+
+    mine = _ray.connection()
+    assert len(mine.cluster) == 28
+    assert mine.job == ray.get_runtime_context().get_job_id()
+    assert ray.get(there.remote(), timeout=60) == mine
+
+
+def test_the_head_node_is_found(cluster: str) -> None:
+    """On a cluster of one node, that one."""
+    assert _ray.head_node() == ray.nodes()[0]["NodeID"]  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+
+
+def test_generations_count_up_for_each_name(cluster: str) -> None:
+    """Each start is one more, of that name only."""
+    name = f"fact-{os.getpid()}-{time.time()}"
+    assert [_ray.next_generation(name) for _ in range(3)] == [1, 2, 3]
+    assert _ray.next_generation(name + "-other") == 1
+
+
+def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
+    """References of one owner have one address, of two have two; a dead owner is left out of the answer, a living one isn't."""
+
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def put(self) -> Any:
+            return [ray.put(1), ray.put(2)], os.getpid()
+
+    owner = Owner.remote()
+    (first, second), pid = ray.get(owner.put.remote(), timeout=60)
+    mine = ray.put(3)
+    assert _ray.owner_of(first) == _ray.owner_of(second) != _ray.owner_of(mine)
+    assert _ray.with_living_owner([first, mine], 5) == {first, mine}
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while _ray.with_living_owner([first, mine], 5) != {mine}:
+        assert time.monotonic() < deadline
+    assert _ray.with_living_owner([first, mine], 5) == {mine}
+
+
+def test_a_hanging_owner_is_no_answer_rather_than_a_death(cluster: str) -> None:
+    """A stopped owner makes the question run into its timeout, which is an error of its own."""
+
+    @ray.remote(num_cpus=0)
+    class Owner:
+        def put(self) -> Any:
+            return [ray.put(1)], os.getpid()
+
+    owner = Owner.remote()
+    (ref,), pid = ray.get(owner.put.remote(), timeout=60)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            _ray.with_living_owner([ref], 0.5)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert _ray.with_living_owner([ref], 5) == {ref}
+
+
+def test_sizes_are_those_of_the_values(cluster: str) -> None:
+    """Bytes of what exists already; what is still being made is left out."""
+
+    @ray.remote(num_cpus=0)
+    def later() -> None:
+        time.sleep(1)
+
+    big, small, pending = ray.put(b"x" * 500_000), ray.put(1), later.remote()
+    sizes = _ray.sizes([big, small, pending], 5)
+    assert 500_000 <= sizes[big] < 501_000
+    assert sizes[small] < 100
+    assert pending not in sizes
+    ray.get(pending, timeout=20)
+
+
+def test_counted_references_are_seen(cluster: str) -> None:
+    """A reference counts as long as somebody in the process has it."""
+    ref = ray.put(1)
+    id_ = ref.hex()
+    assert _ray.any_counted([id_])
+    del ref
+    gc.collect()
+    assert not _ray.any_counted([id_])
+
+
+def test_store_usage_is_what_is_in_the_store(cluster: str) -> None:
+    """Bytes go up by what is put, and down again."""
+    before = _ray.store_usage()
+    ref = ray.put(b"x" * 2_000_000)
+    during = _ray.store_usage()
+    assert 2_000_000 <= during.used_bytes - before.used_bytes < 2_001_000
+    assert during.objects == before.objects + 1
+    del ref
+    gc.collect()
+    assert _ray.wait_for_store(before.used_bytes, 5).used_bytes == before.used_bytes
+
+
+def test_copyreg_is_asked_by_pickle_and_never_by_rays_own_pickler(cluster: str) -> None:
+    """The reducer for references is seen by the C pickler, and not on Ray's in-band path."""
+    slots.register()
+    calls = []
+    ours = copyreg.dispatch_table[ray.ObjectRef]
+
+    def spy(ref: Any) -> Any:
+        calls.append(ref)
+        return ours(ref)
+
+    @ray.remote(num_cpus=0)
+    def first(refs: list[Any]) -> Any:
+        return ray.get(refs[0])
+
+    ref = ray.put("in band")
+    copyreg.pickle(ray.ObjectRef, spy)
+    try:
+        assert ray.get(first.remote([ref]), timeout=60) == "in band"
+        assert calls == []
+        pickle.dumps(ref)
+        assert calls == [ref]
+    finally:
+        copyreg.pickle(ray.ObjectRef, ours)
+    calls.clear()
