@@ -7,6 +7,7 @@ here imports Ray before somebody else has: only then can a reference exist.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -167,10 +168,10 @@ def store_usage() -> StoreUsage:
         ModuleNotFoundError: `grpcio` isn't installed.
     """
     import ray
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+    from ray._private.internal_api import get_memory_info_reply
 
     # Ray leaves both untyped.
-    state = get_state_from_address(ray.get_runtime_context().gcs_address)  # type: ignore[no-untyped-call]
+    state = _cluster_state(ray.get_runtime_context().gcs_address)
     stats = get_memory_info_reply(state).store_stats  # type: ignore[no-untyped-call]
     return StoreUsage(
         used_bytes=int(stats.object_store_bytes_used),
@@ -178,6 +179,14 @@ def store_usage() -> StoreUsage:
         spilled_bytes=int(stats.spilled_bytes_total),
         primary_bytes=int(stats.object_store_bytes_primary_copy),
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _cluster_state(gcs_address: str) -> Any:
+    """Ray's view of a cluster, kept: making one anew for each look has been seen to crash Ray 2.48 after some hundreds."""
+    from ray._private.internal_api import get_state_from_address
+
+    return get_state_from_address(gcs_address)  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 def wait_for_store(limit_bytes: int, timeout_s: float) -> StoreUsage:
