@@ -1,7 +1,8 @@
 """What `dumps` and `loads` cost, as ratios to what they stand on: a bare Ray actor call, `pickle` and `cloudpickle`.
 
-Each figure is the median of the ratios of neighbours: the two things are done one after another, over and over, so that whatever
-else the machine does hits both. Run as `python -m benchmarks.overhead [--rounds N] [--json FILE]`; exit status 1 if a target is missed.
+Each figure is the median of the ratios of neighbours: the two are done one after another, over and over, so that whatever
+else the machine does hits both. Run as `python -m benchmarks.overhead [--rounds N] [--json FILE]`;
+exit status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import datetime
 import gc
 import json
+import logging
 import os
 import pickle
 import platform
@@ -24,6 +26,9 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault(
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+)  # or Ray replaces 127.0.0.1 by the machine's own address
 
 import cloudpickle
 
@@ -63,7 +68,9 @@ class Figure:
         return self.target is not None and self.ratio > self.target
 
 
-def compare(what: str, step: Step, against: str, other: Step, *, rounds: int, inner: int = 1, target: float | None) -> Figure:
+def compare(
+    what: str, step: Step, against: str, other: Step, *, rounds: int, inner: int = 1, target: float | None
+) -> Figure:
     """Time two steps in turn, `inner` runs of each at a time, and give the ratio of the first to the second."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + max(3, rounds // 20)):
@@ -125,7 +132,9 @@ def plain_figures(rounds: int) -> list[Figure]:
             return pickle.loads(data)
 
         figures += [
-            compare(f"dumps: {name}", ours, "cloudpickle.dumps", by_cloudpickle, rounds=rounds, inner=inner, target=1.0),
+            compare(
+                f"dumps: {name}", ours, "cloudpickle.dumps", by_cloudpickle, rounds=rounds, inner=inner, target=1.0
+            ),
             compare(f"dumps: {name}", ours, "pickle.dumps", by_pickle, rounds=rounds, inner=inner, target=None),
             compare(f"loads: {name}", load, "pickle.loads", load_pickle, rounds=rounds, inner=inner, target=None),
         ]
@@ -145,18 +154,19 @@ def reference_figures(rounds: int) -> list[Figure]:
             self.held[call[0]] = call[1]
 
         def give(self, key: bytes) -> list[Any]:
-            return self.held[key]
+            held: list[Any] = self.held[key]
+            return held
 
     ray.init(
         num_cpus=2,
         object_store_memory=200 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
     try:
-        bare = Bare.remote()
+        bare: Any = Bare.remote()  # type: ignore[attr-defined] # Ray's decorator hides it
         ref = ray.put(b"x" * 1000)
         key = b"k" * 16
         ray.get(bare.hold.remote((key, [ref])))
@@ -202,7 +212,9 @@ def machine() -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, and say whether each target was met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2000, help="runs of each call; a hundredth of it for large objects")
+    parser.add_argument(
+        "--rounds", type=int, default=2000, help="runs of each call; a hundredth of it for large objects"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
     chosen = parser.parse_args(argv)
     gc.disable()  # its pauses belong to neither side
@@ -211,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     print(" · ".join(f"{name} {value}" for name, value in machine().items()))
     print(head, "-" * len(head), sep="\n")
     for figure in figures:
-        spread = f"{figure.low:.2f} – {figure.high:.2f}"
+        spread = f"{figure.low:.2f} to {figure.high:.2f}"
         target = "" if figure.target is None else f"{figure.target:.2f}" + (" MISSED" if figure.missed else "")
         print(
             f"{figure.what:28} {figure.us:10,.1f}   {figure.against:28} {figure.against_us:10,.1f} "
@@ -219,7 +231,9 @@ def main(argv: list[str] | None = None) -> int:
         )
     if chosen.json:
         with Path(chosen.json).open("w", encoding="utf-8") as file:
-            json.dump({"machine": machine(), "figures": [dataclasses.asdict(figure) for figure in figures]}, file, indent=1)
+            json.dump(
+                {"machine": machine(), "figures": [dataclasses.asdict(figure) for figure in figures]}, file, indent=1
+            )
             file.write("\n")
     return int(any(figure.missed for figure in figures))
 

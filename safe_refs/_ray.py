@@ -54,7 +54,7 @@ def is_loaded() -> bool:
 def connection() -> Connection:
     """The cluster and job that this process is connected to.
 
-    Private: `Worker.current_cluster_and_job`, seen since Ray 2.48. Ray has no public name for a cluster; ids of objects repeat
+    Private: `Worker.current_cluster_and_job`, seen since Ray 2.52. Ray has no public name for a cluster; ids of objects repeat
     between clusters, so that a payload must say which it belongs to. Without it no payload could be made or read.
 
     Raises:
@@ -88,7 +88,7 @@ def node_and_process() -> tuple[str, int]:
 def head_node() -> str | None:
     """Node id of the head node, where Ray's own control service runs; None if no living node says that it is the head.
 
-    The resource `node:__internal_head__` marks it; Ray's own libraries go by it (seen since Ray 2.48). Without it the registry
+    The resource `node:__internal_head__` marks it; Ray's own libraries go by it (seen since Ray 2.52). Without it the registry
     starts on whichever node Ray likes.
     """
     import ray
@@ -102,7 +102,7 @@ def head_node() -> str | None:
 def next_generation(registry: str) -> int:
     """Count one more start of `registry` in the cluster's control store, and return the new count, from 1.
 
-    Semi-public: `ray.experimental.internal_kv`, seen since Ray 2.48; only a number for people, for which nothing public outlives
+    Semi-public: `ray.experimental.internal_kv`, seen since Ray 2.52; only a number for people, for which nothing public outlives
     the registry. Without it every generation would be called 1; the epoch still tells them apart.
     """
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -124,7 +124,7 @@ def _core_worker() -> Any:
 def owner_of(ref: ray.ObjectRef[Any]) -> bytes:
     """Address of the process that owns `ref`, as Ray packs it; opaque, equal for equal owners.
 
-    Private: `CoreWorker.get_owner_address`, seen since Ray 2.48. Without it a dead owner is only found when a value is fetched.
+    Private: `CoreWorker.get_owner_address`, seen since Ray 2.52. Without it a dead owner is only found when a value is fetched.
     """
     return bytes(_core_worker().get_owner_address(ref))
 
@@ -132,7 +132,7 @@ def owner_of(ref: ray.ObjectRef[Any]) -> bytes:
 def with_living_owner(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> set[ray.ObjectRef[Any]]:
     """Those of `refs` whose owner answered a question about them; one call for all.
 
-    `ray.experimental.get_object_locations` leaves out objects about which the owner could not be asked (seen since Ray 2.48).
+    `ray.experimental.get_object_locations` leaves out objects about which the owner could not be asked (seen since Ray 2.52).
     A single silence may be the network's: ask again before believing in a death.
     """
     from ray.experimental import get_object_locations
@@ -151,7 +151,7 @@ def sizes(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> dict[ray.Obje
 def any_counted(ids: Iterable[str]) -> bool:
     """Whether this process still counts references for any of these object ids (hexadecimal).
 
-    Private: `CoreWorker.get_all_reference_counts`, seen since Ray 2.48; its keys are hexadecimal in bytes. Used by `shutdown`,
+    Private: `CoreWorker.get_all_reference_counts`, seen since Ray 2.52; its keys are hexadecimal in bytes. Used by `shutdown`,
     which waits until what it let go of is really gone; without it, it would have to wait a fixed time.
     """
     counts = _core_worker().get_all_reference_counts()
@@ -161,7 +161,7 @@ def any_counted(ids: Iterable[str]) -> bool:
 def store_usage() -> StoreUsage:
     """What the object stores hold now, all nodes together. Needs `grpcio` (the extra `demo`).
 
-    Private: `ray._private.internal_api.get_memory_info_reply`, seen since Ray 2.48; the same figures that `ray memory` prints.
+    Private: `ray._private.internal_api.get_memory_info_reply`, seen since Ray 2.52; the same figures that `ray memory` prints.
     Only the demo, the benchmarks and the tests use it.
 
     Raises:

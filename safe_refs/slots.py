@@ -146,8 +146,8 @@ def _register_client() -> bool:
     return True
 
 
-# Modules whose reference types have no reducers yet, and what gives them some. Every pickling looks here, so it is short; replaced as a
-# whole, never changed, so that threads may look at it at any time.
+# Modules whose reference types have no reducers yet, and what gives them some. Every pickling looks here, so it is short; replaced
+# as a whole, never changed, so that threads may look at it at any time.
 _waiting: tuple[tuple[str, Callable[[], bool]], ...] = (
     ("ray", _register_ray),
     ("ray.util.client.common", _register_client),

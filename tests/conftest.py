@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,22 +17,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_allow_out_of_band_object_ref_serialization"] = "0"
+os.environ["RAY_allow_out_of_band_object_ref_serialization"] = "0"  # noqa: SIM112 # the name is Ray's
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Without this Ray replaces a loopback address by the machine's own, and listens to the network.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Ray's workers import what tests pickle by reference from where the tests import it.
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-import pytest
+import pytest  # noqa: E402 # Ray reads the environment when it is imported
 
-import safe_refs
-from safe_refs import _ray
+import safe_refs  # noqa: E402
+from safe_refs import _ray  # noqa: E402
 
 RAYS_MARKS = 8  # bytes: Ray keeps a mark of one byte for an object that somebody looked for after its owner's death
 SETTLE_S = 8.0  # how long Ray may take to free what nobody holds; it takes well under 1 s on an idle machine
 
 Driver = Callable[..., Any]
+
+
+def as_actor(class_: type) -> Any:
+    """Make a Ray actor class of a class, without a CPU of its own; typed as what it is at run time, which Ray's types don't know."""
+    import ray
+
+    return ray.remote(num_cpus=0)(class_)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +54,7 @@ def ray_cluster() -> Iterator[str]:
         object_store_memory=400 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )
     yield ray.get_runtime_context().gcs_address
@@ -61,7 +71,9 @@ def check_nothing_left(before: _ray.StoreUsage, settle_s: float = SETTLE_S) -> N
         safe_refs.shutdown()
     usage = _ray.wait_for_store(before.used_bytes + RAYS_MARKS, settle_s)
     assert not live, f"the test left {live} lease(s) behind: {left}"
-    assert usage.used_bytes <= before.used_bytes + RAYS_MARKS, f"the test left {usage.used_bytes - before.used_bytes} bytes pinned"
+    assert usage.used_bytes <= before.used_bytes + RAYS_MARKS, (
+        f"the test left {usage.used_bytes - before.used_bytes} bytes pinned"
+    )
 
 
 @pytest.fixture
@@ -75,7 +87,7 @@ def cluster(ray_cluster: str) -> Iterator[str]:
 
 @pytest.fixture
 def driver(ray_cluster: str) -> Driver:
-    """Run a piece of code as another driver, which is another Ray job, of the session's cluster, and return what it prints as JSON."""
+    """Run code as another driver, which is another Ray job, of the session's cluster, and return what it prints as JSON."""
 
     def run(code: str, *args: str, timeout: float = 90) -> Any:
         return run_python(PRELUDE + textwrap.dedent(code), ray_cluster, *args, timeout=timeout)
@@ -95,7 +107,11 @@ ray.init(address=address, log_to_driver=False, logging_level="error")
 def run_python(code: str, *args: str, timeout: float = 90) -> Any:
     """Run a Python program in a process of its own; its last line of output, as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *args], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, f"the program failed:\n{done.stdout}\n{done.stderr}"
     lines = done.stdout.strip().splitlines()

@@ -23,7 +23,9 @@ BLOCKS = [
 def test_every_python_block_runs(cluster: str, page: str, number: int, code: str) -> None:
     """Each block is a program of its own; it runs as it stands, in another job of the tests' Ray."""
     environment = {**os.environ, "RAY_ADDRESS": cluster}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -31,7 +33,9 @@ def test_every_python_block_runs(cluster: str, page: str, number: int, code: str
 def test_every_example_runs_and_ends_with_nothing_held(path: Path) -> None:
     """With a Ray of its own."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "held now: []"
 

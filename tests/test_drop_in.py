@@ -39,7 +39,17 @@ def test_objects_without_references_give_pickles_own_bytes(obj: Any, protocol: i
 
 def test_every_name_of_pickle_that_users_import_is_there() -> None:
     """The functions, classes, exceptions and constants of `pickle`'s documented interface."""
-    documented = {"dump", "dumps", "load", "loads", "Pickler", "Unpickler", "PickleError", "PicklingError", "UnpicklingError"}
+    documented = {
+        "dump",
+        "dumps",
+        "load",
+        "loads",
+        "Pickler",
+        "Unpickler",
+        "PickleError",
+        "PicklingError",
+        "UnpicklingError",
+    }
     for name in documented | {"HIGHEST_PROTOCOL", "DEFAULT_PROTOCOL", "PickleBuffer"}:
         assert name in safe_refs.__all__
     assert safe_refs.DEFAULT_PROTOCOL == safe_refs.HIGHEST_PROTOCOL == pickle.HIGHEST_PROTOCOL
@@ -76,7 +86,6 @@ def local_class() -> type:
         lambda: types.SimpleNamespace(call=lambda: 1),
         lambda: sys.stdout.__class__,
         lambda: enum.Enum("Colour", "RED GREEN"),
-        lambda: (n for n in ()).__class__,
     ],
 )
 def test_what_cloudpickle_pickles_we_pickle(make: Any) -> None:
@@ -104,7 +113,7 @@ def test_a_module_registered_for_pickling_by_value_is_pickled_by_value() -> None
 @pytest.mark.parametrize("size", [10, 60_000, 70_000, 131_000, 140_000, 1_000_000, 4_000_000])
 @pytest.mark.parametrize("kind", ["bytes", "text", "small objects"])
 def test_a_class_of_main_is_found_behind_any_amount_of_data(size: int, kind: str) -> None:
-    """Classes of `__main__` are pickled by value wherever they stand, also behind and between big data: another process opens them."""
+    """Classes of `__main__` are pickled by value wherever they stand, also behind and between big data."""
     filler = {
         "bytes": "bytes(size)",
         "text": "'x' * size",

@@ -74,7 +74,10 @@ def test_a_payload_is_a_pickle_by_the_book() -> None:
     """`pickletools` reads a payload: the documented opcodes, one after another, and no more."""
     opcodes = [(code.name, arg) for code, arg, _ in pickletools.genops(payload_of(b"inner"))]
     names = [name for name, _ in opcodes]
-    assert names == [*("PROTO", "SHORT_BINUNICODE", "SHORT_BINUNICODE", "STACK_GLOBAL"), *("BINBYTES8", "TUPLE1", "REDUCE", "STOP")]
+    assert names == [
+        *("PROTO", "SHORT_BINUNICODE", "SHORT_BINUNICODE", "STACK_GLOBAL"),
+        *("BINBYTES8", "TUPLE1", "REDUCE", "STOP"),
+    ]
     assert [arg for _, arg in opcodes[:3]] == [5, "safe_refs", "open_payload"]
     with_buffers = payload_of(b"inner", buffers=2)
     names = [code.name for code, _, _ in pickletools.genops(with_buffers)]

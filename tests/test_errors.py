@@ -50,7 +50,9 @@ def test_there_is_a_sample_of_every_class() -> None:
 
 
 @pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("pickler", [pickle, cloudpickle, ray.cloudpickle], ids=["pickle", "cloudpickle", "ray.cloudpickle"])
+@pytest.mark.parametrize(
+    "pickler", [pickle, cloudpickle, ray.cloudpickle], ids=["pickle", "cloudpickle", "ray.cloudpickle"]
+)
 def test_errors_survive_picklers(error: errors.SafeRefsError, pickler: Any) -> None:
     """Class, message and attributes come through."""
     assert same(pickler.loads(pickler.dumps(error)), error)

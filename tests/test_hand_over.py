@@ -20,7 +20,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray
-from tests.conftest import Driver
+from tests.conftest import Driver, as_actor
 
 MB = 2**20
 
@@ -50,10 +50,10 @@ def made_by_cloudpickle() -> bytes:
 @pytest.mark.parametrize("task", [made_by_pickle, made_by_cloudpickle], ids=["pickle", "ray.cloudpickle"])
 def test_the_manuals_scripts_work_with_safe_refs_in_their_place(cluster: str, task: Any) -> None:
     """A task puts a value, pickles its reference and ends; the driver gets the value, releases, and the store is empty within 2 s."""
-    assert os.environ["RAY_allow_out_of_band_object_ref_serialization"] == "0"
+    assert os.environ["RAY_allow_out_of_band_object_ref_serialization"] == "0"  # noqa: SIM112 # the name is Ray's
     payload = ray.get(task.remote(), timeout=60)
-    loaded = pickle.loads(payload)
-    ref = loaded["ref"] if isinstance(loaded, dict) else loaded
+    loaded: Any = pickle.loads(payload)
+    ref: Any = loaded["ref"] if isinstance(loaded, dict) else loaded
     assert ray.get(ref, timeout=20) == 1
     if isinstance(loaded, dict):
         assert loaded["call"]() is ref
@@ -66,11 +66,11 @@ def test_the_manuals_scripts_work_with_safe_refs_in_their_place(cluster: str, ta
 def test_rays_own_picklers_are_indeed_forbidden_here(cluster: str) -> None:
     """The switch is on in these tests: `ray.cloudpickle` refuses what `safe_refs` does."""
     with pytest.raises(ray.exceptions.OufOfBandObjectRefSerializationException):
-        ray.cloudpickle.dumps([ray.put(1)])
+        ray.cloudpickle.dumps([ray.put(1)])  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
 def test_500_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str) -> None:
-    """Task, `dumps`, `loads`, `release`, 1 MB each, 500 times: nothing grows, and `dumps` never raises Ray's count for the reference."""
+    """Task, `dumps`, `loads`, `release`, 1 MB each, 500 times: nothing grows, `dumps` never raises Ray's count."""
 
     @ray.remote
     def make(number: int) -> bytes:
@@ -105,7 +105,9 @@ def test_500_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str)
     assert peak < 100 * MB
 
 
-def test_payloads_in_a_file_are_read_by_plain_pickle_in_another_job(cluster: str, driver: Driver, tmp_path: Path) -> None:
+def test_payloads_in_a_file_are_read_by_plain_pickle_in_another_job(
+    cluster: str, driver: Driver, tmp_path: Path
+) -> None:
     """16 references in a dict of dataclasses, dumped three times into one file: another driver reads all with `pickle.load`."""
     parts = {str(n): Part(f"part {n}", ray.put(np.full(20_000, n))) for n in range(16)}
     path = tmp_path / "parts.pickle"
@@ -148,7 +150,7 @@ def test_a_payload_travels_from_task_to_caller_to_task(cluster: str) -> None:
 
     @ray.remote
     def call() -> bytes:
-        return ray.get(make.remote())  # type: ignore[no-any-return] # Ray's decorator hides it
+        return ray.get(make.remote())
 
     @ray.remote
     def read(payload: bytes) -> Any:
@@ -163,18 +165,17 @@ def test_a_payload_travels_from_task_to_caller_to_task(cluster: str) -> None:
 def test_a_payload_passed_through_an_actor_that_dies_opens_for_the_last_reader(cluster: str, how: str) -> None:
     """An actor that loads, reads and forwards a payload, and is gone before the last reader comes, takes nothing along."""
 
-    @ray.remote(num_cpus=0)
     class Forwarder:
         def forward(self, payload: bytes) -> tuple[bytes, Any, int]:
             self.ref = safe_refs.loads(payload)
             return payload, ray.get(self.ref, timeout=20), os.getpid()
 
         def leave(self) -> None:
-            ray.actor.exit_actor()
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
     payload = safe_refs.dumps(ray.put(b"f" * MB))
     gc.collect()
-    forwarder = Forwarder.remote()
+    forwarder = as_actor(Forwarder).remote()
     forwarded, seen, pid = ray.get(forwarder.forward.remote(payload), timeout=60)
     assert seen == b"f" * MB
     if how == "killed":

@@ -19,6 +19,7 @@ import safe_refs
 from safe_refs import SafeRef
 from safe_refs.envelope import LeaseAddress
 from safe_refs.errors import EnvelopeError
+from tests.conftest import as_actor
 
 MB = 2**20
 ADDRESS = LeaseAddress("default", bytes(range(28)), b"epoch..1", 3, bytes(range(16)))
@@ -51,15 +52,17 @@ def test_a_handles_text_is_one_word_that_is_safe_in_urls() -> None:
     """It can stand in a URL, a shell command or a CSV field without quoting."""
     text = str(HANDLE)
     assert text.startswith("safe-ref:")
-    assert set(text.removeprefix("safe-ref:")) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    assert set(text.removeprefix("safe-ref:")) <= set(
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    )
     assert len(text) < 200
 
 
 def test_a_handle_is_a_value() -> None:
     """Equal by what it names, usable in sets, different by slot and lease; immutable."""
-    assert HANDLE == SafeRef(ADDRESS, 2)
-    assert HANDLE != SafeRef(ADDRESS, 1)
-    assert HANDLE != SafeRef(ADDRESS._replace(lease=bytes(16)), 2)
+    assert SafeRef(ADDRESS, 2) == HANDLE
+    assert SafeRef(ADDRESS, 1) != HANDLE
+    assert SafeRef(ADDRESS._replace(lease=bytes(16)), 2) != HANDLE
     assert HANDLE != "safe-ref:x"
     assert len({HANDLE, SafeRef(ADDRESS, 2), SafeRef(ADDRESS, 3)}) == 2
     with pytest.raises(AttributeError, match="immutable"):
@@ -168,7 +171,6 @@ def test_a_handle_as_a_context_manager_releases_at_the_end(cluster: str) -> None
 def test_get_waits_no_longer_than_told(cluster: str) -> None:
     """`get(timeout)` raises Ray's own timeout error for a value that isn't there yet; the lease stays."""
 
-    @ray.remote(num_cpus=0)
     class Gate:
         def __init__(self) -> None:
             import threading
@@ -182,7 +184,7 @@ def test_get_waits_no_longer_than_told(cluster: str) -> None:
             self.opened.wait(60)
             return "through"
 
-    gate = Gate.options(max_concurrency=2).remote()  # type: ignore[attr-defined] # Ray's decorator hides it
+    gate = as_actor(Gate).options(max_concurrency=2).remote()
     handle = safe_refs.pin(gate.wait.remote())
     with pytest.raises(ray.exceptions.GetTimeoutError):
         handle.get(0.2)

@@ -54,7 +54,11 @@ def imported(module: str, path: Path) -> set[str]:
                 found.add(name if name in known else ".".join(base) or "__init__")
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            found |= {name.removeprefix("safe_refs").lstrip(".") or "__init__" for name in names if name.split(".")[0] == "safe_refs"}
+            found |= {
+                name.removeprefix("safe_refs").lstrip(".") or "__init__"
+                for name in names
+                if name.split(".")[0] == "safe_refs"
+            }
     return found
 
 
@@ -74,9 +78,27 @@ def test_the_public_face_is_pinned() -> None:
     assert [name for name in safe_refs.__all__ if not name.startswith("_")] == [
         *("DEFAULT_PROTOCOL", "EnvelopeError", "HIGHEST_PROTOCOL", "LeaseError", "LeaseExpiredError", "LeaseInfo"),
         *("LeaseLostError", "LeaseNotFoundError", "LeaseReleasedError", "LeaseUsedUpError", "OwnerGoneError"),
-        *("PayloadInfo", "PickleBuffer", "PickleError", "Pickler", "PicklingError", "RegistryFullError", "RegistryStats"),
+        *(
+            "PayloadInfo",
+            "PickleBuffer",
+            "PickleError",
+            "Pickler",
+            "PicklingError",
+            "RegistryFullError",
+            "RegistryStats",
+        ),
         *("RegistryUnavailableError", "SafeRef", "SafeRefsError", "Unpickler", "UnpicklingError"),
-        *("UnsupportedReferenceError", "WrongClusterError", "dump", "dumps", "init", "inspect", "leases", "load", "loads"),
+        *(
+            "UnsupportedReferenceError",
+            "WrongClusterError",
+            "dump",
+            "dumps",
+            "init",
+            "inspect",
+            "leases",
+            "load",
+            "loads",
+        ),
         *("open_payload", "pin", "release", "renew", "shutdown", "stats"),
     ]
 
@@ -102,7 +124,20 @@ def test_every_public_name_is_documented() -> None:
         thing = getattr(safe_refs, name)
         if callable(thing) and getattr(thing, "__module__", "").startswith("safe_refs"):
             assert thing.__doc__, name
-    for name in ("dumps", "loads", "dump", "load", "pin", "release", "renew", "inspect", "leases", "stats", "init", "shutdown"):
+    for name in (
+        "dumps",
+        "loads",
+        "dump",
+        "load",
+        "pin",
+        "release",
+        "renew",
+        "inspect",
+        "leases",
+        "stats",
+        "init",
+        "shutdown",
+    ):
         doc = getattr(safe_refs, name).__doc__
         assert "Raises:" in doc or "errors are those of" in doc, name
 

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from safe_refs import _ray, slots
+from tests.conftest import as_actor
 
 
 def test_a_connection_names_cluster_and_job(cluster: str) -> None:
@@ -44,12 +45,11 @@ def test_generations_count_up_for_each_name(cluster: str) -> None:
 def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
     """References of one owner have one address, of two have two; a dead owner is left out of the answer, a living one isn't."""
 
-    @ray.remote(num_cpus=0)
     class Owner:
         def put(self) -> Any:
             return [ray.put(1), ray.put(2)], os.getpid()
 
-    owner = Owner.remote()
+    owner = as_actor(Owner).remote()
     (first, second), pid = ray.get(owner.put.remote(), timeout=60)
     mine = ray.put(3)
     assert _ray.owner_of(first) == _ray.owner_of(second) != _ray.owner_of(mine)
@@ -64,12 +64,11 @@ def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
 def test_a_hanging_owner_is_no_answer_rather_than_a_death(cluster: str) -> None:
     """A stopped owner makes the question run into its timeout, which is an error of its own."""
 
-    @ray.remote(num_cpus=0)
     class Owner:
         def put(self) -> Any:
             return [ray.put(1)], os.getpid()
 
-    owner = Owner.remote()
+    owner = as_actor(Owner).remote()
     (ref,), pid = ray.get(owner.put.remote(), timeout=60)
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -18,7 +18,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray
-from tests.conftest import Driver
+from tests.conftest import Driver, as_actor
 
 MB = 2**20
 
@@ -168,7 +168,12 @@ def test_pickling_inside_pickling_keeps_its_own_references(cluster: str) -> None
     payload = safe_refs.dumps([ray.put("before"), Nested(ray.put("outer"), ray.put("inner")), ray.put("after")])
     gc.collect()
     before, (outer, inner), after = safe_refs.loads(payload)
-    assert [value(ref) for ref in (before, outer, safe_refs.loads(inner), after)] == ["before", "outer", "inner", "after"]
+    assert [value(ref) for ref in (before, outer, safe_refs.loads(inner), after)] == [
+        "before",
+        "outer",
+        "inner",
+        "after",
+    ]
     # The class is local, so plain pickle had its try first: its lease is one of two.
     assert safe_refs.release([payload, *inner_payloads]) == 1 + len(inner_payloads)
 
@@ -247,7 +252,11 @@ def test_dumps_does_not_raise_rays_count_for_the_callers_reference(cluster: str)
     payloads = [safe_refs.dumps({"r": ref}) for _ in range(20)]
     deadline = time.monotonic() + 5
     # Ray takes the finished call off its own books just after it has handed over the answer.
-    while (now := counts()[ref.hex().encode()]) != before and now["local"] == before["local"] and time.monotonic() < deadline:
+    while (
+        (now := counts()[ref.hex().encode()]) != before
+        and now["local"] == before["local"]
+        and time.monotonic() < deadline
+    ):
         time.sleep(0)
     assert now == before
     assert safe_refs.release(payloads) == 20
@@ -375,11 +384,10 @@ def test_a_private_dispatch_table_still_knows_references(cluster: str) -> None:
 def test_other_kinds_of_reference_are_refused_by_name_and_nothing_stays(cluster: str) -> None:
     """An actor handle, which this release can't carry, is refused; the references beside it are not left pinned."""
 
-    @ray.remote(num_cpus=0)
     class Actor:
         pass
 
-    actor = Actor.remote()
+    actor = as_actor(Actor).remote()
     with pytest.raises(safe_refs.UnsupportedReferenceError, match="ActorHandle") as caught:
         safe_refs.dumps([ray.put(1), actor])
     assert caught.value.kind == "ray.actor.ActorHandle"

@@ -20,7 +20,7 @@ import safe_refs
 from safe_refs import _ray, config
 from safe_refs.registry import client
 from safe_refs.registry.leases import Terms
-from tests.conftest import PRELUDE, SETTLE_S, Driver, check_nothing_left, run_python
+from tests.conftest import PRELUDE, SETTLE_S, Driver, as_actor, check_nothing_left, run_python
 
 MB = 2**20
 
@@ -59,7 +59,9 @@ def test_processes_that_race_to_start_it_get_the_same_registry(registry: str, ra
         "sys.stdin.readline()\n"
     )
     racers = [
-        subprocess.Popen([sys.executable, "-c", code, ray_cluster], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code, ray_cluster], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(3)
     ]
     try:
@@ -95,7 +97,9 @@ def test_the_registry_is_detached_named_weightless_and_on_the_head_node(registry
     figures = safe_refs.stats()
     assert figures is not None
     assert figures.generation == 1
-    where = ray.get(actor(registry).__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()), timeout=30)
+    where = ray.get(
+        actor(registry).__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id()), timeout=30
+    )
     assert where == _ray.head_node()
 
 
@@ -106,14 +110,13 @@ def test_it_is_found_from_tasks_and_actors(registry: str) -> None:
     def make() -> bytes:
         return safe_refs.dumps(ray.put("made in a task"))
 
-    @ray.remote(num_cpus=0)
     class Reader:
         def read(self, payload: bytes) -> Any:
             return ray.get(safe_refs.loads(payload), timeout=20)
 
     set_registry = {"env_vars": {"SAFE_REFS_REGISTRY": registry}}
     payload = ray.get(make.options(runtime_env=set_registry).remote(), timeout=60)
-    reader = Reader.remote()
+    reader = as_actor(Reader).remote()
     assert ray.get(reader.read.remote(payload), timeout=60) == "made in a task"
     assert safe_refs.inspect(payload).registry == registry
     assert safe_refs.release(payload) == 1
@@ -222,13 +225,12 @@ def test_limits_refuse_with_the_figures_and_can_be_raised(registry: str) -> None
 def test_a_dead_owner_is_told_as_such(registry: str) -> None:
     """When the process that owned a lease's objects is killed, the lease ends within seconds, and loading says why."""
 
-    @ray.remote(num_cpus=0)
     class Owner:
         def make(self) -> tuple[bytes, int]:
             self.ref = ray.put(b"x" * MB)
             return safe_refs.dumps([self.ref, self.ref]), os.getpid()
 
-    owner = Owner.options(runtime_env={"env_vars": {"SAFE_REFS_REGISTRY": registry}}).remote()  # type: ignore[attr-defined] # Ray's decorator hides it
+    owner = as_actor(Owner).options(runtime_env={"env_vars": {"SAFE_REFS_REGISTRY": registry}}).remote()
     payload, number = ray.get(owner.make.remote(), timeout=60)
     kept = safe_refs.dumps(ray.put("of a living owner"))
     assert ray.get(safe_refs.loads(payload)[0], timeout=20) == b"x" * MB
@@ -245,16 +247,15 @@ def test_a_dead_owner_is_told_as_such(registry: str) -> None:
 def test_getting_from_a_handle_of_a_dead_owner_never_hangs(registry: str) -> None:
     """Before the registry has noticed, too: `get` turns Ray's own error into `OwnerGoneError`."""
 
-    @ray.remote(num_cpus=0)
     class Owner:
         def make(self) -> Any:
             self.ref = ray.put(b"x" * MB)
             return safe_refs.pin(self.ref), os.getpid()
 
-    owner = Owner.options(runtime_env={"env_vars": {"SAFE_REFS_REGISTRY": registry}}).remote()  # type: ignore[attr-defined] # Ray's decorator hides it
+    owner = as_actor(Owner).options(runtime_env={"env_vars": {"SAFE_REFS_REGISTRY": registry}}).remote()
     handle, number = ray.get(owner.make.remote(), timeout=60)
     os.kill(number, signal.SIGKILL)
-    outcomes = []
+    outcomes: list[str] = []
     while not outcomes or outcomes[-1] == "value":  # as long as a copy is still in this node's store
         try:
             outcomes.append("value" if handle.get(30) == b"x" * MB else "wrong value")
@@ -311,10 +312,12 @@ def test_release_takes_all_that_names_a_lease(registry: str) -> None:
     """Payloads in any buffer, handles, their text, ids, what `inspect` says, and iterables of all these."""
     payloads = [safe_refs.dumps(ray.put(n)) for n in range(6)]
     infos = [safe_refs.inspect(payload) for payload in payloads]
-    assert safe_refs.release([payloads[0], payloads[0], [bytearray(payloads[1])], safe_refs.dumps("plain")]) == 2
+    mixed: list[Any] = [payloads[0], payloads[0], [bytearray(payloads[1])], safe_refs.dumps("plain")]
+    assert safe_refs.release(mixed) == 2
     assert safe_refs.release(memoryview(payloads[2])) == 1
     assert safe_refs.release(str(infos[3].handles[0])) == 1
-    assert safe_refs.release(each for each in (infos[4], infos[5].lease_id)) == 2  # type: ignore[arg-type] # it has one
+    assert infos[5].lease_id is not None
+    assert safe_refs.release(each for each in (infos[4], infos[5].lease_id)) == 2
     assert safe_refs.release([*payloads, *infos]) == 0
     with pytest.raises(TypeError, match="not by int"):
         safe_refs.release(5)  # type: ignore[arg-type] # the point
@@ -345,7 +348,6 @@ def test_registries_of_different_names_live_side_by_side(registry: str) -> None:
 def test_shutdown_releases_everything_and_spares_live_references(registry: str) -> None:
     """What a consumer has resolved stays good when the registry is shut down, although it knew the object only through it."""
 
-    @ray.remote(num_cpus=0)
     class Consumer:
         def load(self, payload: bytes) -> int:
             self.ref = safe_refs.loads(payload)
@@ -355,7 +357,7 @@ def test_shutdown_releases_everything_and_spares_live_references(registry: str) 
             return ray.get(self.ref, timeout=20)
 
     payload = safe_refs.dumps(ray.put(b"s" * MB))
-    consumer = Consumer.remote()
+    consumer = as_actor(Consumer).remote()
     ray.get(consumer.load.remote(payload), timeout=60)
     gc.collect()
     assert safe_refs.shutdown() == 1
@@ -411,7 +413,9 @@ import ray
 assert not ray.is_initialized()
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", code, payload.hex()], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, payload.hex()], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stdout == "done\n", done.stderr
     safe_refs.release(payload)
 

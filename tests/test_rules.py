@@ -186,7 +186,12 @@ def test_limits_refuse_before_anything_is_held(clock: Clock) -> None:
     table.release(B, ME)
     with pytest.raises(RegistryFullError) as caught:
         pin(table, C, *"4567")
-    assert (caught.value.limit, caught.value.allowed, caught.value.used, caught.value.asked) == ("max_references", 5, 2, 4)
+    assert (caught.value.limit, caught.value.allowed, caught.value.used, caught.value.asked) == (
+        "max_references",
+        5,
+        2,
+        4,
+    )
     assert caught.value.largest == (("big", 2),)
     pin(table, C, *"456")
     assert table.stats().live_references == 5

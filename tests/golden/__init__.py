@@ -1,0 +1,1 @@
+"""Payloads and handles as releases wrote them, and the script that did."""

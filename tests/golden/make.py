@@ -16,7 +16,9 @@ from safe_refs.envelope import Header, LeaseAddress
 from safe_refs.slots import slot
 
 HERE = Path(__file__).parent
-ADDRESS = LeaseAddress("default", bytes(range(100, 128)), b"\x01\x02\x03\x04\x05\x06\x07\x08", 1, bytes(range(200, 216)))
+ADDRESS = LeaseAddress(
+    "default", bytes(range(100, 128)), b"\x01\x02\x03\x04\x05\x06\x07\x08", 1, bytes(range(200, 216))
+)
 
 
 class Slot:
@@ -54,7 +56,9 @@ def main() -> None:
     hundreds = pickle.dumps([Slot(number) for number in range(700)], 5)
     write("payload-v1-many", Header(ADDRESS, "o" * 700, {}, 1.75e9, len(hundreds), 0, signed=False), hundreds)
     seen: list[pickle.PickleBuffer] = []
-    outside = pickle.dumps([pickle.PickleBuffer(b"first"), Slot(0), pickle.PickleBuffer(b"second")], 5, buffer_callback=seen.append)
+    outside = pickle.dumps(
+        [pickle.PickleBuffer(b"first"), Slot(0), pickle.PickleBuffer(b"second")], 5, buffer_callback=seen.append
+    )
     header = Header(ADDRESS, "o", {}, 1.75e9, len(outside), 2, signed=False)
     write("payload-v1-buffers", header, outside, (b"first", b"second"))
     handle = safe_refs.SafeRef[Any](ADDRESS, 5)
