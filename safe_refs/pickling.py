@@ -34,6 +34,9 @@ PROTOCOL = pickle.HIGHEST_PROTOCOL
 # buffers come by themselves, as they are. So a piece above twice that (and some) is somebody's data and names no class.
 _LARGEST_FRAME = 2 * 64 * 1024 + 4096
 
+# How plain pickle says that it can't pickle something by name, or at all.
+_NEEDS_CLOUDPICKLE = (pickle.PicklingError, AttributeError, TypeError)
+
 _THIRD_OPCODE = envelope.PREFIX[2:4]
 
 BufferCallback = Callable[[pickle.PickleBuffer], Any]
@@ -342,11 +345,19 @@ def _attempt(
     """Pickle with plain pickle; None where cloudpickle has to do it."""
     try:
         pickled = _run(make, obj, buffers)
-    except UnsupportedReferenceError:
-        raise
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except _NEEDS_CLOUDPICKLE as error:
+        if not _may_be_mended(error):
+            raise
         return None
     return None if _names_main(pickled.pieces, protocol) else pickled
+
+
+def _may_be_mended(error: Exception) -> bool:
+    """Whether cloudpickle may do better. Trying again for nothing would call users' code twice, and use up what can be read once."""
+    if isinstance(error, UnsupportedReferenceError):
+        return False
+    # What can't be pickled at all is a TypeError that says so; others are mistakes in somebody's `__reduce__`.
+    return not isinstance(error, TypeError) or str(error).startswith("cannot pickle")
 
 
 def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None) -> Pickled:
@@ -378,9 +389,9 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
     state.writing = writing = Writing()
     try:
         pickler.dump(obj)
-    except UnsupportedReferenceError:
-        raise
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except _NEEDS_CLOUDPICKLE as error:
+        if not _may_be_mended(error):
+            raise
         pieces = []
     finally:
         state.writing = around

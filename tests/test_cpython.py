@@ -22,6 +22,8 @@ BY_VALUE = "cloudpickle can pickle what plain pickle refuses here, so we do"
 NO_MEMO = "each of our dumps stands by itself, so that it can be loaded and released by itself"
 OTHERWISE = {
     "test_local_lookup_error": BY_VALUE,
+    "test_unpickleable_newobj_class": BY_VALUE,
+    "test_unpickleable_newobj_ex_class": BY_VALUE,
     "test_c_methods": BY_VALUE,
     "test_py_methods": BY_VALUE,
     "test_clear_pickler_memo": NO_MEMO,

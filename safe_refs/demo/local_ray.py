@@ -30,6 +30,7 @@ ENVIRONMENT = {
     # With clusters off (Ray's default on macOS and Windows) every server binds to 127.0.0.1. Otherwise `ray.init` takes the
     # machine's own address even where it is told 127.0.0.1, and its servers listen on all interfaces (seen with Ray 2.60).
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a tip about GPUs that Ray up to 2.5x prints as a warning
 }
 
 
