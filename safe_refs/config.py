@@ -8,6 +8,7 @@ process was told, for the registry that it may have to start.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 DEFAULT_REGISTRY = "default"
 DEFAULT_TIMEOUT_S = 30.0
+_LONGEST_S = 3.2e9  # a century; far longer waits overflow in Ray and in the operating system
 
 _N = TypeVar("_N", int, float)
 
@@ -103,19 +105,31 @@ def limits() -> Limits:
 
 
 def seconds(value: float | timedelta, name: str) -> float:
-    """A positive time span in seconds.
+    """A time span in seconds, above zero and at most a century.
 
     Raises:
-        ValueError: it is zero, negative or not a number.
+        ValueError: it is zero, negative, longer, or not a number.
         TypeError: it is no time span.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be seconds or a timedelta, not {type(value).__name__}")
-    if not value > 0:
-        raise ValueError(f"{name} must be more than 0 seconds, not {value}")
+    if not 0 < value <= _LONGEST_S:
+        raise ValueError(
+            f"{name} must be more than 0 seconds, and at most {_LONGEST_S:g} (a century), not {value!r:.30}"
+        )
     return float(value)
+
+
+def ttl_s(value: float | timedelta) -> float | None:
+    """A time to live in seconds; None for `math.inf`, which says that there is none, whatever the default.
+
+    Raises:
+        ValueError: it is zero, negative, longer than a century but not infinite, or not a number.
+        TypeError: it is no time span.
+    """
+    return None if isinstance(value, float) and value == math.inf else seconds(value, "ttl")
 
 
 def positive(value: int, name: str) -> int:
@@ -140,6 +154,8 @@ def _environment(name: str, convert: Callable[[str], _N]) -> _N | None:
         value = convert(text)
     except ValueError:
         raise ValueError(f"the environment variable {name} must be a number, not {text!r}") from None
-    if not value > 0:
-        raise ValueError(f"the environment variable {name} must be more than 0, not {text!r}")
+    if not 0 < value <= _LONGEST_S:
+        raise ValueError(
+            f"the environment variable {name} must be more than 0, and at most {_LONGEST_S:g}, not {text!r}"
+        )
     return value

@@ -132,7 +132,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        client.renew(self._address, config.seconds(ttl, "ttl"), config.timeout_s(timeout))
+        client.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
 
     def __enter__(self) -> SafeRef[T]:
         return self
@@ -211,7 +211,7 @@ def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | Non
     if label is not None and not isinstance(label, str):
         raise TypeError(f"label must be a string, not {type(label).__name__}")
     return Terms(
-        scopes.default_ttl_s() if ttl is None else config.seconds(ttl, "ttl"),
+        scopes.default_ttl_s() if ttl is None else config.ttl_s(ttl),
         None if uses is None else config.positive(uses, "uses"),
         scopes.default_label() if label is None else label,
     )

@@ -132,7 +132,7 @@ def renew(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    client.renew(address_of(target), config.seconds(ttl, "ttl"), config.timeout_s(timeout))
+    client.renew(address_of(target), config.ttl_s(ttl), config.timeout_s(timeout))
 
 
 def expires_in_s(
@@ -158,9 +158,9 @@ def expires_in_s(
 def scope(*, ttl: float | timedelta | None = None, label: str | None = None) -> Scope:
     """A context manager: leases that this thread or task makes inside, in whatever code it calls, are released when it closes.
 
-    Also when it closes by an exception. Scopes nest; asyncio tasks started inside belong to it (`async with` works, too). Those that a
-    worker or another process makes don't. `keep` exempts a lease. A process that is killed inside can release nothing: give a `ttl`
-    for that.
+    Also when it closes by an exception. Scopes nest, and asyncio tasks started inside belong to it (`async with` works, too); what a
+    worker or another process makes does not. `keep` exempts a lease. A process that is killed inside can release nothing: give a
+    `ttl` for that.
 
     Args:
         ttl: seconds to live of leases made inside without a ttl of their own.
@@ -183,8 +183,8 @@ def keepalive(
 ) -> KeepAlive:
     """A context manager that renews leases in the background for as long as the block runs and this process lives.
 
-    If the process crashes, the leases run out after `ttl`, and what they hold goes. When the block ends they have up to `ttl` left: release
-    them, or let them run out.
+    If the process crashes, the leases run out after `ttl`, and what they hold goes. When the block ends they have up to `ttl` left:
+    release them, or let them run out.
 
     Args:
         target: a payload, a `SafeRef` or its text, a `PayloadInfo`, or an iterable of these.

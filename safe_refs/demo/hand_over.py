@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .. import _ray
+from .. import _ray, admin
 from . import child
 from .channel import ANSWERS, Channel
 from .failure import DemoError

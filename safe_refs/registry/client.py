@@ -140,8 +140,8 @@ def release_later(registry: str, leases: Sequence[bytes]) -> None:
         pass  # Ray is gone from this process, and with it every call of its that was still on its way
 
 
-def renew(address: LeaseAddress, ttl: float, timeout: float) -> None:
-    """Let a lease live `ttl` seconds from now.
+def renew(address: LeaseAddress, ttl: float | None, timeout: float) -> None:
+    """Let a lease live `ttl` seconds from now, or without a limit.
 
     Raises:
         WrongClusterError: the lease is another cluster's.

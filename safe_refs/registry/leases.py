@@ -139,9 +139,9 @@ class LeaseTable(Generic[T]):
         self._live[lease] = held
         for owner in held.owners:
             self._by_owner.setdefault(owner, {})[lease] = None
+            self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
         self.usage.add(held.items, origin.job)
-        if held.expires_at is not None:
-            heapq.heappush(self._deadlines, (held.expires_at, lease))
+        self._note_deadline(lease, held)
 
     def resolve(
         self, lease: bytes, epoch: bytes, generation: int, *, slot: int | None, take: bool, origin: Origin
@@ -162,7 +162,7 @@ class LeaseTable(Generic[T]):
         held = self._living(lease, epoch, generation)
         if slot is None:
             items = held.items
-        elif slot < len(held.items):
+        elif 0 <= slot < len(held.items):
             items = (held.items[slot],)
         else:
             raise LeaseNotFoundError(
@@ -185,29 +185,26 @@ class LeaseTable(Generic[T]):
 
         An unknown id is remembered as released, so that a pin still on its way is refused when it arrives.
         """
-        if lease in self._live:
+        held = self._live.get(lease)
+        if held is not None and held.expires_at is not None and held.expires_at <= self._clock():
+            self._end(lease, "expired", "")
+        elif held is not None:
             self._end(lease, "released", str(origin))
             return 1
         if lease not in self._ended:
             self._remember(lease, "released", str(origin), Terms())
         return 0
 
-    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float) -> None:
-        """Let a lease live `ttl` seconds from now, be that longer or shorter than it had.
+    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None) -> None:
+        """Let a lease live `ttl` seconds from now, be that longer or shorter than it had; None takes its limit away.
 
         Raises:
             LeaseError: it isn't live.
         """
         held = self._living(lease, epoch, generation)
         held.terms = held.terms._replace(ttl=ttl)
-        held.expires_at = self._clock() + ttl
-        heapq.heappush(self._deadlines, (held.expires_at, lease))
-        if len(self._deadlines) > 2 * len(self._live) + 1000:
-            # Renewals leave their old deadlines behind, far in the future where the ttl is long.
-            self._deadlines = [
-                (each.expires_at, id_) for id_, each in self._live.items() if each.expires_at is not None
-            ]
-            heapq.heapify(self._deadlines)
+        held.expires_at = None if ttl is None else self._clock() + ttl
+        self._note_deadline(lease, held)
 
     def owners(self) -> dict[bytes, T]:
         """The owners, not known to be dead, that live leases depend on, each with one of its items to ask it about."""
@@ -361,6 +358,17 @@ class LeaseTable(Generic[T]):
             raise self._why(lease, epoch, generation)
         return held
 
+    def _note_deadline(self, lease: bytes, held: _Lease[T]) -> None:
+        if held.expires_at is None:
+            return
+        heapq.heappush(self._deadlines, (held.expires_at, lease))
+        if len(self._deadlines) > 2 * len(self._live) + 64:
+            # Renewed and released leases leave their deadlines behind, which may lie far in the future.
+            self._deadlines = [
+                (each.expires_at, id_) for id_, each in self._live.items() if each.expires_at is not None
+            ]
+            heapq.heapify(self._deadlines)
+
     def _largest(self, what: str, job: str | None) -> tuple[tuple[str, int], ...]:
         """The three labels (or source lines, of leases without one) that hold most; of one job, or of all."""
         holders: Counter[str] = Counter()
@@ -401,11 +409,11 @@ class LeaseTable(Generic[T]):
     def _why(self, lease: bytes, epoch: bytes, generation: int) -> LeaseError:
         """The error that says what became of a lease that isn't live."""
         short = lease[:4].hex()
+        if epoch != self.epoch:
+            return LeaseLostError.of(short, self.registry, generation, self.generation)
         end = self._ended.get(lease)
         if end is None:
-            if epoch == self.epoch:
-                return LeaseNotFoundError.of(short, self.registry)
-            return LeaseLostError.of(short, self.registry, generation, self.generation)
+            return LeaseNotFoundError.of(short, self.registry)
         if end.how == "expired":
             return LeaseExpiredError.of(short, self.registry, end.at, end.terms.ttl)
         if end.how == "used_up":

@@ -98,7 +98,7 @@ class Shard:
         with self._lock:
             return sum(self._table.release(lease, origin) for lease in leases)
 
-    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float) -> SafeRefsError | None:
+    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None) -> SafeRefsError | None:
         """Give a lease a new time to live."""
         try:
             with self._lock:
