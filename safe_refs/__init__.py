@@ -13,6 +13,7 @@ from pickle import (
 )
 
 from ._version import __version__
+from .admin import init, leases, shutdown, stats
 from .errors import (
     EnvelopeError,
     LeaseError,
@@ -29,11 +30,11 @@ from .errors import (
     WrongClusterError,
 )
 from .handle import SafeRef, pin
-from .leasing import PayloadInfo, init, inspect, leases, release, renew, shutdown, stats
+from .leasing import PayloadInfo, expires_in_s, inspect, keepalive, release, renew, scope
 from .pickler import Pickler, Unpickler, load
 from .pickling import PROTOCOL as DEFAULT_PROTOCOL
 from .pickling import dump, dumps, loads, open_payload
-from .registry.leases import LeaseInfo, RegistryStats
+from .registry.records import LeaseInfo, RegistryStats
 from .slots import slot as _slot  # payloads name it: part of the format
 
 __all__ = [
@@ -66,8 +67,10 @@ __all__ = [
     "_slot",
     "dump",
     "dumps",
+    "expires_in_s",
     "init",
     "inspect",
+    "keepalive",
     "leases",
     "load",
     "loads",
@@ -75,6 +78,7 @@ __all__ = [
     "pin",
     "release",
     "renew",
+    "scope",
     "shutdown",
     "stats",
 ]

@@ -8,6 +8,7 @@ process was told, for the registry that it may have to start.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 DEFAULT_REGISTRY = "default"
 DEFAULT_TIMEOUT_S = 30.0
+_LONGEST_S = 3.2e9  # a century; far longer waits overflow in Ray and in the operating system
 
 _N = TypeVar("_N", int, float)
 
@@ -24,15 +26,30 @@ class Limits(NamedTuple):
 
     Attributes:
         max_leases: live leases.
-        max_references: references in all live leases together.
+        max_references: references in all live leases together, one in several leases counted in each.
+        max_bytes: bytes of the objects behind them, each object once, however many leases hold it.
+        max_leases_per_job: live leases that one job made.
+        max_references_per_job: references in them.
+        max_bytes_per_job: bytes of the objects behind those, each once.
         max_tombstones: ended leases that the registry remembers, to tell late callers how they ended.
+        tombstone_age_s: seconds for which it remembers them.
         sweep_s: seconds between two looks at whether owners still live.
     """
 
     max_leases: int | None = None
     max_references: int | None = None
+    max_bytes: int | None = None
+    max_leases_per_job: int | None = None
+    max_references_per_job: int | None = None
+    max_bytes_per_job: int | None = None
     max_tombstones: int = 100_000
+    tombstone_age_s: float = 86_400.0
     sweep_s: float = 1.0
+
+    @property
+    def weighs(self) -> bool:
+        """Whether there is a limit in bytes, so that objects' sizes have to be known."""
+        return self.max_bytes is not None or self.max_bytes_per_job is not None
 
 
 class _Told:
@@ -40,18 +57,21 @@ class _Told:
 
     registry: str | None = None
     timeout: float | None = None
+    ttl: float | None = None
     limits: Limits | None = None
 
 
 _told = _Told()
 
 
-def tell(*, registry: str | None, timeout: float | None, limits: Limits | None) -> None:
+def tell(*, registry: str | None, timeout: float | None, ttl: float | None, limits: Limits | None) -> None:
     """Keep what `init` was given; None leaves a setting as it is."""
     if registry is not None:
         _told.registry = registry
     if timeout is not None:
         _told.timeout = seconds(timeout, "timeout")
+    if ttl is not None:
+        _told.ttl = ttl
     if limits is not None:
         _told.limits = limits
 
@@ -68,31 +88,48 @@ def timeout_s(given: float | timedelta | None = None) -> float:
     return _environment("SAFE_REFS_TIMEOUT", float) or _told.timeout or DEFAULT_TIMEOUT_S
 
 
+def default_ttl_s() -> float | None:
+    """The time to live, in seconds, of leases that are made without one in this process; None, unless it was set, for no limit."""
+    return _environment("SAFE_REFS_TTL", float) or _told.ttl
+
+
 def limits() -> Limits:
-    """The limits for a registry that this process starts."""
-    base = _told.limits or Limits()
-    return Limits(
-        max_leases=_environment("SAFE_REFS_MAX_LEASES", int) or base.max_leases,
-        max_references=_environment("SAFE_REFS_MAX_REFERENCES", int) or base.max_references,
-        max_tombstones=_environment("SAFE_REFS_MAX_TOMBSTONES", int) or base.max_tombstones,
-        sweep_s=_environment("SAFE_REFS_SWEEP", float) or base.sweep_s,
-    )
+    """The limits for a registry that this process starts: those of `init`, and over them `SAFE_REFS_MAX_LEASES` and the like."""
+    told = _told.limits or Limits()
+    found: dict[str, int | float] = {}
+    for name in Limits._fields:
+        value = _environment("SAFE_REFS_" + name.upper(), float if name.endswith("_s") else int)
+        if value is not None:
+            found[name] = value
+    return told._replace(**found)  # type: ignore[arg-type] # whole numbers where the fields want them
 
 
 def seconds(value: float | timedelta, name: str) -> float:
-    """A positive time span in seconds.
+    """A time span in seconds, above zero and at most a century.
 
     Raises:
-        ValueError: it is zero, negative or not a number.
+        ValueError: it is zero, negative, longer, or not a number.
         TypeError: it is no time span.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be seconds or a timedelta, not {type(value).__name__}")
-    if not value > 0:
-        raise ValueError(f"{name} must be more than 0 seconds, not {value}")
+    if not 0 < value <= _LONGEST_S:
+        raise ValueError(
+            f"{name} must be more than 0 seconds, and at most {_LONGEST_S:g} (a century), not {value!r:.30}"
+        )
     return float(value)
+
+
+def ttl_s(value: float | timedelta) -> float | None:
+    """A time to live in seconds; None for `math.inf`, which says that there is none, whatever the default.
+
+    Raises:
+        ValueError: it is zero, negative, longer than a century but not infinite, or not a number.
+        TypeError: it is no time span.
+    """
+    return None if isinstance(value, float) and value == math.inf else seconds(value, "ttl")
 
 
 def positive(value: int, name: str) -> int:
@@ -117,6 +154,8 @@ def _environment(name: str, convert: Callable[[str], _N]) -> _N | None:
         value = convert(text)
     except ValueError:
         raise ValueError(f"the environment variable {name} must be a number, not {text!r}") from None
-    if not value > 0:
-        raise ValueError(f"the environment variable {name} must be more than 0, not {text!r}")
+    if not 0 < value <= _LONGEST_S:
+        raise ValueError(
+            f"the environment variable {name} must be more than 0, and at most {_LONGEST_S:g}, not {text!r}"
+        )
     return value

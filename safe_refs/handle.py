@@ -14,11 +14,11 @@ from collections.abc import Generator, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from . import config
+from . import config, scopes
 from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .registry import client
-from .registry.leases import Terms
+from .registry.records import Terms
 from .slots import OBJECT_REF
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        client.renew(self._address, config.seconds(ttl, "ttl"), config.timeout_s(timeout))
+        client.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
 
     def __enter__(self) -> SafeRef[T]:
         return self
@@ -202,7 +202,7 @@ class SafeRef(Generic[T]):
 
 
 def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | None) -> Terms:
-    """Check the terms of a lease, as callers give them.
+    """Check the terms of a lease, as callers give them, and fill in those of the scope and the process.
 
     Raises:
         ValueError: `ttl` or `uses` isn't above zero.
@@ -211,9 +211,9 @@ def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | Non
     if label is not None and not isinstance(label, str):
         raise TypeError(f"label must be a string, not {type(label).__name__}")
     return Terms(
-        None if ttl is None else config.seconds(ttl, "ttl"),
+        scopes.default_ttl_s() if ttl is None else config.ttl_s(ttl),
         None if uses is None else config.positive(uses, "uses"),
-        label,
+        scopes.default_label() if label is None else label,
     )
 
 
@@ -265,7 +265,9 @@ def pin(
         return []
     registry, lease = config.registry_name(), os.urandom(16)
     cluster = client.cluster()
-    epoch, generation = client.pin(registry, lease, refs, terms, client.origin(), config.timeout_s())
+    maker = client.origin()
+    scopes.note(registry, lease)
+    epoch, generation = client.pin(registry, lease, refs, terms, maker, config.timeout_s())
     address = LeaseAddress(registry, cluster, epoch, generation, lease)
     handles = [SafeRef[Any](address, number) for number in range(len(refs))]
     return handles[0] if single else handles

@@ -1,6 +1,6 @@
-"""Ending, prolonging and looking at leases, and the registry as a whole.
+"""Ending, prolonging and looking at leases: `release`, `renew`, `expires_in_s`, `inspect`.
 
-What always holds: a target is read from its envelope, never by unpickling; what is listed never includes anything that resolves.
+What always holds: a target is read from its envelope, never by unpickling.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 from . import config, envelope
-from .config import Limits
 from .envelope import LeaseAddress
 from .errors import EnvelopeError
-from .handle import TEXT_PREFIX, SafeRef
+from .handle import TEXT_PREFIX, SafeRef, make_terms
 from .registry import client
-from .registry.leases import LeaseInfo, RegistryStats
+from .scopes import KeepAlive, Scope
 
 Target: TypeAlias = "bytes | bytearray | memoryview | str | SafeRef[Any] | PayloadInfo"
 
@@ -133,116 +132,80 @@ def renew(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    address = _address(target)
-    if address is None:
-        raise EnvelopeError("a plain pickle without references has no lease that could be renewed")
-    client.renew(address, config.seconds(ttl, "ttl"), config.timeout_s(timeout))
+    client.renew(address_of(target), config.ttl_s(ttl), config.timeout_s(timeout))
 
 
-def leases(
+def expires_in_s(
+    target: bytes | bytearray | memoryview | SafeRef[Any] | str | PayloadInfo,
     *,
-    label: str | None = None,
-    limit: int = 1000,
-    sizes: bool = True,
-    registry: str | None = None,
     timeout: float | timedelta | None = None,
-) -> list[LeaseInfo]:
-    """Live leases, oldest first: who made them, where, how long ago, and what they hold.
+) -> float | None:
+    """Seconds until a lease's ttl runs out, by the registry's clock; None for one without a ttl.
 
     Args:
-        label: only those with this label.
-        limit: at most so many.
-        sizes: look up the objects' sizes too; costs a question to each owner.
-        registry: name of the registry; default from `init` or `SAFE_REFS_REGISTRY`.
+        target: a payload, a `SafeRef` or its text, or a `PayloadInfo`.
         timeout: seconds to wait for the registry.
 
     Raises:
+        LeaseError: the lease has ended; the class says how.
+        EnvelopeError: the target is cut, altered, or has no lease.
+        WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    name = config.registry_name(registry)
-    return client.leases(name, label, config.positive(limit, "limit"), sizes, config.timeout_s(timeout))
+    return client.expires_in_s(address_of(target), config.timeout_s(timeout))
 
 
-def stats(*, registry: str | None = None, timeout: float | timedelta | None = None) -> RegistryStats | None:
-    """Figures of the registry since it started; None if it doesn't run.
+def scope(*, ttl: float | timedelta | None = None, label: str | None = None) -> Scope:
+    """A context manager: leases that this thread or task makes inside, in whatever code it calls, are released when it closes.
 
-    Args:
-        registry: its name; default from `init` or `SAFE_REFS_REGISTRY`.
-        timeout: seconds to wait for it.
-
-    Raises:
-        RegistryUnavailableError: no Ray connection, or no answer in time.
-    """
-    return client.stats(config.registry_name(registry), config.timeout_s(timeout))
-
-
-def init(
-    registry: str | None = None,
-    *,
-    timeout: float | timedelta | None = None,
-    max_leases: int | None = None,
-    max_references: int | None = None,
-    max_tombstones: int | None = None,
-    sweep_s: float | timedelta | None = None,
-) -> RegistryStats:
-    """Choose the registry for this process and start it if it doesn't run. Without this, the first `dumps` does so.
+    Also when it closes by an exception. Scopes nest, and asyncio tasks started inside belong to it (`async with` works, too); what a
+    worker or another process makes does not. `keep` exempts a lease. A process that is killed inside can release nothing: give a
+    `ttl` for that.
 
     Args:
-        registry: name of the registry that this process's leases go to; several may run in a cluster.
-        timeout: seconds that calls wait for the registry, where they aren't told otherwise.
-        max_leases: the most live leases it will hold; past it, `dumps` raises `RegistryFullError`.
-        max_references: the most references in live leases together.
-        max_tombstones: how many ended leases it remembers, to say how they ended.
-        sweep_s: seconds between two looks at whether owners still live.
-
-    The limits are the registry's: giving any sets them all (those not given to their defaults), on a running registry too.
+        ttl: seconds to live of leases made inside without a ttl of their own.
+        label: label of those made without one of their own.
 
     Returns:
-        The registry's figures.
+        The scope, with `keep(target)`.
 
     Raises:
-        ValueError: a limit isn't above zero.
-        RegistryUnavailableError: no Ray connection, or no answer in time.
+        ValueError: `ttl` isn't above zero.
+        RegistryUnavailableError: on closing, if the registry doesn't answer in time, unless the block raised something itself.
     """
-    given: dict[str, Any] = {}
-    for name, value in (
-        ("max_leases", max_leases),
-        ("max_references", max_references),
-        ("max_tombstones", max_tombstones),
-    ):
-        if value is not None:
-            given[name] = config.positive(value, name)
-    if sweep_s is not None:
-        given["sweep_s"] = config.seconds(sweep_s, "sweep_s")
-    config.tell(
-        registry=registry,
-        timeout=None if timeout is None else config.seconds(timeout, "timeout"),
-        limits=Limits(**given) if given else None,
-    )
-    name, wait = config.registry_name(registry), config.timeout_s()
-    client.identity(name, wait)
-    if given:
-        client.set_limits(name, config.limits(), wait)
-    figures = client.stats(name, wait)
-    if figures is None:  # killed by somebody in between
-        return init(registry)
-    return figures
+    terms = make_terms(ttl, None, label)
+    return Scope(None if ttl is None else terms.ttl, label, _addresses)
 
 
-def shutdown(registry: str | None = None, *, timeout: float | timedelta | None = None) -> int:
-    """Release every lease of the registry, of all jobs, and end it. References already resolved stay good.
+def keepalive(
+    target: Target | Iterable[Target],
+    ttl: float | timedelta,
+) -> KeepAlive:
+    """A context manager that renews leases in the background for as long as the block runs and this process lives.
+
+    If the process crashes, the leases run out after `ttl`, and what they hold goes. When the block ends they have up to `ttl` left:
+    release them, or let them run out.
 
     Args:
-        registry: its name; default from `init` or `SAFE_REFS_REGISTRY`.
-        timeout: seconds to wait for it.
+        target: a payload, a `SafeRef` or its text, a `PayloadInfo`, or an iterable of these.
+        ttl: seconds (or a `timedelta`) that each renewal gives; every third of it there is one.
 
     Returns:
-        How many leases that ended; 0 if it wasn't running.
+        The context manager, whose `error` tells if a lease has ended under way.
 
     Raises:
-        RegistryUnavailableError: no Ray connection, or no answer in time.
+        LeaseError: on entering, if a lease has ended; at the end of the block, if one has ended under way.
+        EnvelopeError: a target is cut or altered.
+        WrongClusterError: a target is another cluster's.
+        RegistryUnavailableError: on entering: no Ray connection, or no answer in time.
     """
-    return client.shutdown(config.registry_name(registry), config.timeout_s(timeout))
+    return KeepAlive(_addresses(target), config.seconds(ttl, "ttl"))
+
+
+def _addresses(target: Any) -> list[LeaseAddress]:
+    """The leases that a target, or an iterable of them, names."""
+    found = (_address(each) for each in _each(target))
+    return [address for address in found if address is not None]
 
 
 def _each(target: Any) -> Iterator[Any]:
@@ -255,6 +218,19 @@ def _each(target: Any) -> Iterator[Any]:
         raise TypeError(
             f"a lease is named by a payload, a SafeRef, its text or a lease id, not by {type(target).__name__}"
         )
+
+
+def address_of(target: Any) -> LeaseAddress:
+    """The lease that a target names.
+
+    Raises:
+        EnvelopeError: the target is cut, altered, or has no lease.
+        TypeError: it is nothing that names a lease.
+    """
+    address = _address(target)
+    if address is None:
+        raise EnvelopeError("a plain pickle without references has no lease")
+    return address
 
 
 def _address(target: Any) -> LeaseAddress | None:

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
-from . import config, envelope
+from . import config, envelope, scopes
 from .envelope import Header, LeaseAddress
 from .errors import EnvelopeError, UnsupportedReferenceError
 from .handle import SafeRef, make_terms
 from .registry import client
-from .registry.leases import Terms
+from .registry.records import Terms
 from .slots import OBJECT_REF, Reading, Writing, register, state
 
 # What cloudpickle does too, and pickle itself since Python 3.14. Protocol 5 is what carries buffers without a copy.
@@ -287,6 +287,7 @@ def hold(pickled: Pickled, terms: Terms) -> bytes:
     # The payload is made first, so that running out of memory here leaves nothing pinned.
     payload = envelope.wrap(header, pickled.pieces)
     pickled.pieces.clear()
+    scopes.note(registry, address.lease)
     epoch, generation = client.pin(registry, address.lease, refs, terms, maker, timeout)
     if epoch != address.epoch:
         # The registry has restarted since this process last heard of it: name the one that holds the lease.

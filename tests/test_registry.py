@@ -19,7 +19,7 @@ import ray
 import safe_refs
 from safe_refs import _ray, config
 from safe_refs.registry import client
-from safe_refs.registry.leases import Terms
+from safe_refs.registry.records import Terms
 from tests.conftest import PRELUDE, SETTLE_S, Driver, as_actor, check_nothing_left, run_python
 
 MB = 2**20

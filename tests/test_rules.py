@@ -14,7 +14,8 @@ from safe_refs.errors import (
     OwnerGoneError,
     RegistryFullError,
 )
-from safe_refs.registry.leases import LeaseTable, Origin, Terms
+from safe_refs.registry.leases import LeaseTable
+from safe_refs.registry.records import Origin, Terms
 
 EPOCH = b"epoch..1"
 ME = Origin("01000000", "ab" * 28, 4711, "app.py:12 in main")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .. import _ray, leasing
+from .. import _ray, admin
 from . import child
 from .channel import ANSWERS, Channel
 from .failure import DemoError
@@ -135,7 +135,7 @@ def run(local: LocalRay, files: Sequence[File], channel: Channel, progress: Prog
         watch.until_ended("consumer")
         # While the producer lives: what it put would go with it, whether anybody released it or not.
         after = _ray.wait_for_store(before, _EMPTY_TIMEOUT_S).used_bytes
-        figures = leasing.stats()
+        figures = admin.stats()
         channel.put(ANSWERS, LEAVE)
         watch.until_ended("producer")
     return HandOver(

@@ -20,7 +20,7 @@ from .. import _ray, config
 from ..config import Limits
 from ..envelope import LeaseAddress
 from ..errors import LeaseLostError, RegistryUnavailableError, SafeRefsError, WrongClusterError
-from .leases import LeaseInfo, Origin, RegistryStats, Terms
+from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 from .shard import Shard
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ def release_later(registry: str, leases: Sequence[bytes]) -> None:
         pass  # Ray is gone from this process, and with it every call of its that was still on its way
 
 
-def renew(address: LeaseAddress, ttl: float, timeout: float) -> None:
-    """Let a lease live `ttl` seconds from now.
+def renew(address: LeaseAddress, ttl: float | None, timeout: float) -> None:
+    """Let a lease live `ttl` seconds from now, or without a limit.
 
     Raises:
         WrongClusterError: the lease is another cluster's.
@@ -157,13 +157,36 @@ def renew(address: LeaseAddress, ttl: float, timeout: float) -> None:
         raise refusal
 
 
-def leases(registry: str, label: str | None, limit: int, with_sizes: bool, timeout: float) -> list[LeaseInfo]:
-    """Live leases, oldest first; none where no registry runs."""
+def expires_in_s(address: LeaseAddress, timeout: float) -> float | None:
+    """Seconds until a lease's ttl runs out; None without one.
+
+    Raises:
+        WrongClusterError: the lease is another cluster's.
+        LeaseError: it has ended, was lost, or was never there.
+    """
+    _check_cluster(address)
+    call = (address.lease, address.epoch, address.generation)
     try:
-        rows: list[LeaseInfo] = _call(registry, "leases", (label, limit, with_sizes), timeout, start=False)
+        reply = _call(address.registry, "expires_in_s", call, timeout, start=False)
     except _NoRegistryError:
-        return []
-    return rows
+        raise _lost(address) from None
+    if isinstance(reply, SafeRefsError):
+        raise reply
+    left: float | None = reply
+    return left
+
+
+def leases(
+    registry: str, query: Query, with_sizes: bool, timeout: float
+) -> tuple[list[LeaseInfo], tuple[float, int] | None]:
+    """One page of live leases, and where the next one begins (None: there is none); nothing where no registry runs."""
+    try:
+        page: tuple[list[LeaseInfo], tuple[float, int] | None] = _call(
+            registry, "leases", (tuple(query), with_sizes), timeout, start=False
+        )
+    except _NoRegistryError:
+        return [], None
+    return page
 
 
 def stats(registry: str, timeout: float) -> RegistryStats | None:
@@ -177,7 +200,7 @@ def stats(registry: str, timeout: float) -> RegistryStats | None:
 
 def set_limits(registry: str, limits: Limits, timeout: float) -> None:
     """Give a registry other limits; it is started if it doesn't run."""
-    _call(registry, "set_limits", (limits,), timeout, start=True)
+    _call(registry, "set_limits", (tuple(limits),), timeout, start=True)
 
 
 def shutdown(registry: str, timeout: float) -> int:
@@ -281,6 +304,11 @@ def _start(registry: str, name: str, deadline: float) -> Any:
 def actor_name(registry: str) -> str:
     """Name of a registry's actor, in the namespace `safe_refs`."""
     return f"registry:{registry}"
+
+
+def forget_identity(registry: str) -> None:
+    """Ask for the registry's epoch anew, next time."""
+    _identities.pop((_ray.connection(), registry), None)
 
 
 def _remember_identity(registry: str, identity: tuple[bytes, int]) -> tuple[bytes, int]:

@@ -11,9 +11,12 @@ pinning a live lease again changes nothing, releasing an ended one answers 0, an
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from typing import Generic, NamedTuple, TypeVar
 
 from ..config import Limits
@@ -27,108 +30,21 @@ from ..errors import (
     OwnerGoneError,
     RegistryFullError,
 )
+from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
+from .usage import Usage
 
 T = TypeVar("T")
-
-
-class Terms(NamedTuple):
-    """On what a lease ends by itself, and what it is called. None is without.
-
-    Attributes:
-        ttl: seconds to live, from the moment the registry holds it.
-        uses: how often it may be resolved.
-        label: a name for people.
-    """
-
-    ttl: float | None = None
-    uses: int | None = None
-    label: str | None = None
-
-
-class Origin(NamedTuple):
-    """Who made a lease or ended it: job and node ids (hexadecimal), process id, and `file:line in function`."""
-
-    job: str
-    node: str
-    pid: int
-    source: str
-
-    def __str__(self) -> str:
-        return f"pid {self.pid} on node {self.node[:8]}, job {self.job} ({self.source})"
-
-
-@dataclass(frozen=True)
-class LeaseInfo:
-    """One live lease, as `leases()` lists it.
-
-    Attributes:
-        short_id: first eight hexadecimal digits of its id; resolves nothing.
-        label: its label, or None.
-        age_s: seconds since the registry took it.
-        expires_in_s: seconds until its ttl runs out; None without one.
-        uses_left: how often it can still be resolved; None without a limit.
-        references: how many references it holds.
-        size_bytes: bytes of the objects behind them that exist by now; None where that wasn't asked for.
-        job: id of the job that made it.
-        node: id of the node where that was.
-        pid: id of the process there.
-        source: the source line, as `file:line in function`.
-    """
-
-    short_id: str
-    label: str | None
-    age_s: float
-    expires_in_s: float | None
-    uses_left: int | None
-    references: int
-    size_bytes: int | None
-    job: str
-    node: str
-    pid: int
-    source: str
-
-
-@dataclass(frozen=True)
-class RegistryStats:
-    """Figures of a registry since it started, as `stats()` gives them.
-
-    Attributes:
-        registry: its name.
-        generation: which start of it this is, counted from 1.
-        uptime_s: seconds since it started.
-        live_leases: leases held now.
-        live_references: references in them.
-        pinned: leases ever taken.
-        resolved: times a lease was resolved.
-        released: leases ended by release or take.
-        expired: leases ended by their ttl.
-        used_up: leases ended by their uses.
-        owner_gone: leases ended because their owners died.
-        tombstones: ended leases that it still remembers.
-    """
-
-    registry: str
-    generation: int
-    uptime_s: float
-    live_leases: int
-    live_references: int
-    pinned: int
-    resolved: int
-    released: int
-    expired: int
-    used_up: int
-    owner_gone: int
-    tombstones: int
 
 
 class _Lease(Generic[T]):
     """A live lease."""
 
-    __slots__ = ("expires_at", "items", "origin", "owners", "since", "terms", "uses_left")
+    __slots__ = ("expires_at", "items", "number", "origin", "owners", "since", "terms", "uses_left")
 
     def __init__(
-        self, items: tuple[T, ...], owners: tuple[bytes, ...], terms: Terms, origin: Origin, since: float
+        self, number: int, items: tuple[T, ...], owners: tuple[bytes, ...], terms: Terms, origin: Origin, since: float
     ) -> None:
+        self.number = number
         self.items = items
         self.owners = owners
         self.terms = terms
@@ -138,10 +54,20 @@ class _Lease(Generic[T]):
         self.uses_left = terms.uses
 
 
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A page of a listing: the rows, what each of them holds, and where the next page begins (None: this was the last)."""
+
+    infos: list[LeaseInfo]
+    items: list[tuple[T, ...]]
+    after: tuple[float, int] | None
+
+
 class _End(NamedTuple):
-    """How a lease ended: which of the counters of `RegistryStats`, when (epoch seconds), by whom, on what terms."""
+    """How a lease ended: which of the counters of `RegistryStats`, when (both clocks), by whom, on what terms."""
 
     how: str
+    since: float
     at: float
     by: str
     terms: Terms
@@ -172,7 +98,7 @@ class LeaseTable(Generic[T]):
         self.registry = registry
         self.epoch = epoch
         self.generation = generation
-        self.limits = limits or Limits()
+        self.usage: Usage[T] = Usage(limits or Limits())
         self._clock = clock
         self._wall = wall
         self._started = clock()
@@ -181,7 +107,6 @@ class LeaseTable(Generic[T]):
         self._deadlines: list[tuple[float, bytes]] = []
         self._by_owner: dict[bytes, dict[bytes, None]] = {}
         self._dead_owners: set[bytes] = set()
-        self._references = 0
         self._pinned = 0
         self._resolved = 0
         self._ends: Counter[str] = Counter()
@@ -204,15 +129,19 @@ class LeaseTable(Generic[T]):
             return
         if lease in self._ended:
             raise self._why(lease, self.epoch, self.generation)
-        self._check_room(len(items))
-        held = _Lease(tuple(items), tuple(owners), terms, origin, self._clock())
+        excess = self.usage.excess(items, origin.job)
+        if excess is not None:
+            self.usage.forget_unheld(items)
+            largest = self._largest(excess.limit.removesuffix("_per_job"), origin.job if excess.of_job else None)
+            raise RegistryFullError.of(excess.limit, excess.allowed, excess.used, excess.asked, largest)
+        self._pinned += 1
+        held = _Lease(self._pinned, tuple(items), tuple(owners), terms, origin, self._clock())
         self._live[lease] = held
         for owner in held.owners:
             self._by_owner.setdefault(owner, {})[lease] = None
-        self._references += len(held.items)
-        self._pinned += 1
-        if held.expires_at is not None:
-            heapq.heappush(self._deadlines, (held.expires_at, lease))
+            self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
+        self.usage.add(held.items, origin.job)
+        self._note_deadline(lease, held)
 
     def resolve(
         self, lease: bytes, epoch: bytes, generation: int, *, slot: int | None, take: bool, origin: Origin
@@ -230,15 +159,10 @@ class LeaseTable(Generic[T]):
         Raises:
             LeaseError: of the class that says how the lease ended, or that it was never here.
         """
-        held = self._live.get(lease)
-        if held is not None and held.expires_at is not None and held.expires_at <= self._clock():
-            self._end(lease, "expired", "")
-            held = None
-        if held is None:
-            raise self._why(lease, epoch, generation)
+        held = self._living(lease, epoch, generation)
         if slot is None:
             items = held.items
-        elif slot < len(held.items):
+        elif 0 <= slot < len(held.items):
             items = (held.items[slot],)
         else:
             raise LeaseNotFoundError(
@@ -261,29 +185,26 @@ class LeaseTable(Generic[T]):
 
         An unknown id is remembered as released, so that a pin still on its way is refused when it arrives.
         """
-        if lease in self._live:
+        held = self._live.get(lease)
+        if held is not None and held.expires_at is not None and held.expires_at <= self._clock():
+            self._end(lease, "expired", "")
+        elif held is not None:
             self._end(lease, "released", str(origin))
             return 1
         if lease not in self._ended:
-            self._remember(lease, _End("released", self._wall(), str(origin), Terms()))
+            self._remember(lease, "released", str(origin), Terms())
         return 0
 
-    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float) -> None:
-        """Let a lease live `ttl` seconds from now, be that longer or shorter than it had.
+    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None) -> None:
+        """Let a lease live `ttl` seconds from now, be that longer or shorter than it had; None takes its limit away.
 
         Raises:
             LeaseError: it isn't live.
         """
-        now = self._clock()
-        held = self._live.get(lease)
-        if held is not None and held.expires_at is not None and held.expires_at <= now:
-            self._end(lease, "expired", "")
-            held = None
-        if held is None:
-            raise self._why(lease, epoch, generation)
+        held = self._living(lease, epoch, generation)
         held.terms = held.terms._replace(ttl=ttl)
-        held.expires_at = now + ttl
-        heapq.heappush(self._deadlines, (held.expires_at, lease))
+        held.expires_at = None if ttl is None else self._clock() + ttl
+        self._note_deadline(lease, held)
 
     def owners(self) -> dict[bytes, T]:
         """The owners, not known to be dead, that live leases depend on, each with one of its items to ask it about."""
@@ -314,18 +235,28 @@ class LeaseTable(Generic[T]):
             self._end(lease, "released", f"{origin}, who shut the registry down")
         return len(leases)
 
-    def expire(self) -> int:
-        """End every lease whose time is over; how many that were."""
+    def expire(self, most: int | None = None) -> int:
+        """End leases whose time is over, at most so many of them; how many that were. Forget tombstones that are too old."""
         now = self._clock()
         ended = 0
-        while self._deadlines and self._deadlines[0][0] <= now:
+        while self._deadlines and self._deadlines[0][0] <= now and (most is None or ended < most):
             _, lease = heapq.heappop(self._deadlines)
             held = self._live.get(lease)
             # A renewed or released lease leaves its old deadline behind: only the one it has now counts.
             if held is not None and held.expires_at is not None and held.expires_at <= now:
                 self._end(lease, "expired", "")
                 ended += 1
+        self._forget_old()
         return ended
+
+    def expires_in_s(self, lease: bytes, epoch: bytes, generation: int) -> float | None:
+        """Seconds until a live lease's ttl runs out; None without one.
+
+        Raises:
+            LeaseError: it isn't live.
+        """
+        held = self._living(lease, epoch, generation)
+        return None if held.expires_at is None else held.expires_at - self._clock()
 
     def next_deadline_in_s(self) -> float | None:
         """Seconds until `expire` may have something to do, at least 0; None if nothing ends by time."""
@@ -338,14 +269,47 @@ class LeaseTable(Generic[T]):
         for held in self._live.values():
             yield from held.items
 
-    def listing(self, label: str | None = None) -> list[tuple[LeaseInfo, tuple[T, ...]]]:
-        """The live leases (those of a `label`, if given), oldest first, each with its items."""
+    def page(self, query: Query, sizes: Mapping[T, int] | None = None) -> Page[T]:
+        """Live leases, each with its items, and where the next page begins.
+
+        Args:
+            query: which, in which order, and from where on.
+            sizes: bytes of the objects, as far as they are known; needed where the query asks for them.
+        """
         now = self._clock()
-        return [
-            (self._info(lease, held, now), held.items)
-            for lease, held in self._live.items()
-            if label is None or held.terms.label == label
-        ]
+
+        def size(held: _Lease[T]) -> int:
+            return sum((sizes or {}).get(item, 0) for item in set(held.items))
+
+        def key(held: _Lease[T]) -> tuple[float, int]:
+            if query.sort == "expires":
+                return (math.inf if held.expires_at is None else held.expires_at, held.number)
+            if query.sort == "references":
+                return (-len(held.items), held.number)
+            if query.sort == "bytes":
+                return (-size(held), held.number)
+            return (held.number, held.number)
+
+        def wanted(held: _Lease[T]) -> bool:
+            return (
+                (query.label is None or held.terms.label == query.label)
+                and (query.job is None or held.origin.job == query.job)
+                and (query.min_age_s is None or now - held.since >= query.min_age_s)
+                and (query.min_bytes is None or size(held) >= query.min_bytes)
+                and (query.after is None or key(held) > query.after)
+            )
+
+        found = ((key(held), lease, held) for lease, held in self._live.items() if wanted(held))
+        # Leases stand in the order in which they began, so that pages by age need no sorting.
+        by_age = query.sort == "age"
+        rows = list(islice(found, query.limit)) if by_age else heapq.nsmallest(query.limit, found, key=itemgetter(0))
+        infos = [self._info(lease, held, now, None if sizes is None else size(held)) for _, lease, held in rows]
+        return Page(infos, [held.items for _, _, held in rows], rows[-1][0] if len(rows) == query.limit else None)
+
+    def set_limits(self, limits: Limits) -> None:
+        """Take other limits from now on; what is held stays, even past them."""
+        self.usage.set_limits(limits, [(held.items, held.origin.job) for held in self._live.values()])
+        self._forget_old()
 
     def stats(self) -> RegistryStats:
         """Figures since the table began."""
@@ -353,8 +317,8 @@ class LeaseTable(Generic[T]):
             registry=self.registry,
             generation=self.generation,
             uptime_s=self._clock() - self._started,
-            live_leases=len(self._live),
-            live_references=self._references,
+            live_leases=self.usage.leases,
+            live_references=self.usage.references,
             pinned=self._pinned,
             resolved=self._resolved,
             released=self._ends["released"],
@@ -364,37 +328,57 @@ class LeaseTable(Generic[T]):
             tombstones=len(self._ended),
         )
 
-    def _info(self, lease: bytes, held: _Lease[T], now: float) -> LeaseInfo:
+    def _info(self, lease: bytes, held: _Lease[T], now: float, size: int | None) -> LeaseInfo:
         return LeaseInfo(
+            number=held.number,
             short_id=lease[:4].hex(),
             label=held.terms.label,
             age_s=now - held.since,
             expires_in_s=None if held.expires_at is None else held.expires_at - now,
             uses_left=held.uses_left,
             references=len(held.items),
-            size_bytes=None,
+            size_bytes=size,
             job=held.origin.job,
             node=held.origin.node,
             pid=held.origin.pid,
             source=held.origin.source,
         )
 
-    def _check_room(self, references: int) -> None:
-        limits = self.limits
-        if limits.max_leases is not None and len(self._live) + 1 > limits.max_leases:
-            raise RegistryFullError.of(
-                "max_leases", limits.max_leases, len(self._live), 1, self._largest(by_leases=True)
-            )
-        if limits.max_references is not None and self._references + references > limits.max_references:
-            raise RegistryFullError.of(
-                "max_references", limits.max_references, self._references, references, self._largest(by_leases=False)
-            )
+    def _living(self, lease: bytes, epoch: bytes, generation: int) -> _Lease[T]:
+        """A lease that is live now, to the tick.
 
-    def _largest(self, *, by_leases: bool) -> tuple[tuple[str, int], ...]:
-        """The three labels, or source lines of leases without one, that hold most."""
+        Raises:
+            LeaseError: it isn't.
+        """
+        held = self._live.get(lease)
+        if held is not None and held.expires_at is not None and held.expires_at <= self._clock():
+            self._end(lease, "expired", "")
+            held = None
+        if held is None:
+            raise self._why(lease, epoch, generation)
+        return held
+
+    def _note_deadline(self, lease: bytes, held: _Lease[T]) -> None:
+        if held.expires_at is None:
+            return
+        heapq.heappush(self._deadlines, (held.expires_at, lease))
+        if len(self._deadlines) > 2 * len(self._live) + 64:
+            # Renewed and released leases leave their deadlines behind, which may lie far in the future.
+            self._deadlines = [
+                (each.expires_at, id_) for id_, each in self._live.items() if each.expires_at is not None
+            ]
+            heapq.heapify(self._deadlines)
+
+    def _largest(self, what: str, job: str | None) -> tuple[tuple[str, int], ...]:
+        """The three labels (or source lines, of leases without one) that hold most; of one job, or of all."""
         holders: Counter[str] = Counter()
         for held in self._live.values():
-            holders[held.terms.label or held.origin.source] += 1 if by_leases else len(held.items)
+            if job is None or held.origin.job == job:
+                holders[held.terms.label or held.origin.source] += {
+                    "max_leases": 1,
+                    "max_references": len(held.items),
+                    "max_bytes": sum(self.usage.size(item) for item in set(held.items)),
+                }[what]
         return tuple(holders.most_common(3))
 
     def _end(self, lease: bytes, how: str, by: str) -> None:
@@ -405,23 +389,31 @@ class LeaseTable(Generic[T]):
             if not theirs:
                 del self._by_owner[owner]
                 self._dead_owners.discard(owner)
-        self._references -= len(held.items)
+        self.usage.drop(held.items, held.origin.job)
         self._ends[how] += 1
-        self._remember(lease, _End(how, self._wall(), by, held.terms))
+        self._remember(lease, how, by, held.terms)
 
-    def _remember(self, lease: bytes, end: _End) -> None:
-        self._ended[lease] = end
-        while len(self._ended) > self.limits.max_tombstones:
-            self._ended.popitem(last=False)
+    def _remember(self, lease: bytes, how: str, by: str, terms: Terms) -> None:
+        self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms)
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Drop tombstones beyond their number and age; they stand in the order in which leases ended."""
+        oldest = self._clock() - self.usage.limits.tombstone_age_s
+        while self._ended:
+            lease = next(iter(self._ended))
+            if len(self._ended) <= self.usage.limits.max_tombstones and self._ended[lease].since >= oldest:
+                return
+            del self._ended[lease]
 
     def _why(self, lease: bytes, epoch: bytes, generation: int) -> LeaseError:
         """The error that says what became of a lease that isn't live."""
         short = lease[:4].hex()
+        if epoch != self.epoch:
+            return LeaseLostError.of(short, self.registry, generation, self.generation)
         end = self._ended.get(lease)
         if end is None:
-            if epoch == self.epoch:
-                return LeaseNotFoundError.of(short, self.registry)
-            return LeaseLostError.of(short, self.registry, generation, self.generation)
+            return LeaseNotFoundError.of(short, self.registry)
         if end.how == "expired":
             return LeaseExpiredError.of(short, self.registry, end.at, end.terms.ttl)
         if end.how == "used_up":

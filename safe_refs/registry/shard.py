@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from .. import _ray
 from ..config import Limits
 from ..errors import SafeRefsError
-from .leases import LeaseInfo, LeaseTable, Origin, RegistryStats, Terms
+from .leases import LeaseTable
+from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 
 if TYPE_CHECKING:
     import ray
@@ -31,6 +32,9 @@ logger = logging.getLogger("safe_refs.registry")
 
 _PROBE_TIMEOUT_S = 1.0  # for questions to owners; what is asked about is held as long as the question takes
 _MISSES_UNTIL_DEAD = 2  # sweeps in a row in which an owner didn't answer
+_EXPIRED_AT_ONCE = 100  # leases; about a millisecond
+_BREATH_S = 0.001
+_WEIGHED_AT_ONCE = 1000  # references; 17 microseconds each
 _CLOSE_TIMEOUT_S = 2.0
 
 
@@ -68,8 +72,11 @@ class Shard:
         """Begin a lease; answers with epoch and generation."""
         lease, refs, wanted, maker = call
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
+        sizes = self._weigh(refs) if self._table.usage.limits.weighs else {}
         try:
             with self._lock:
+                if sizes:
+                    self._table.usage.learn(sizes)
                 self._table.pin(lease, refs, owners, terms, Origin(*maker))
         except SafeRefsError as refusal:
             return refusal
@@ -91,7 +98,7 @@ class Shard:
         with self._lock:
             return sum(self._table.release(lease, origin) for lease in leases)
 
-    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float) -> SafeRefsError | None:
+    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None) -> SafeRefsError | None:
         """Give a lease a new time to live."""
         try:
             with self._lock:
@@ -101,26 +108,46 @@ class Shard:
         self._wake.set()
         return None
 
-    def leases(self, label: str | None, limit: int, with_sizes: bool) -> list[LeaseInfo]:
-        """The oldest `limit` live leases, with their objects' sizes if asked for."""
+    def expires_in_s(self, lease: bytes, epoch: bytes, generation: int) -> float | SafeRefsError | None:
+        """Seconds until a lease's ttl runs out; None without one."""
+        try:
+            with self._lock:
+                return self._table.expires_in_s(lease, epoch, generation)
+        except SafeRefsError as refusal:
+            return refusal
+
+    def leases(self, query: tuple[Any, ...], with_sizes: bool) -> tuple[list[LeaseInfo], tuple[float, int] | None]:
+        """One page of live leases, with their objects' sizes if asked for, and where the next page begins."""
+        asked = Query(*query)
+        if asked.sort == "bytes" or asked.min_bytes is not None:
+            # To choose by size one has to know them all.
+            with self._lock:
+                everything = list(set(self._table.items()))
+            sizes = self._weigh(everything)
+            del everything
+            with self._lock:
+                page = self._table.page(asked, sizes)
+            return page.infos, page.after
         with self._lock:
-            rows = self._table.listing(label)[:limit]
+            page = self._table.page(asked)
         if not with_sizes:
-            return [info for info, _ in rows]
-        sizes = _ray.sizes(list({ref for _, refs in rows for ref in refs}), _PROBE_TIMEOUT_S) if rows else {}
-        return [
-            dataclasses.replace(info, size_bytes=sum(sizes.get(ref, 0) for ref in set(refs))) for info, refs in rows
+            return page.infos, page.after
+        sizes = self._weigh(list({ref for refs in page.items for ref in refs}))
+        infos = [
+            dataclasses.replace(info, size_bytes=sum(sizes.get(ref, 0) for ref in set(refs)))
+            for info, refs in zip(page.infos, page.items, strict=True)
         ]
+        return infos, page.after
 
     def stats(self) -> RegistryStats:
         """Figures since the start."""
         with self._lock:
             return self._table.stats()
 
-    def set_limits(self, limits: Limits) -> None:
+    def set_limits(self, limits: tuple[Any, ...]) -> None:
         """Take other limits from now on; what is held stays."""
         with self._lock:
-            self._table.limits = limits
+            self._table.set_limits(Limits(*limits))
 
     def close(self, origin: Origin) -> int:
         """Let go of everything, and wait until Ray has seen it; how many leases that were.
@@ -136,19 +163,34 @@ class Shard:
             time.sleep(0.02)
         return ended
 
+    def _weigh(self, refs: Sequence[Ref]) -> dict[Ref, int]:
+        """Sizes of objects, as far as their owners tell them in time."""
+        sizes: dict[Ref, int] = {}
+        for start in range(0, len(refs), _WEIGHED_AT_ONCE):
+            try:
+                sizes.update(_ray.sizes(refs[start : start + _WEIGHED_AT_ONCE], _PROBE_TIMEOUT_S))
+            except TimeoutError:
+                logger.warning(
+                    "an owner did not answer in time when asked for the sizes of its objects; they count as 0 for now"
+                )
+        return sizes
+
     def _keep_time(self) -> None:
-        """The time thread: ends leases when their ttl runs out."""
+        """The time thread: ends leases when their ttl runs out. A few at a time, so that calls come in between."""
         while True:
             with self._lock:
-                self._table.expire()
+                self._table.expire(_EXPIRED_AT_ONCE)
                 pause = self._table.next_deadline_in_s()
-            self._wake.wait(pause)
-            self._wake.clear()
+            if pause == 0:
+                time.sleep(_BREATH_S)
+            else:
+                self._wake.wait(pause)
+                self._wake.clear()
 
     def _watch_owners(self) -> None:
         """The owners' thread: ends leases of which every owner is dead."""
         while True:
-            time.sleep(self._table.limits.sweep_s)
+            time.sleep(self._table.usage.limits.sweep_s)
             try:
                 self._sweep()
             except Exception:
@@ -165,6 +207,12 @@ class Shard:
             for owner, misses in self._misses.items():
                 if misses >= _MISSES_UNTIL_DEAD and (ended := self._table.bury(owner)):
                     logger.info("%d lease(s) ended, as the process that owned their objects is dead", ended)
+            self._table.expire(0)  # forgets what was remembered long enough
+            unweighed = self._table.usage.unweighed()
+        if unweighed:  # tasks that were still at work when they were pinned
+            sizes = self._weigh(unweighed)
+            with self._lock:
+                self._table.usage.learn({ref: size for ref, size in sizes.items() if ref in self._table.usage})
 
 
 def _silent_owners(samples: dict[bytes, Ref]) -> set[bytes]:

@@ -1,0 +1,123 @@
+"""What is said of leases: terms, origins, listings, figures. Plain values, that travel between client and shard.
+
+What always holds: nothing here resolves anything, and none of it knows Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Terms(NamedTuple):
+    """On what a lease ends by itself, and what it is called. None is without.
+
+    Attributes:
+        ttl: seconds to live, from the moment the registry holds it.
+        uses: how often it may be resolved.
+        label: a name for people.
+    """
+
+    ttl: float | None = None
+    uses: int | None = None
+    label: str | None = None
+
+
+class Origin(NamedTuple):
+    """Who made a lease or ended it: job and node ids (hexadecimal), process id, and `file:line in function`."""
+
+    job: str
+    node: str
+    pid: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on node {self.node[:8]}, job {self.job} ({self.source})"
+
+
+@dataclass(frozen=True)
+class LeaseInfo:
+    """One live lease, as `leases()` lists it.
+
+    Attributes:
+        number: the how manieth lease of its registry it is, from 1; for paging.
+        short_id: first eight hexadecimal digits of its id; resolves nothing.
+        label: its label, or None.
+        age_s: seconds since the registry took it.
+        expires_in_s: seconds until its ttl runs out; None without one.
+        uses_left: how often it can still be resolved; None without a limit.
+        references: how many references it holds.
+        size_bytes: bytes of the objects behind them that exist by now; None where that wasn't asked for.
+        job: id of the job that made it.
+        node: id of the node where that was.
+        pid: id of the process there.
+        source: the source line, as `file:line in function`.
+    """
+
+    number: int
+    short_id: str
+    label: str | None
+    age_s: float
+    expires_in_s: float | None
+    uses_left: int | None
+    references: int
+    size_bytes: int | None
+    job: str
+    node: str
+    pid: int
+    source: str
+
+
+@dataclass(frozen=True)
+class RegistryStats:
+    """Figures of a registry since it started, as `stats()` gives them.
+
+    Attributes:
+        registry: its name.
+        generation: which start of it this is, counted from 1.
+        uptime_s: seconds since it started.
+        live_leases: leases held now.
+        live_references: references in them.
+        pinned: leases ever taken.
+        resolved: times a lease was resolved.
+        released: leases ended by release or take.
+        expired: leases ended by their ttl.
+        used_up: leases ended by their uses.
+        owner_gone: leases ended because their owners died.
+        tombstones: ended leases that it still remembers.
+    """
+
+    registry: str
+    generation: int
+    uptime_s: float
+    live_leases: int
+    live_references: int
+    pinned: int
+    resolved: int
+    released: int
+    expired: int
+    used_up: int
+    owner_gone: int
+    tombstones: int
+
+
+class Query(NamedTuple):
+    """Which live leases to list, and in which order. None is any.
+
+    Attributes:
+        label: of this label.
+        job: made by this job.
+        min_age_s: at least so old.
+        min_bytes: holding at least so many bytes; needs sizes.
+        sort: `age` (oldest first), `expires` (soonest first; those without a ttl last), `references` or `bytes` (most first).
+        after: the last row of the page before, as (what it was sorted by, its number); None for the first page.
+        limit: rows of a page.
+    """
+
+    label: str | None = None
+    job: str | None = None
+    min_age_s: float | None = None
+    min_bytes: int | None = None
+    sort: str = "age"
+    after: tuple[float, int] | None = None
+    limit: int = 1000
