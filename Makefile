@@ -7,11 +7,12 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-oldest check lint bench leak clean redis
+.PHONY: help venv demo test test-deep test-oldest check lint bench leak clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
 	@echo "make test         all tests (under 10 minutes on 2 cores)"
+	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, long waits"
 	@echo "make check        lint, format, types, tests"
 	@echo "make bench        what dumps and loads cost, against what they are built on"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
@@ -37,6 +38,10 @@ demo: venv
 
 test: venv redis
 	$(PYTEST)
+
+# What takes too long for every day: long waits, and ten thousand programs for the rules.
+test-deep: venv
+	SAFE_REFS_TEST_DEEP=1 $(PYTEST) -m slow --timeout 3600
 
 test-oldest: redis
 	$(MAKE) venv VENV=.venv-oldest

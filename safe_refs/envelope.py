@@ -11,6 +11,7 @@ refused with `EnvelopeError`; unknown keys are ignored, an unknown version is re
 from __future__ import annotations
 
 import binascii
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ _TUPLE2_REDUCE_STOP = b"\x86R."
 _CHECKSUM_KEY = b"\xa1c\xce"  # msgpack: the one-letter string "c", then the mark of a 32-bit unsigned number
 _CHECKSUM = len(_CHECKSUM_KEY) + 4
 _FIRST_LOOK = 1024  # bytes: nearly every header is shorter
-_LARGEST_HEADER = 64 * 2**20  # bytes; one byte a slot, so that millions of slots fit, and no more is read for nothing
+_LARGEST_HEADER = 4 * 2**20  # bytes; one byte a slot, so that millions of slots fit, and no more is read for nothing
 
 
 class LeaseAddress(NamedTuple):
@@ -58,12 +59,16 @@ class LeaseAddress(NamedTuple):
         """First eight hexadecimal digits of the lease's id: enough to tell leases apart, not enough to resolve one."""
         return self.lease[:4].hex()
 
+    def __repr__(self) -> str:
+        return f"<LeaseAddress {self.short_id} in registry {self.registry!r}, generation {self.generation}>"
+
 
 class Header(NamedTuple):
     """What a payload says of itself before any of its pickle runs.
 
     Attributes:
         address: where its lease lives.
+        tag: what the payload's slots call it by in the inner pickle, 8 random bytes.
         kinds: one letter a slot: `o` is an `ObjectRef`.
         terms: the terms the lease was made with: `ttl` (seconds), `uses`, `label`; only those that were given.
         made_at: seconds since the epoch by the maker's clock.
@@ -73,6 +78,7 @@ class Header(NamedTuple):
     """
 
     address: LeaseAddress
+    tag: bytes
     kinds: str
     terms: Mapping[str, Any]
     made_at: float
@@ -165,14 +171,26 @@ def unpack_address(fields: Mapping[str, Any], what: str) -> LeaseAddress:
     registry, cluster, epoch, generation, lease = (fields.get(key) for key in "rKegi")
     if not (
         isinstance(registry, str)
-        and isinstance(cluster, bytes)
-        and isinstance(epoch, bytes)
-        and isinstance(generation, int)
-        and isinstance(lease, bytes)
-        and len(lease) == 16
+        and _is_bytes(cluster, 28)
+        and _is_bytes(epoch, 8)
+        and _is_count(generation)
+        and _is_bytes(lease, 16)
     ):
         raise EnvelopeError(f"{what} is altered: its header lacks a part of the lease's address")
-    return LeaseAddress(registry, cluster, epoch, generation, lease)
+    return LeaseAddress(registry, fields["K"], fields["e"], fields["g"], fields["i"])
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_bytes(value: Any, size: int) -> bool:
+    return isinstance(value, bytes) and len(value) == size
+
+
+def _are_terms(value: Any) -> bool:
+    kinds = {"ttl": float, "uses": int, "label": str}
+    return isinstance(value, dict) and all(type(each) is kinds.get(name, type(each)) for name, each in value.items())
 
 
 def is_payload(data: Any) -> bool:
@@ -192,7 +210,7 @@ def wrap(header: Header, inner: Sequence[Any]) -> bytes:
         header: what the payload says of itself; `inner_size` must be the sum of the pieces.
         inner: buffers of bytes.
     """
-    fields: dict[str, Any] = {"v": FORMAT_VERSION, **pack_address(header.address), "k": header.kinds}
+    fields: dict[str, Any] = {"v": FORMAT_VERSION, **pack_address(header.address), "x": header.tag, "k": header.kinds}
     if header.terms:
         fields["t"] = dict(header.terms)
     fields["m"] = header.made_at
@@ -231,6 +249,8 @@ def find(data: Any) -> Found:
             f"the payload is cut short: its body should have {size} bytes and has {len(body)}; get it again, whole"
         )
     found = open_body(body)
+    if found.header.buffers > len(view) - _BODY - size:
+        raise EnvelopeError("the payload is cut short or altered: it names more buffers than it has bytes left")
     tail = _tail(found.header.buffers)
     if view[_BODY + size : _BODY + size + len(tail)] != tail:
         raise EnvelopeError("the payload is cut short or altered: its last bytes are not those of a payload")
@@ -247,24 +267,26 @@ def open_body(body: Any) -> Found:
     fields, end = unseal(view, "the payload")
     check_version(fields, "the payload")
     address = unpack_address(fields, "the payload")
-    kinds, terms, made_at, size, buffers = (fields.get(key) for key in "ktmnb")
+    tag, kinds, terms, made_at, size, buffers = (fields.get(key) for key in "xktmnb")
     terms, buffers = terms or {}, buffers or 0
     if not (
-        isinstance(kinds, str)
-        and isinstance(terms, dict)
+        _is_bytes(tag, 8)
+        and isinstance(kinds, str)
+        and _are_terms(terms)
         and isinstance(made_at, float)
-        and isinstance(size, int)
-        and isinstance(buffers, int)
+        and math.isfinite(made_at)
+        and _is_count(size)
+        and _is_count(buffers)
     ):
-        raise EnvelopeError("the payload is altered: its header lacks a part")
-    if len(view) - end < size:
+        raise EnvelopeError("the payload is altered: its header lacks a part, or has one that makes no sense")
+    if len(view) - end < fields["n"]:
         raise EnvelopeError(
             f"the payload is cut short: its pickle should have {size} bytes and has {len(view) - end}; get it again, whole"
         )
     if fields.get("s"):
         raise EnvelopeError("the payload is signed, which this release of safe_refs can't check: install a newer one")
-    header = Header(address, kinds, terms, made_at, size, buffers, signed=False)
-    return Found(header, view[end : end + size])
+    header = Header(address, fields["x"], kinds, terms, made_at, fields["n"], buffers, signed=False)
+    return Found(header, view[end : end + header.inner_size])
 
 
 def total_size(pieces: Iterable[Any]) -> int:

@@ -19,7 +19,7 @@ from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address,
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .registry import client
 from .registry.records import Terms
-from .slots import OBJECT_REF
+from .slots import OBJECT_REF, state
 
 if TYPE_CHECKING:
     import ray
@@ -157,7 +157,7 @@ class SafeRef(Generic[T]):
         fields, end = unseal(view[len(_MAGIC) :], "the SafeRef")
         check_version(fields, "the SafeRef")
         slot, kind = fields.get("s"), fields.get("k")
-        if not isinstance(slot, int) or not isinstance(kind, str) or end != len(view) - len(_MAGIC):
+        if type(slot) is not int or slot < 0 or not isinstance(kind, str) or end != len(view) - len(_MAGIC):
             raise EnvelopeError("the SafeRef is altered: it lacks its slot, or has more bytes than it should")
         return cls(unpack_address(fields, "the SafeRef"), slot, kind)
 
@@ -268,6 +268,12 @@ def pin(
     maker = client.origin()
     scopes.note(registry, lease)
     epoch, generation = client.pin(registry, lease, refs, terms, maker, config.timeout_s())
-    address = LeaseAddress(registry, cluster, epoch, generation, lease)
-    handles = [SafeRef[Any](address, number) for number in range(len(refs))]
+    try:
+        address = LeaseAddress(registry, cluster, epoch, generation, lease)
+        handles = [SafeRef[Any](address, number) for number in range(len(refs))]
+        if state.writing is not None:
+            state.writing.note(registry, lease)
+    except BaseException:
+        client.release_later(registry, [lease])
+        raise
     return handles[0] if single else handles

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 from . import config, envelope
@@ -17,6 +18,8 @@ from .errors import EnvelopeError
 from .handle import TEXT_PREFIX, SafeRef, make_terms
 from .registry import client
 from .scopes import KeepAlive, Scope
+
+_DEEPEST = 10  # lists in lists, when leases are released
 
 Target: TypeAlias = "bytes | bytearray | memoryview | str | SafeRef[Any] | PayloadInfo"
 
@@ -30,27 +33,36 @@ class PayloadInfo:
         registry: name of the registry that holds the lease; None likewise.
         generation: which start of that registry, from 1; None likewise.
         cluster: Ray's id of the cluster, 56 hexadecimal digits; None likewise.
-        handles: one `SafeRef` for each reference, in the order of their slots.
         terms: the terms it was made with: `ttl` in seconds, `uses`, `label`; only those that were given.
         made_at: seconds since the epoch by the maker's clock; None for a plain pickle.
         size: bytes of the payload.
         pickle_size: bytes of the pickle inside it.
         buffers: out-of-band buffers that belong to it.
+        address: where its lease lives, as secret as the payload; None for a plain pickle.
+        kinds: one letter for each reference: `o` is an `ObjectRef`.
     """
 
     lease_id: str | None
     registry: str | None
     generation: int | None
     cluster: str | None
-    handles: tuple[SafeRef[Any], ...]
     terms: Mapping[str, Any]
     made_at: float | None
     size: int
     pickle_size: int
     buffers: int
+    address: LeaseAddress | None = field(default=None, repr=False, compare=False)
+    kinds: str = ""
+
+    @cached_property
+    def handles(self) -> tuple[SafeRef[Any], ...]:
+        """One `SafeRef` for each reference, in the order of their slots."""
+        if self.address is None:
+            return ()
+        return tuple(SafeRef(self.address, number, kind) for number, kind in enumerate(self.kinds))
 
     def __repr__(self) -> str:
-        lease = "no lease" if self.lease_id is None else f"lease {self.lease_id[:8]}, {len(self.handles)} reference(s)"
+        lease = "no lease" if self.lease_id is None else f"lease {self.lease_id[:8]}, {len(self.kinds)} reference(s)"
         return f"<PayloadInfo {lease}, {self.size} bytes>"
 
 
@@ -64,7 +76,7 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
     """
     view = memoryview(payload)
     if not _has_lease(view):
-        return PayloadInfo(None, None, None, None, (), {}, None, view.nbytes, view.nbytes, 0)
+        return PayloadInfo(None, None, None, None, {}, None, view.nbytes, view.nbytes, 0)
     header = envelope.find(view).header
     address = header.address
     return PayloadInfo(
@@ -72,12 +84,13 @@ def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
         registry=address.registry,
         generation=address.generation,
         cluster=address.cluster.hex(),
-        handles=tuple(SafeRef(address, number, kind) for number, kind in enumerate(header.kinds)),
         terms=header.terms,
         made_at=header.made_at,
         size=view.nbytes,
         pickle_size=header.inner_size,
         buffers=header.buffers,
+        address=address,
+        kinds=header.kinds,
     )
 
 
@@ -208,16 +221,28 @@ def _addresses(target: Any) -> list[LeaseAddress]:
     return [address for address in found if address is not None]
 
 
-def _each(target: Any) -> Iterator[Any]:
-    if isinstance(target, (bytes, bytearray, memoryview, str, SafeRef, PayloadInfo)):
+def _each(target: Any, depth: int = 0) -> Iterator[Any]:
+    """The targets in a target, which may be an iterable of them, and these may be iterables in turn."""
+    if isinstance(target, (str, SafeRef, PayloadInfo)):
         yield target
-    elif isinstance(target, Iterable):
+    elif _is_buffer(target):
+        yield memoryview(target)
+    elif isinstance(target, Iterable) and depth < _DEEPEST:
         for each in target:
-            yield from _each(each)
+            yield from _each(each, depth + 1)
     else:
         raise TypeError(
-            f"a lease is named by a payload, a SafeRef, its text or a lease id, not by {type(target).__name__}"
+            f"a lease is named by a payload, a SafeRef, its text or a lease id, or by an iterable of these, not by "
+            f"{type(target).__name__}{' nested so deep' if depth >= _DEEPEST else ''}"
         )
+
+
+def _is_buffer(target: Any) -> bool:
+    try:
+        memoryview(target).release()
+    except TypeError:
+        return False
+    return True
 
 
 def address_of(target: Any) -> LeaseAddress:
@@ -238,10 +263,10 @@ def _address(target: Any) -> LeaseAddress | None:
     if isinstance(target, SafeRef):
         return target.address
     if isinstance(target, PayloadInfo):
-        return target.handles[0].address if target.handles else None
+        return target.address
     if isinstance(target, str):
         return SafeRef.parse(target).address
-    if isinstance(target, (bytes, bytearray, memoryview)):
+    if _is_buffer(target):
         return envelope.find(target).header.address if _has_lease(target) else None
     raise TypeError(f"a lease is named by a payload, a SafeRef or its text, not by {type(target).__name__}")
 
@@ -254,13 +279,21 @@ def _has_lease(payload: Any) -> bool:
     """
     if envelope.is_payload(payload):
         return True
-    head = bytes(memoryview(payload)[:2])
-    # Every pickle of protocol 2 and later starts so, and pickles are all that `dumps` makes.
-    if head[:1] == b"\x80" or head[:1] in (b"(", b"]", b"}", b")", b"c", b"I", b"L", b"F", b"V", b"S", b"N"):
+    view = memoryview(payload).cast("B")
+    first, last = bytes(view[:1]), bytes(view[-1:])
+    # From protocol 2 on a pickle starts with PROTO; before, with any opcode. The last one is STOP.
+    if first == b"\x80" or (last == b"." and first in _first_bytes_of_pickles()):
         return False
     raise EnvelopeError(
         "these bytes are neither a payload of safe_refs nor a pickle: get them again, whole and unchanged"
     )
+
+
+@lru_cache
+def _first_bytes_of_pickles() -> frozenset[bytes]:
+    import pickletools  # rarely wanted, and takes a while to import
+
+    return frozenset(opcode.code.encode("latin-1") for opcode in pickletools.opcodes)
 
 
 def _lease_id(text: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from .pickling import (
     slot_values,
     write_or_release,
 )
-from .slots import Reading, register, slot, with_reducers
+from .slots import Reading, WithReducers, register, slot
 
 
 class ReadableFile(Protocol):
@@ -105,16 +106,22 @@ class Pickler(pickle.Pickler):
         table = getattr(self, "dispatch_table", None)
         self.clear_memo()
         if table is not None:
-            self.dispatch_table = with_reducers(table)
+            # By the descriptor: a table that is a class's attribute hides the C pickler's own, which is what it goes by.
+            _set_table(self, WithReducers(table))
         try:
             yield
             sink.pieces.extend(self._sink.pieces)
         finally:
             if table is not None:
-                self.dispatch_table = table
+                _set_table(self, table)
             self._buffers = None
             self._sink.pieces.clear()
             self.clear_memo()
+
+
+def _set_table(pickler: pickle.Pickler, table: Any) -> None:
+    descriptor: Any = vars(pickle.Pickler)["dispatch_table"]
+    descriptor.__set__(pickler, table)
 
 
 class _Plain:
@@ -136,9 +143,10 @@ def _cloud_pickler(
     """A cloudpickle pickler that asks the hooks of `user` first."""
     import cloudpickle
 
-    table = getattr(user, "dispatch_table", None)
+    own_table = getattr(user, "dispatch_table", None)
+    table = None if own_table is None else WithReducers(own_table)
     override = getattr(user, "reducer_override", None)
-    persistent_id = getattr(type(user), "persistent_id", None)
+    persistent_id = getattr(user, "persistent_id", None)
 
     class Cloud(cloudpickle.Pickler):  # type: ignore[misc] # cloudpickle is untyped
         def reducer_override(self, obj: Any) -> Any:
@@ -150,8 +158,11 @@ def _cloud_pickler(
                 return table[type(obj)](obj)
             return super().reducer_override(obj)
 
-    if persistent_id is not None and persistent_id is not getattr(pickle.Pickler, "persistent_id", None):
-        Cloud.persistent_id = lambda self, obj: user.persistent_id(obj)
+    # From Python 3.13 on every C pickler has a `persistent_id`, which does nothing unless somebody brings another.
+    if persistent_id is not None and not (
+        isinstance(persistent_id, types.BuiltinMethodType) and persistent_id.__self__ is user
+    ):
+        Cloud.persistent_id = lambda self, obj: persistent_id(obj)
     pickler: pickle.Pickler = Cloud(sink, protocol, buffer_callback=buffers)
     if not fix_imports:
         # cloudpickle's constructor doesn't pass it on; the C pickler's own may be called again.
@@ -162,8 +173,9 @@ def _cloud_pickler(
 class Unpickler(pickle.Unpickler):
     """`pickle.Unpickler`, for plain pickles and payloads alike.
 
-    A subclass that restricts `find_class` must let through `safe_refs.open_payload`; what is inside a payload goes through the same
-    `find_class` then.
+    A subclass that restricts `find_class` lets payloads through by calling `super().find_class` for `safe_refs.open_payload`; what is
+    inside a payload then goes through the same `find_class`. Looking that name up by itself (`getattr`), or letting it through in a
+    plain `pickle.Unpickler`, opens what is inside without any restriction.
 
     Args:
         file: where to read.
@@ -205,7 +217,7 @@ class Unpickler(pickle.Unpickler):
 
     def _open_payload(self, body: bytes, buffers: Sequence[Any] = ()) -> Any:
         found = envelope.open_body(body)
-        with Reading(slot_values(found.header, self._resolve, self._take, self._timeout)):
+        with Reading(found.header.tag, slot_values(found.header, self._resolve, self._take, self._timeout)):
             return _Inner(self, found.inner, buffers, self._how).load()
 
 

@@ -58,24 +58,25 @@ class Pickled(NamedTuple):
 
 
 class Sink:
-    """A file for the C pickler that keeps the pieces it writes, without copying them."""
+    """A file for the C pickler that keeps the pieces it writes.
 
-    __slots__ = ("pieces", "write")
+    Bytes are kept as they are. A buffer that somebody could still write to is copied at once: the next `__reduce__`, or another
+    thread, may use it again.
+    """
+
+    __slots__ = ("pieces",)
 
     def __init__(self) -> None:
-        self.pieces: list[Any] = []
-        self.write = self.pieces.append
+        self.pieces: list[bytes] = []
 
-    def take(self) -> list[Any]:
-        """The pieces so far, which are forgotten here."""
-        taken = [_flat(piece) for piece in self.pieces]
-        self.pieces.clear()
-        return taken
+    def write(self, piece: Any) -> None:
+        """Take a piece of a pickle."""
+        self.pieces.append(piece if type(piece) is bytes else _solid(piece))
 
 
-def _flat(piece: Any) -> Any:
-    """A piece as something that can be joined and measured: a buffer of any layout as plain bytes, uncopied."""
-    return piece.raw() if type(piece) is pickle.PickleBuffer else piece
+def _solid(piece: Any) -> bytes:
+    """A buffer of any layout as bytes."""
+    return bytes(piece.raw()) if type(piece) is pickle.PickleBuffer else bytes(piece)
 
 
 class Buffers:
@@ -207,7 +208,7 @@ def loads(
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     found = envelope.find(data)
-    with Reading(slot_values(found.header, resolve, take, timeout)):
+    with Reading(found.header.tag, slot_values(found.header, resolve, take, timeout)):
         return pickle.loads(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
 
 
@@ -247,7 +248,7 @@ def open_payload(body: bytes, buffers: Sequence[Any] = ()) -> Any:
         EnvelopeError: and others as from `loads`.
     """
     found = envelope.open_body(body)
-    with Reading(slot_values(found.header, resolve=True, take=False, timeout=None)):
+    with Reading(found.header.tag, slot_values(found.header, resolve=True, take=False, timeout=None)):
         return pickle.loads(found.inner, buffers=buffers or None)
 
 
@@ -277,6 +278,7 @@ def hold(pickled: Pickled, terms: Terms) -> bytes:
     address = LeaseAddress(registry, client.cluster(), *client.identity(registry, timeout), os.urandom(16))
     header = Header(
         address=address,
+        tag=pickled.writing.tag,
         kinds=OBJECT_REF * len(refs),
         terms={name: value for name, value in terms._asdict().items() if value is not None},
         made_at=time.time(),
@@ -284,19 +286,27 @@ def hold(pickled: Pickled, terms: Terms) -> bytes:
         buffers=pickled.buffers,
         signed=False,
     )
-    # The payload is made first, so that running out of memory here leaves nothing pinned.
-    payload = envelope.wrap(header, pickled.pieces)
-    pickled.pieces.clear()
-    scopes.note(registry, address.lease)
-    epoch, generation = client.pin(registry, address.lease, refs, terms, maker, timeout)
-    if epoch != address.epoch:
-        # The registry has restarted since this process last heard of it: name the one that holds the lease.
-        address = address._replace(epoch=epoch, generation=generation)
-        try:
+    try:
+        # The payload is made first, so that running out of memory here leaves nothing pinned.
+        payload = envelope.wrap(header, pickled.pieces)
+        pickled.pieces.clear()
+        scopes.note(registry, address.lease)
+        epoch, generation = client.pin(registry, address.lease, refs, terms, maker, timeout)
+    except BaseException:
+        _discard(pickled.writing)
+        raise
+    try:
+        if epoch != address.epoch:
+            # The registry has restarted since this process last heard of it: name the one that holds the lease.
+            address = address._replace(epoch=epoch, generation=generation)
             payload = envelope.wrap(header._replace(address=address), [envelope.find(payload).inner])
-        except BaseException:
-            client.release_later(registry, [address.lease])
-            raise
+        if state.writing is not None:
+            for nested in [(registry, address.lease), *(pickled.writing.nested or ())]:
+                state.writing.note(*nested)
+    except BaseException:
+        client.release_later(registry, [address.lease])
+        _discard(pickled.writing)
+        raise
     return payload
 
 
@@ -335,8 +345,15 @@ def pickle_with(
     if pickled is None:
         chosen = cloud
         pickled = _run(cloud, obj, buffers)
-    if buffers is not None and buffers.settle():
-        pickled = _run(chosen, obj, buffers)
+    if buffers is not None:
+        try:
+            again = buffers.settle()
+        except BaseException:
+            _discard(pickled.writing)
+            raise
+        if again:
+            _discard(pickled.writing)
+            pickled = _run(chosen, obj, buffers)
     return pickled
 
 
@@ -350,7 +367,16 @@ def _attempt(
         if not _may_be_mended(error):
             raise
         return None
-    return None if _names_main(pickled.pieces, protocol) else pickled
+    if not _names_main(pickled.pieces, protocol):
+        return pickled
+    _discard(pickled.writing)
+    return None
+
+
+def _discard(writing: Writing) -> None:
+    """A pickling came to nothing: end the leases that code called by it has made."""
+    for registry, lease in writing.nested or ():
+        client.release_later(registry, [lease])
 
 
 def _may_be_mended(error: Exception) -> bool:
@@ -371,9 +397,12 @@ def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers
     state.writing = writing
     try:
         pickler.dump(obj)
+    except BaseException:
+        _discard(writing)
+        raise
     finally:
         state.writing = around
-    return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
+    return Pickled(sink.pieces, writing, 0 if buffers is None else buffers.count)
 
 
 def _pickle_quickly(obj: Any) -> Pickled | bytes:
@@ -390,8 +419,9 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
     state.writing = writing = Writing()
     try:
         pickler.dump(obj)
-    except _NEEDS_CLOUDPICKLE as error:
-        if not _may_be_mended(error):
+    except BaseException as error:
+        _discard(writing)
+        if not isinstance(error, _NEEDS_CLOUDPICKLE) or not _may_be_mended(error):
             raise
         pieces = []
     finally:
@@ -403,8 +433,11 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
             pickler.clear_memo()
             _quick.sink, _quick.pickler = sink, pickler
             return small if writing.refs is None else Pickled([small], writing, 0)
+        _discard(writing)
     elif pieces and not _names_main(pieces, None) and not _by_value_modules():
-        return Pickled([_flat(piece) for piece in pieces], writing, 0)
+        return Pickled(pieces, writing, 0)
+    else:
+        _discard(writing)
     return _run(_standard_picklers(None, True)[1], obj, None)
 
 
@@ -421,8 +454,9 @@ def _names_main(pieces: Iterable[Any], protocol: int | None) -> bool:
 
 def _by_value_modules() -> bool:
     """Whether the user told cloudpickle to pickle some modules by value, which plain pickle knows nothing of."""
-    cloudpickle = sys.modules.get("cloudpickle")
-    return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
+    # Another thread may be in the middle of importing it: then nobody has registered anything yet.
+    registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
+    return registered is not None and bool(registered())
 
 
 def _standard_picklers(protocol: int | None, fix_imports: bool) -> Sequence[Callable[[Sink, Buffers | None], Any]]:

@@ -29,10 +29,14 @@ OBJECT_REF = "o"  # the kind of a slot, as it stands in a payload's header
 
 
 class Writing:
-    """The references met while one object is being pickled, each once. Costs nothing until the first one."""
+    """What is met while one object is being pickled: its references, each once, and leases made by code that pickling calls.
+
+    Costs nothing until the first one.
+    """
 
     refs: list[Ref] | None = None
-    tag: bytes
+    tag: bytes = b""
+    nested: list[tuple[str, bytes]] | None = None
     _numbers: dict[Ref, int]
 
     def number(self, ref: Ref) -> tuple[bytes, int]:
@@ -45,17 +49,24 @@ class Writing:
             self.refs.append(ref)
         return self.tag, number
 
+    def note(self, registry: str, lease: bytes) -> None:
+        """A `__reduce__` or the like has made a lease of its own, which is to end if this pickling comes to nothing."""
+        if self.nested is None:
+            self.nested = []
+        self.nested.append((registry, lease))
+
 
 class Reading:
     """What stands in the slots of one payload while it is being unpickled. Used as a context manager.
 
     Args:
+        tag: what the payload's slots call it by.
         values: for each slot, the reference or handle to put there.
     """
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, tag: bytes, values: Sequence[Any]) -> None:
+        self._tag = tag
         self._values = values
-        self._tag: bytes | None = None
         self._around: Reading | None = None
 
     def __enter__(self) -> None:
@@ -67,9 +78,6 @@ class Reading:
 
     def find(self, tag: bytes, number: int) -> Any:
         """What stands in a slot of this payload, or of one that is being opened around it."""
-        # The first slot met in a payload's own pickle fixes its tag.
-        if self._tag is None:
-            self._tag = tag
         if tag == self._tag:
             if 0 <= number < len(self._values):
                 return self._values[number]
@@ -96,6 +104,9 @@ def slot(tag: bytes, number: int) -> Any:
     Raises:
         EnvelopeError: the slot belongs to another payload, or no payload is being opened.
     """
+    writing = state.writing
+    if writing is not None and writing.refs is not None and tag == writing.tag:
+        return writing.refs[number]  # a `__getstate__` copies what it gives away: `copy` asks the same reducers
     reading = state.reading
     if reading is None:
         raise EnvelopeError("a slot of a payload was unpickled by itself: open the whole payload, with loads()")
@@ -162,12 +173,30 @@ def register() -> None:
             _waiting = tuple(row for row in _waiting if row[0] != module)
 
 
-def with_reducers(table: Any) -> dict[type, Callable[[Any], Any]]:
-    """A pickler's private dispatch table, completed with the reducers for references where it has none of its own."""
-    register()
-    ours = {
-        kind: reduce
-        for kind, reduce in copyreg.dispatch_table.items()
-        if reduce.__module__ == __name__ and kind not in table
-    }
-    return {**table, **ours}
+class WithReducers:
+    """A pickler's private dispatch table, completed with the reducers for references where it has none of its own.
+
+    Args:
+        table: the user's: any mapping, asked by `table[type]` and nothing else.
+    """
+
+    def __init__(self, table: Any) -> None:
+        register()
+        self._table = table
+        self._ours = {
+            kind: reduce for kind, reduce in copyreg.dispatch_table.copy().items() if reduce.__module__ == __name__
+        }
+
+    def __getitem__(self, kind: type) -> Callable[[Any], Any]:
+        try:
+            reduce: Callable[[Any], Any] = self._table[kind]
+        except KeyError:
+            return self._ours[kind]
+        return reduce
+
+    def __contains__(self, kind: type) -> bool:
+        try:
+            self[kind]
+        except KeyError:
+            return False
+        return True

@@ -36,7 +36,9 @@ def explode() -> None:
 
 
 def payload_of(inner: bytes, **changes: Any) -> bytes:
-    header = Header(ADDRESS, "oo", {"ttl": 9.5, "label": "l"}, 1.5, len(inner), 0, signed=False)._replace(**changes)
+    header = Header(ADDRESS, b"tag-tag-", "oo", {"ttl": 9.5, "label": "l"}, 1.5, len(inner), 0, signed=False)._replace(
+        **changes
+    )
     return envelope.wrap(header, [inner])
 
 
@@ -64,7 +66,7 @@ def test_what_is_wrapped_is_found_again(
 ) -> None:
     """Every header and inner pickle comes out as it went in, whatever follows the payload."""
     inner = b"".join(pieces)
-    header = Header(address, "o" * slots, terms, made_at, len(inner), buffers, signed=False)
+    header = Header(address, b"tag-tag-", "o" * slots, terms, made_at, len(inner), buffers, signed=False)
     found = envelope.find(envelope.wrap(header, pieces) + after)
     assert found.header == header
     assert bytes(found.inner) == inner
@@ -123,7 +125,7 @@ def test_rubbish_behind_the_prefix_is_refused(body: bytes) -> None:
 
 def test_an_unknown_version_is_refused_by_its_number() -> None:
     """A payload of a later format names its version and the remedy, rather than being misread."""
-    sealed = envelope.seal({"v": 2, **envelope.pack_address(ADDRESS), "k": "o", "m": 1.0, "n": 0})
+    sealed = envelope.seal({"v": 2, **envelope.pack_address(ADDRESS), "x": b"tag-tag-", "k": "o", "m": 1.0, "n": 0})
     data = envelope.PREFIX + len(sealed).to_bytes(8, "little") + sealed + b"\x85R."
     with pytest.raises(EnvelopeError, match=r"version 2.*reads version 1.*install"):
         safe_refs.loads(data)
@@ -131,7 +133,7 @@ def test_an_unknown_version_is_refused_by_its_number() -> None:
 
 def test_unknown_keys_are_ignored_and_unknown_kinds_refused() -> None:
     """A later release may say more in its header; but a kind of reference that this one can't make is refused by name."""
-    fields = {"v": 1, **envelope.pack_address(ADDRESS), "k": "o", "m": 1.0, "n": 2, "zz": [1, 2]}
+    fields = {"v": 1, **envelope.pack_address(ADDRESS), "x": b"tag-tag-", "k": "o", "m": 1.0, "n": 2, "zz": [1, 2]}
     sealed = envelope.seal(fields)
     body = sealed + b"N."
     data = envelope.PREFIX + len(body).to_bytes(8, "little") + body + b"\x85R."
@@ -142,7 +144,9 @@ def test_unknown_keys_are_ignored_and_unknown_kinds_refused() -> None:
 
 def test_a_signed_payload_is_refused_until_signatures_can_be_checked() -> None:
     """A payload that says it is signed isn't opened unchecked."""
-    sealed = envelope.seal({"v": 1, **envelope.pack_address(ADDRESS), "k": "", "m": 1.0, "n": 0, "s": 1})
+    sealed = envelope.seal(
+        {"v": 1, **envelope.pack_address(ADDRESS), "x": b"tag-tag-", "k": "", "m": 1.0, "n": 0, "s": 1}
+    )
     data = envelope.PREFIX + len(sealed).to_bytes(8, "little") + sealed + b"\x85R."
     with pytest.raises(EnvelopeError, match="signed"):
         safe_refs.loads(data)
@@ -214,6 +218,6 @@ def test_the_header_can_be_read_by_the_book() -> None:
     unpacker.feed(body)
     fields = unpacker.unpack()
     header = body[: unpacker.tell()]
-    assert list(fields) == ["v", "r", "K", "e", "g", "i", "k", "t", "m", "n", "c"]
+    assert list(fields) == ["v", "r", "K", "e", "g", "i", "x", "k", "t", "m", "n", "c"]
     assert fields["c"] == zlib.crc32(header[:-4])
     assert body[len(header) :] == pickle.dumps(Bomb())

@@ -15,7 +15,7 @@ from safe_refs.errors import (
     RegistryFullError,
 )
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Origin, Terms
+from safe_refs.registry.records import Origin, Query, Terms
 
 EPOCH = b"epoch..1"
 ME = Origin("01000000", "ab" * 28, 4711, "app.py:12 in main")
@@ -243,9 +243,10 @@ def test_a_listing_shows_terms_and_origin_but_nothing_that_resolves(table: Lease
     pin(table, B, "z")
     clock.now += 4
     resolve(table, A)
-    (info, items), _ = table.listing()
+    page = table.page(Query())
+    info, items = page.infos[0], page.items[0]
     assert items == ("x", "y")
     assert (info.short_id, info.label, info.age_s, info.expires_in_s) == ("01010101", "train", 4, 6)
     assert (info.uses_left, info.references, info.pid, info.source) == (2, 2, 4711, "app.py:12 in main")
     assert A.hex() not in repr(info)
-    assert [row.short_id for row, _ in table.listing("train")] == ["01010101"]
+    assert [row.short_id for row in table.page(Query(label="train")).infos] == ["01010101"]

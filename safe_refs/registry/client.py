@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 from .. import _ray, config
 from ..config import Limits
 from ..envelope import LeaseAddress
-from ..errors import LeaseLostError, RegistryUnavailableError, SafeRefsError, WrongClusterError
+from ..errors import (
+    LeaseLostError,
+    RegistryUnavailableError,
+    SafeRefsError,
+    UnsupportedReferenceError,
+    WrongClusterError,
+)
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 from .shard import Shard
 
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = __name__.partition(".")[0]
 _RETRY_PAUSE_S = 0.1
+_LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
 _MOST_CONTACTS = 64  # connections of the past are forgotten beyond that
 
 _lock = threading.Lock()
@@ -79,16 +86,23 @@ def pin(
         RegistryUnavailableError: no answer in time. As with every error, nothing stays held.
     """
     # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.
+    call = (lease, list(refs), tuple(terms), tuple(maker))
     try:
-        reply = _call(registry, "pin", ((lease, list(refs), tuple(terms), tuple(maker)),), timeout, start=True)
-    except BaseException:
+        reply = _call(registry, "pin", (call,), timeout, start=True)
+        if isinstance(reply, SafeRefsError):
+            raise reply
+        return _remember_identity(registry, reply)
+    except BaseException as error:
         # The call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
         # release first refuses the pin.
         release_later(registry, [lease])
+        if isinstance(error, ValueError) and "owner is unknown" in str(error):
+            raise UnsupportedReferenceError(
+                "the object holds a reference of which Ray does not know the owner: it was made from a bare id (by plain pickle, "
+                "say), so nothing can be held by it; pass the reference itself, or a payload",
+                kind="ray.ObjectRef",
+            ) from None
         raise
-    if isinstance(reply, SafeRefsError):
-        raise reply
-    return _remember_identity(registry, reply)
 
 
 def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, take: bool = False) -> list[Ref]:
@@ -129,15 +143,15 @@ def release_ids(registry: str, leases: Sequence[bytes], timeout: float) -> int:
 
 
 def release_later(registry: str, leases: Sequence[bytes]) -> None:
-    """Ask for the end of leases without waiting for it; for clearing up after a failure."""
+    """Ask for the end of leases without waiting for it; for clearing up after a failure. Never raises what Ray raises."""
+    import ray
+
     try:
         connected = _ray.connection()
-        with _lock:
-            handle = _handles.get((connected, registry))
-        if handle is not None:
-            handle.release.remote(list(leases), origin())
-    except RegistryUnavailableError:
-        pass  # Ray is gone from this process, and with it every call of its that was still on its way
+        handle = _handles.get((connected, registry)) or ray.get_actor(actor_name(registry), namespace=_ray.NAMESPACE)
+        handle.release.remote(list(leases), origin())
+    except (RegistryUnavailableError, ValueError, ray.exceptions.RayError):
+        pass  # Ray is gone from this process, or the registry is, and with it every call that was still on its way
 
 
 def renew(address: LeaseAddress, ttl: float | None, timeout: float) -> None:
@@ -241,20 +255,26 @@ def _call(registry: str, method: str, args: tuple[Any, ...], timeout: float, *, 
         handle = _handles.get((connected, registry)) or _find(connected, registry, start, deadline)
         left = deadline - time.monotonic()
         try:
-            return ray.get(getattr(handle, method).remote(*args), timeout=max(left, 0.001))
+            reply = ray.get(getattr(handle, method).remote(*args), timeout=min(max(left, 0.001), _LONGEST_WAIT_S))
+            if reply is not None or method != "pin":
+                return reply
+            why: object = "it is being shut down"
+        except ray.exceptions.RayTaskError:
+            raise  # a mistake in the actor, which may look like any other exception
         except ray.exceptions.GetTimeoutError:
             raise RegistryUnavailableError(
                 f"registry {registry!r} did not answer within {timeout:g} s: it is overloaded, stopped, or its node can't be "
                 "reached; try again, or allow a longer timeout"
             ) from None
-        except ray.exceptions.RayActorError:
-            # Dead for good (somebody killed it, or its node is gone), or Ray could not reach it just now.
-            _forget(connected, registry, handle)
-            if time.monotonic() + _RETRY_PAUSE_S >= deadline:
-                raise RegistryUnavailableError(
-                    f"registry {registry!r} died and could not be reached again within {timeout:g} s"
-                ) from None
-            time.sleep(_RETRY_PAUSE_S)
+        except ray.exceptions.RayActorError as error:
+            why = error
+        # Dead for good (somebody killed it, or its node is gone, or it could not start), or Ray could not reach it just now.
+        _forget(connected, registry, handle)
+        if time.monotonic() + _RETRY_PAUSE_S >= deadline:
+            raise RegistryUnavailableError(
+                f"registry {registry!r} could not be reached within {timeout:g} s: {why}"
+            ) from None
+        time.sleep(_RETRY_PAUSE_S)
 
 
 def _find(connected: _ray.Connection, registry: str, start: bool, deadline: float) -> Any:

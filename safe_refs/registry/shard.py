@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("safe_refs.registry")
 
 _PROBE_TIMEOUT_S = 1.0  # for questions to owners; what is asked about is held as long as the question takes
-_MISSES_UNTIL_DEAD = 2  # sweeps in a row in which an owner didn't answer
 _EXPIRED_AT_ONCE = 100  # leases; about a millisecond
 _BREATH_S = 0.001
+_LONGEST_PAUSE_S = 3600.0  # far longer waits overflow
 _WEIGHED_AT_ONCE = 1000  # references; 17 microseconds each
 _CLOSE_TIMEOUT_S = 2.0
 
@@ -57,8 +57,10 @@ class Shard:
             limits=limits,
         )
         self._identity = (self._table.epoch, self._table.generation)
-        self._misses: dict[bytes, int] = {}
+        self._closing = False
+        self._hanging: set[bytes] = set()
         self._wake = threading.Event()
+        self._wake_owners = threading.Event()
         threading.Thread(target=self._keep_time, name="safe_refs-time", daemon=True).start()
         threading.Thread(target=self._watch_owners, name="safe_refs-owners", daemon=True).start()
 
@@ -68,8 +70,10 @@ class Shard:
 
     def pin(
         self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...]]
-    ) -> tuple[bytes, int] | SafeRefsError:
-        """Begin a lease; answers with epoch and generation."""
+    ) -> tuple[bytes, int] | SafeRefsError | None:
+        """Begin a lease; answers with epoch and generation. None: this actor is closing, and holds nothing new."""
+        if self._closing:
+            return None
         lease, refs, wanted, maker = call
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
         sizes = self._weigh(refs) if self._table.usage.limits.weighs else {}
@@ -148,6 +152,7 @@ class Shard:
         """Take other limits from now on; what is held stays."""
         with self._lock:
             self._table.set_limits(Limits(*limits))
+        self._wake_owners.set()
 
     def close(self, origin: Origin) -> int:
         """Let go of everything, and wait until Ray has seen it; how many leases that were.
@@ -155,6 +160,7 @@ class Shard:
         A process that resolved a reference from here is known to its owner only once this one has let go in order: killing the
         actor before that would take those live references along.
         """
+        self._closing = True
         with self._lock:
             ids = {ref.hex() for ref in self._table.items()}
             ended = self._table.end_all(origin)
@@ -164,14 +170,15 @@ class Shard:
         return ended
 
     def _weigh(self, refs: Sequence[Ref]) -> dict[Ref, int]:
-        """Sizes of objects, as far as their owners tell them in time."""
+        """Sizes of objects, as far as their owners tell them in time. An owner that is known to hang is not asked."""
+        asked = [ref for ref in refs if not self._hanging or _ray.owner_of(ref) not in self._hanging]
         sizes: dict[Ref, int] = {}
-        for start in range(0, len(refs), _WEIGHED_AT_ONCE):
+        for start in range(0, len(asked), _WEIGHED_AT_ONCE):
             try:
-                sizes.update(_ray.sizes(refs[start : start + _WEIGHED_AT_ONCE], _PROBE_TIMEOUT_S))
+                sizes.update(_ray.sizes(asked[start : start + _WEIGHED_AT_ONCE], _PROBE_TIMEOUT_S))
             except TimeoutError:
                 logger.warning(
-                    "an owner did not answer in time when asked for the sizes of its objects; they count as 0 for now"
+                    "an owner was asked for the sizes of its objects, and did not answer; they count as 0 for now"
                 )
         return sizes
 
@@ -184,13 +191,14 @@ class Shard:
             if pause == 0:
                 time.sleep(_BREATH_S)
             else:
-                self._wake.wait(pause)
+                self._wake.wait(_LONGEST_PAUSE_S if pause is None else min(pause, _LONGEST_PAUSE_S))
                 self._wake.clear()
 
     def _watch_owners(self) -> None:
-        """The owners' thread: ends leases of which every owner is dead."""
+        """The owners' thread: ends leases of which every owner is dead, and weighs what could not be weighed before."""
         while True:
-            time.sleep(self._table.usage.limits.sweep_s)
+            self._wake_owners.wait(min(self._table.usage.limits.sweep_s, _LONGEST_PAUSE_S))
+            self._wake_owners.clear()
             try:
                 self._sweep()
             except Exception:
@@ -200,12 +208,12 @@ class Shard:
     def _sweep(self) -> None:
         with self._lock:
             samples = self._table.owners()
-        silent = _silent_owners(samples)
-        # One silence may be the network's; a dead owner is silent for good.
-        self._misses = {owner: self._misses.get(owner, 0) + 1 for owner in silent}
+        silent, self._hanging = _ask_owners(samples)
+        # Silence may be the network's, or that of a process that was stopped for a while. Death is what Ray's control service says.
+        dead = [owner for owner in silent if _ray.is_surely_dead(owner)]
         with self._lock:
-            for owner, misses in self._misses.items():
-                if misses >= _MISSES_UNTIL_DEAD and (ended := self._table.bury(owner)):
+            for owner in dead:
+                if ended := self._table.bury(owner):
                     logger.info("%d lease(s) ended, as the process that owned their objects is dead", ended)
             self._table.expire(0)  # forgets what was remembered long enough
             unweighed = self._table.usage.unweighed()
@@ -215,20 +223,28 @@ class Shard:
                 self._table.usage.learn({ref: size for ref, size in sizes.items() if ref in self._table.usage})
 
 
-def _silent_owners(samples: dict[bytes, Ref]) -> set[bytes]:
-    """Those of the owners that can't be asked about their sample any more.
+def _ask_owners(samples: dict[bytes, Ref]) -> tuple[set[bytes], set[bytes]]:
+    """Ask owners about one of their objects each; those that can't be asked any more, and those that hang.
 
     All are asked in one call. If one of them hangs the whole call runs into its timeout; then halves are asked, until the one that
-    hangs is alone. One that hangs isn't dead.
+    hangs is alone.
     """
-    if not samples:
-        return set()
-    try:
-        answered = _ray.with_living_owner(list(samples.values()), _PROBE_TIMEOUT_S)
-    except TimeoutError:
-        if len(samples) == 1:
-            return set()
-        rows = list(samples.items())
-        half = len(rows) // 2
-        return _silent_owners(dict(rows[:half])) | _silent_owners(dict(rows[half:]))
-    return {owner for owner, ref in samples.items() if ref not in answered}
+    silent: set[bytes] = set()
+    hanging: set[bytes] = set()
+    waiting = [list(samples.items())]
+    samples.clear()  # a sample is kept no longer than the question about it takes
+    while waiting:
+        rows = waiting.pop()
+        if not rows:
+            continue
+        try:
+            answered = _ray.with_living_owner([ref for _, ref in rows], _PROBE_TIMEOUT_S)
+        except TimeoutError:
+            if len(rows) == 1:
+                hanging.add(rows[0][0])
+            else:
+                half = len(rows) // 2
+                waiting += [rows[:half], rows[half:]]
+        else:
+            silent |= {owner for owner, ref in rows if ref not in answered}
+    return silent, hanging

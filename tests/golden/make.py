@@ -20,6 +20,8 @@ ADDRESS = LeaseAddress(
     "default", bytes(range(100, 128)), b"\x01\x02\x03\x04\x05\x06\x07\x08", 1, bytes(range(200, 216))
 )
 
+TAG = b"tag-tag-"
+
 
 class Slot:
     """Pickles as the slot of a reference."""
@@ -28,7 +30,7 @@ class Slot:
         self.number = number
 
     def __reduce__(self) -> Any:
-        return slot, (b"tag-tag-", self.number)
+        return slot, (TAG, self.number)
 
 
 def write(name: str, header: Header, inner: bytes, buffers: tuple[bytes, ...] = ()) -> None:
@@ -48,18 +50,18 @@ def write(name: str, header: Header, inner: bytes, buffers: tuple[bytes, ...] = 
 def main() -> None:
     """Write them all."""
     one = pickle.dumps(Slot(0), 5)
-    write("payload-v1-one", Header(ADDRESS, "o", {}, 1.75e9, len(one), 0, signed=False), one)
+    write("payload-v1-one", Header(ADDRESS, TAG, "o", {}, 1.75e9, len(one), 0, signed=False), one)
     many = pickle.dumps({"a": [Slot(0), Slot(1)], "b": Slot(0)}, 5)
     terms = {"ttl": 60.0, "uses": 3, "label": "nightly \u00fc"}
     other = ADDRESS._replace(registry="team-a", generation=70000)
-    write("payload-v1-terms", Header(other, "oo", terms, 1.75e9, len(many), 0, signed=False), many)
+    write("payload-v1-terms", Header(other, TAG, "oo", terms, 1.75e9, len(many), 0, signed=False), many)
     hundreds = pickle.dumps([Slot(number) for number in range(700)], 5)
-    write("payload-v1-many", Header(ADDRESS, "o" * 700, {}, 1.75e9, len(hundreds), 0, signed=False), hundreds)
+    write("payload-v1-many", Header(ADDRESS, TAG, "o" * 700, {}, 1.75e9, len(hundreds), 0, signed=False), hundreds)
     seen: list[pickle.PickleBuffer] = []
     outside = pickle.dumps(
         [pickle.PickleBuffer(b"first"), Slot(0), pickle.PickleBuffer(b"second")], 5, buffer_callback=seen.append
     )
-    header = Header(ADDRESS, "o", {}, 1.75e9, len(outside), 2, signed=False)
+    header = Header(ADDRESS, TAG, "o", {}, 1.75e9, len(outside), 2, signed=False)
     write("payload-v1-buffers", header, outside, (b"first", b"second"))
     handle = safe_refs.SafeRef[Any](ADDRESS, 5)
     (HERE / "handle-v1-slot5.bin").write_bytes(bytes(handle))
