@@ -125,7 +125,7 @@ class LeaseTable(Generic[T]):
             LeaseError: the lease has ended already (its release overtook it): nothing is held.
             RegistryFullError: a limit would be passed: nothing is held.
         """
-        if lease in self._live:
+        if self._if_living(lease) is not None:
             return
         if lease in self._ended:
             raise self._why(lease, self.epoch, self.generation)
@@ -185,10 +185,7 @@ class LeaseTable(Generic[T]):
 
         An unknown id is remembered as released, so that a pin still on its way is refused when it arrives.
         """
-        held = self._live.get(lease)
-        if held is not None and held.expires_at is not None and held.expires_at <= self._clock():
-            self._end(lease, "expired", "")
-        elif held is not None:
+        if self._if_living(lease) is not None:
             self._end(lease, "released", str(origin))
             return 1
         if lease not in self._ended:
@@ -350,12 +347,17 @@ class LeaseTable(Generic[T]):
         Raises:
             LeaseError: it isn't.
         """
+        held = self._if_living(lease)
+        if held is None:
+            raise self._why(lease, epoch, generation)
+        return held
+
+    def _if_living(self, lease: bytes) -> _Lease[T] | None:
+        """A lease that is live now, to the tick, or None. One whose time is over ends here, if nobody has swept yet."""
         held = self._live.get(lease)
         if held is not None and held.expires_at is not None and held.expires_at <= self._clock():
             self._end(lease, "expired", "")
-            held = None
-        if held is None:
-            raise self._why(lease, epoch, generation)
+            return None
         return held
 
     def _note_deadline(self, lease: bytes, held: _Lease[T]) -> None:
