@@ -89,19 +89,16 @@ def test_the_public_face_is_pinned() -> None:
             "RegistryFullError",
             "RegistryStats",
         ),
-        *("RegistryUnavailableError", "SafeRef", "SafeRefsError", "Unpickler", "UnpicklingError"),
         *(
+            "RegistryUnavailableError",
+            "SafeRef",
+            "SafeRefsError",
+            "Unpickler",
+            "UnpicklingError",
             "UnsupportedReferenceError",
-            "WrongClusterError",
-            "dump",
-            "dumps",
-            "init",
-            "inspect",
-            "leases",
-            "load",
-            "loads",
         ),
-        *("open_payload", "pin", "release", "renew", "scope", "shutdown", "stats"),
+        *("WrongClusterError", "dump", "dumps", "expires_in_s", "init", "inspect", "keepalive", "leases", "load"),
+        *("loads", "open_payload", "pin", "release", "renew", "scope", "shutdown", "stats"),
     ]
 
 
