@@ -101,7 +101,7 @@ class Pickler(pickle.Pickler):
     @contextlib.contextmanager
     def _writing_to(self, sink: Sink, buffers: Buffers | None) -> Iterator[None]:
         """While it lasts, what the C pickler writes goes to `sink`, with a fresh memo and a dispatch table that knows references."""
-        self._sink.pieces.clear()
+        self._sink.take()
         self._buffers = buffers
         table = getattr(self, "dispatch_table", None)
         self.clear_memo()
@@ -110,12 +110,12 @@ class Pickler(pickle.Pickler):
             _set_table(self, WithReducers(table))
         try:
             yield
-            sink.pieces.extend(self._sink.pieces)
+            sink.take_over(self._sink)
         finally:
             if table is not None:
                 _set_table(self, table)
             self._buffers = None
-            self._sink.pieces.clear()
+            self._sink.take()
             self.clear_memo()
 
 

@@ -10,6 +10,7 @@ are copied once, into the payload; pickling never changes what it pickles.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import sys
@@ -34,6 +35,8 @@ PROTOCOL = pickle.HIGHEST_PROTOCOL
 # buffers come by themselves, as they are. So a piece above twice that (and some) is somebody's data and names no class.
 _LARGEST_FRAME = 2 * 64 * 1024 + 4096
 
+_MAIN = b"\x8c\x08__main__"  # the name of that module, as protocols 4 and 5 write it
+
 # How plain pickle says that it can't pickle something by name, or at all.
 _NEEDS_CLOUDPICKLE = (pickle.PicklingError, AttributeError, TypeError)
 
@@ -52,31 +55,49 @@ class WritableFile(Protocol):
 class Pickled(NamedTuple):
     """An object pickled, but not yet anybody's payload: the pieces, its references, and how many buffers went out of band."""
 
-    pieces: list[Any]
+    pieces: list[bytes]
     writing: Writing
     buffers: int
 
 
 class Sink:
-    """A file for the C pickler that keeps the pieces it writes.
+    """A file for the C pickler that keeps what it writes.
 
-    Bytes are kept as they are. A buffer that somebody could still write to is copied at once: the next `__reduce__`, or another
-    thread, may use it again.
+    Bytes are kept as they are. A buffer that somebody could still write to (the next `__reduce__`, another thread) has to be copied
+    at once; from the first one on everything is copied, into one place, so that nothing is copied twice.
+
+    Attributes:
+        pieces: the bytes that were written, without the other buffers: what may name a class is in them.
     """
 
-    __slots__ = ("pieces",)
+    __slots__ = ("_copy", "pieces")
 
     def __init__(self) -> None:
         self.pieces: list[bytes] = []
+        self._copy: io.BytesIO | None = None
 
     def write(self, piece: Any) -> None:
         """Take a piece of a pickle."""
-        self.pieces.append(piece if type(piece) is bytes else _solid(piece))
+        if type(piece) is bytes:
+            self.pieces.append(piece)
+            if self._copy is not None:
+                self._copy.write(piece)
+            return
+        if self._copy is None:
+            self._copy = io.BytesIO()
+            self._copy.writelines(self.pieces)
+        self._copy.write(piece.raw() if type(piece) is pickle.PickleBuffer else piece)
 
+    def take_over(self, other: Sink) -> None:
+        """Hold what another sink holds, which is empty afterwards."""
+        self.pieces, self._copy = other.pieces, other._copy
+        other.pieces, other._copy = [], None
 
-def _solid(piece: Any) -> bytes:
-    """A buffer of any layout as bytes."""
-    return bytes(piece.raw()) if type(piece) is pickle.PickleBuffer else bytes(piece)
+    def take(self) -> list[bytes]:
+        """All that was written, in order; this sink is empty afterwards."""
+        taken = self.pieces if self._copy is None else [self._copy.getvalue()]
+        self.pieces, self._copy = [], None
+        return taken
 
 
 class Buffers:
@@ -274,8 +295,10 @@ def hold(pickled: Pickled, terms: Terms) -> bytes:
     """Make the payload of a pickled object, and have the registry hold its references before returning it."""
     refs = pickled.writing.refs or []
     registry, timeout = config.registry_name(), config.timeout_s()
-    maker = client.origin()
-    address = LeaseAddress(registry, client.cluster(), *client.identity(registry, timeout), os.urandom(16))
+    here = client.site()
+    maker = client.origin(here)
+    epoch, generation = client.identity(registry, timeout, here)
+    address = LeaseAddress(registry, here.connection.cluster, epoch, generation, os.urandom(16))
     header = Header(
         address=address,
         tag=pickled.writing.tag,
@@ -291,7 +314,7 @@ def hold(pickled: Pickled, terms: Terms) -> bytes:
         payload = envelope.wrap(header, pickled.pieces)
         pickled.pieces.clear()
         scopes.note(registry, address.lease)
-        epoch, generation = client.pin(registry, address.lease, refs, terms, maker, timeout)
+        epoch, generation = client.pin(registry, address.lease, refs, terms, maker, timeout, here)
     except BaseException:
         _discard(pickled.writing)
         raise
@@ -344,7 +367,7 @@ def pickle_with(
     chosen = plain
     if pickled is None:
         chosen = cloud
-        pickled = _run(cloud, obj, buffers)
+        pickled = _finish(cloud, obj, buffers)
     if buffers is not None:
         try:
             again = buffers.settle()
@@ -353,7 +376,7 @@ def pickle_with(
             raise
         if again:
             _discard(pickled.writing)
-            pickled = _run(chosen, obj, buffers)
+            pickled = _finish(chosen, obj, buffers)
     return pickled
 
 
@@ -361,16 +384,17 @@ def _attempt(
     make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None, protocol: int | None
 ) -> Pickled | None:
     """Pickle with plain pickle; None where cloudpickle has to do it."""
+    sink = Sink()
     try:
-        pickled = _run(make, obj, buffers)
+        writing = _run(make, obj, buffers, sink)
     except _NEEDS_CLOUDPICKLE as error:
         if not _may_be_mended(error):
             raise
         return None
-    if not _names_main(pickled.pieces, protocol):
-        return pickled
-    _discard(pickled.writing)
-    return None
+    if _names_main(sink.pieces, protocol):
+        _discard(writing)
+        return None
+    return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
 
 
 def _discard(writing: Writing) -> None:
@@ -387,9 +411,9 @@ def _may_be_mended(error: Exception) -> bool:
     return not isinstance(error, TypeError) or str(error).startswith("cannot pickle")
 
 
-def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None) -> Pickled:
-    """Pickle once, collecting references."""
-    sink, writing = Sink(), Writing()
+def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None, sink: Sink) -> Writing:
+    """Pickle once, into a sink, collecting references."""
+    writing = Writing()
     if buffers is not None:
         buffers.start()
     pickler = make(sink, buffers)
@@ -402,7 +426,14 @@ def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers
         raise
     finally:
         state.writing = around
-    return Pickled(sink.pieces, writing, 0 if buffers is None else buffers.count)
+    return writing
+
+
+def _finish(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None) -> Pickled:
+    """Pickle, whatever the pickle names."""
+    sink = Sink()
+    writing = _run(make, obj, buffers, sink)
+    return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
 
 
 def _pickle_quickly(obj: Any) -> Pickled | bytes:
@@ -414,7 +445,6 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
         _quick.sink = Sink()
         pickler = pickle.Pickler(_quick.sink, PROTOCOL)
     sink = _quick.sink
-    pieces = sink.pieces
     around = state.writing
     state.writing = writing = Writing()
     try:
@@ -423,22 +453,24 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
         _discard(writing)
         if not isinstance(error, _NEEDS_CLOUDPICKLE) or not _may_be_mended(error):
             raise
-        pieces = []
+        sink.take()
     finally:
         state.writing = around
-    if len(pieces) == 1:
-        small: bytes = pieces.pop()
-        if not (b"\x93" in small and small.rfind(b"__main__") >= 0) and not _by_value_modules():
+    names = sink.pieces
+    pieces = sink.take()
+    if not pieces:
+        pass  # plain pickle could not do it
+    elif len(pieces) == 1 and len(pieces[0]) <= _LARGEST_FRAME:
+        small = pieces[0]
+        if not (b"\x93" in small and small.rfind(_MAIN) >= 0) and not _by_value_modules():
             # Only a pickler that met nothing large is kept: clearing a memo costs as much as it once grew to.
             pickler.clear_memo()
             _quick.sink, _quick.pickler = sink, pickler
             return small if writing.refs is None else Pickled([small], writing, 0)
-        _discard(writing)
-    elif pieces and not _names_main(pieces, None) and not _by_value_modules():
+    elif not _names_main(names, None) and not _by_value_modules():
         return Pickled(pieces, writing, 0)
-    else:
-        _discard(writing)
-    return _run(_standard_picklers(None, True)[1], obj, None)
+    _discard(writing)
+    return _finish(_standard_picklers(None, True)[1], obj, None)
 
 
 def _names_main(pieces: Iterable[Any], protocol: int | None) -> bool:
@@ -449,7 +481,8 @@ def _names_main(pieces: Iterable[Any], protocol: int | None) -> bool:
     # fast in CPython as searching from the start.
     if framed and not any(b"\x93" in frame for frame in frames):
         return False
-    return any(frame.rfind(b"__main__") >= 0 for frame in frames)
+    name = _MAIN if framed else b"__main__"
+    return any(frame.rfind(name) >= 0 for frame in frames)
 
 
 def _by_value_modules() -> bool:

@@ -76,6 +76,11 @@ def check_nothing_left(before: _ray.StoreUsage, settle_s: float = SETTLE_S) -> N
     )
 
 
+def is_empty(within_s: float) -> bool:
+    """Whether the store is empty within that time, but for marks of Ray's own."""
+    return _ray.wait_for_store(RAYS_MARKS, within_s).used_bytes <= RAYS_MARKS
+
+
 @pytest.fixture
 def cluster(ray_cluster: str) -> Iterator[str]:
     """The session's Ray, watched: the test fails if it leaves a lease or a pinned byte behind."""

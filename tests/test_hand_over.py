@@ -20,7 +20,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray
-from tests.conftest import Driver, as_actor
+from tests.conftest import Driver, as_actor, is_empty
 
 MB = 2**20
 
@@ -60,7 +60,7 @@ def test_the_manuals_scripts_work_with_safe_refs_in_their_place(cluster: str, ta
     assert safe_refs.release(payload) == 1
     del loaded, ref
     gc.collect()
-    assert _ray.wait_for_store(0, 2).used_bytes == 0
+    assert is_empty(within_s=2)
 
 
 def test_rays_own_picklers_are_indeed_forbidden_here(cluster: str) -> None:
@@ -138,7 +138,7 @@ def test_payloads_in_a_file_are_read_by_plain_pickle_in_another_job(
     released = [safe_refs.release(payload) for payload in payloads]
     assert released == [1, 1, 1]
     assert used >= 16 * 160_000
-    assert _ray.wait_for_store(0, 2).used_bytes == 0
+    assert is_empty(within_s=2)
 
 
 def test_a_payload_travels_from_task_to_caller_to_task(cluster: str) -> None:

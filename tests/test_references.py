@@ -18,7 +18,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray
-from tests.conftest import Driver, as_actor
+from tests.conftest import Driver, as_actor, is_empty
 
 MB = 2**20
 
@@ -241,7 +241,7 @@ def test_release_does_not_invalidate_what_was_resolved(cluster: str) -> None:
     assert _ray.store_usage().used_bytes >= MB
     del mine
     gc.collect()
-    assert _ray.wait_for_store(0, 2).used_bytes == 0
+    assert is_empty(within_s=2)
 
 
 def test_dumps_does_not_raise_rays_count_for_the_callers_reference(cluster: str) -> None:
@@ -276,7 +276,7 @@ def test_a_lease_alone_keeps_the_object(cluster: str, driver: Driver) -> None:
     )
     assert got[:2] == [MB, 1]
     assert got[2] != ray.get_runtime_context().get_job_id()
-    assert _ray.wait_for_store(0, 2).used_bytes == 0
+    assert is_empty(within_s=2)
 
 
 def test_files_hold_several_payloads_and_pickles_one_after_another(cluster: str) -> None:

@@ -20,7 +20,7 @@ import safe_refs
 from safe_refs import _ray, config
 from safe_refs.registry import client
 from safe_refs.registry.records import Terms
-from tests.conftest import PRELUDE, SETTLE_S, Driver, as_actor, check_nothing_left, run_python
+from tests.conftest import PRELUDE, SETTLE_S, Driver, as_actor, check_nothing_left, is_empty, run_python
 
 MB = 2**20
 
@@ -299,7 +299,7 @@ def test_a_lease_ends_by_its_ttl_and_the_object_leaves_the_store(registry: str) 
     """With a ttl of 1 s and no reference left, the store is empty 2 s after the end, and loading names the time."""
     payload = safe_refs.dumps(ray.put(b"x" * MB), ttl=1)
     gc.collect()
-    assert _ray.wait_for_store(0, 3).used_bytes == 0
+    assert is_empty(within_s=3)
     with pytest.raises(safe_refs.LeaseExpiredError, match=r"expired at 20.*ttl of 1\.0 s") as caught:
         safe_refs.loads(payload)
     assert caught.value.ended_at == pytest.approx(time.time(), abs=30)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _ray, config
 from ..config import Limits
@@ -42,21 +42,36 @@ _MOST_CONTACTS = 64  # connections of the past are forgotten beyond that
 _lock = threading.Lock()
 _handles: dict[tuple[_ray.Connection, str], Any] = {}
 _identities: dict[tuple[_ray.Connection, str], tuple[bytes, int]] = {}
-_places: dict[_ray.Connection, tuple[str, int]] = {}
+_sites: dict[_ray.Connection, Site] = {}
 
 
 class _NoRegistryError(Exception):
     """No registry runs under that name, and the call was not one that starts one."""
 
 
-def origin() -> Origin:
-    """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
+class Site(NamedTuple):
+    """This process, as it is connected now."""
+
+    connection: _ray.Connection
+    node: str
+    pid: int
+
+
+def site() -> Site:
+    """Where this process stands; asked for once a call, and passed on from there."""
     connected = _ray.connection()
-    place = _places.get(connected)
-    if place is None:
-        place = _places[connected] = _ray.node_and_process()
-    node, pid = place
-    return Origin(connected.job, node, pid, _source_line())
+    found = _sites.get(connected)
+    if found is None:
+        if len(_sites) > _MOST_CONTACTS:
+            _sites.clear()
+        found = _sites[connected] = Site(connected, *_ray.node_and_process())
+    return found
+
+
+def origin(here: Site | None = None) -> Origin:
+    """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
+    here = here or site()
+    return Origin(here.connection.job, here.node, here.pid, _source_line())
 
 
 def cluster() -> bytes:
@@ -64,17 +79,23 @@ def cluster() -> bytes:
     return _ray.connection().cluster
 
 
-def identity(registry: str, timeout: float) -> tuple[bytes, int]:
+def identity(registry: str, timeout: float, here: Site | None = None) -> tuple[bytes, int]:
     """Epoch and generation of a registry as this process last heard; asked for, and started if it must be, on first contact."""
-    known = _identities.get((_ray.connection(), registry))
-    if known is not None:
-        return known
-    answer: tuple[bytes, int] = _call(registry, "hello", (), timeout, start=True)
-    return _remember_identity(registry, answer)
+    connected = here.connection if here else _ray.connection()
+    known = _identities.get((connected, registry))
+    if known is None:
+        known = _remember_identity(connected, registry, _call(registry, "hello", (), timeout, start=True))
+    return known
 
 
 def pin(
-    registry: str, lease: bytes, refs: Sequence[Ref], terms: Terms, maker: Origin, timeout: float
+    registry: str,
+    lease: bytes,
+    refs: Sequence[Ref],
+    terms: Terms,
+    maker: Origin,
+    timeout: float,
+    here: Site | None = None,
 ) -> tuple[bytes, int]:
     """Have a registry hold `refs` under the id `lease`, in one call, and wait until it does.
 
@@ -88,10 +109,11 @@ def pin(
     # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.
     call = (lease, list(refs), tuple(terms), tuple(maker))
     try:
-        reply = _call(registry, "pin", (call,), timeout, start=True)
+        connected = here.connection if here else _ray.connection()
+        reply = _call(registry, "pin", (call,), timeout, start=True, connected=connected)
         if isinstance(reply, SafeRefsError):
             raise reply
-        return _remember_identity(registry, reply)
+        return _remember_identity(connected, registry, reply)
     except BaseException as error:
         # The call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
         # release first refuses the pin.
@@ -112,10 +134,14 @@ def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, t
         WrongClusterError: the lease is another cluster's.
         LeaseError: it has ended, was lost, or was never there.
     """
-    _check_cluster(address)
-    call = (address.lease, address.epoch, address.generation, slot, take, tuple(origin()))
+    here = site()
+    if address.cluster != here.connection.cluster:
+        raise WrongClusterError.of(address.short_id, address.cluster, here.connection.cluster)
+    # Which line it is that ends a lease is worth looking up; which lines only read it is not.
+    asker = origin(here) if take else (here.connection.job, here.node, here.pid, "by loading")
+    call = (address.lease, address.epoch, address.generation, slot, take, tuple(asker))
     try:
-        reply = _call(address.registry, "resolve", (call,), timeout, start=False)
+        reply = _call(address.registry, "resolve", (call,), timeout, start=False, connected=here.connection)
     except _NoRegistryError:
         raise _lost(address) from None
     if isinstance(reply, SafeRefsError):
@@ -237,7 +263,15 @@ def shutdown(registry: str, timeout: float) -> int:
     return ended
 
 
-def _call(registry: str, method: str, args: tuple[Any, ...], timeout: float, *, start: bool) -> Any:
+def _call(
+    registry: str,
+    method: str,
+    args: tuple[Any, ...],
+    timeout: float,
+    *,
+    start: bool,
+    connected: _ray.Connection | None = None,
+) -> Any:
     """Call the registry's actor and wait for the answer.
 
     All methods can be repeated safely (ids are the caller's), so a call into an actor that turns out to be dead is made again on
@@ -247,7 +281,7 @@ def _call(registry: str, method: str, args: tuple[Any, ...], timeout: float, *, 
         RegistryUnavailableError: no Ray connection, or no answer in `timeout` seconds.
         _NoRegistryError: nobody runs under that name, and `start` is False.
     """
-    connected = _ray.connection()
+    connected = connected or _ray.connection()
     import ray
 
     deadline = time.monotonic() + timeout
@@ -331,10 +365,12 @@ def forget_identity(registry: str) -> None:
     _identities.pop((_ray.connection(), registry), None)
 
 
-def _remember_identity(registry: str, identity: tuple[bytes, int]) -> tuple[bytes, int]:
+def _remember_identity(connected: _ray.Connection, registry: str, packed: bytes) -> tuple[bytes, int]:
+    """Unpack the answer to `hello` or `pin`, and keep it: the epoch's 8 bytes and the generation. Ray passes bytes quickest."""
+    identity = (packed[:8], int.from_bytes(packed[8:], "big"))
     if len(_identities) > _MOST_CONTACTS:
         _identities.clear()
-    _identities[(_ray.connection(), registry)] = identity
+    _identities[(connected, registry)] = identity
     return identity
 
 

@@ -56,7 +56,7 @@ class Shard:
             wall=time.time,
             limits=limits,
         )
-        self._identity = (self._table.epoch, self._table.generation)
+        self._identity = self._table.epoch + self._table.generation.to_bytes(8, "big")
         self._closing = False
         self._hanging: set[bytes] = set()
         self._wake = threading.Event()
@@ -64,14 +64,12 @@ class Shard:
         threading.Thread(target=self._keep_time, name="safe_refs-time", daemon=True).start()
         threading.Thread(target=self._watch_owners, name="safe_refs-owners", daemon=True).start()
 
-    def hello(self) -> tuple[bytes, int]:
-        """Epoch and generation."""
+    def hello(self) -> bytes:
+        """Epoch and generation, 8 bytes each."""
         return self._identity
 
-    def pin(
-        self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...]]
-    ) -> tuple[bytes, int] | SafeRefsError | None:
-        """Begin a lease; answers with epoch and generation. None: this actor is closing, and holds nothing new."""
+    def pin(self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...]]) -> bytes | SafeRefsError | None:
+        """Begin a lease; answers with epoch and generation, 8 bytes each. None: this actor is closing, and holds nothing new."""
         if self._closing:
             return None
         lease, refs, wanted, maker = call
