@@ -57,6 +57,7 @@ check: lint test
 
 bench: venv
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.lifetimes
 
 leak: venv
 	$(BIN)/python -m benchmarks.leak
