@@ -70,7 +70,10 @@ class Pickler(pickle.Pickler):
         self._protocol = PROTOCOL if protocol is None else protocol
         self._fix_imports = fix_imports
         self._user_callback = buffer_callback
-        self._terms = make_terms(ttl, uses, label)
+        make_terms(
+            ttl, uses, label
+        )  # a mistake in them shows here; what a scope adds is known when something is dumped
+        self._terms = (ttl, uses, label)
         self._sink = Sink()
         self._buffers: Buffers | None = None
         callback = None if buffer_callback is None else self._ask
@@ -90,7 +93,7 @@ class Pickler(pickle.Pickler):
             for piece in pickled.pieces:
                 self._file.write(piece)
         else:
-            write_or_release(self._file, hold(pickled, self._terms))
+            write_or_release(self._file, hold(pickled, make_terms(*self._terms)))
 
     def _as_plain(self, sink: Sink, buffers: Buffers | None) -> Any:
         return _Plain(self, sink, buffers)

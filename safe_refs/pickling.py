@@ -294,22 +294,22 @@ def slot_values(header: Header, resolve: bool, take: bool, timeout: float | time
 def hold(pickled: Pickled, terms: Terms) -> bytes:
     """Make the payload of a pickled object, and have the registry hold its references before returning it."""
     refs = pickled.writing.refs or []
-    registry, timeout = config.registry_name(), config.timeout_s()
-    here = client.site()
-    maker = client.origin(here)
-    epoch, generation = client.identity(registry, timeout, here)
-    address = LeaseAddress(registry, here.connection.cluster, epoch, generation, os.urandom(16))
-    header = Header(
-        address=address,
-        tag=pickled.writing.tag,
-        kinds=OBJECT_REF * len(refs),
-        terms={name: value for name, value in terms._asdict().items() if value is not None},
-        made_at=time.time(),
-        inner_size=envelope.total_size(pickled.pieces),
-        buffers=pickled.buffers,
-        signed=False,
-    )
     try:
+        registry, timeout = config.registry_name(), config.timeout_s()
+        here = client.site()
+        maker = client.origin(here)
+        epoch, generation = client.identity(registry, timeout, here)
+        address = LeaseAddress(registry, here.connection.cluster, epoch, generation, os.urandom(16))
+        header = Header(
+            address=address,
+            tag=pickled.writing.tag,
+            kinds=OBJECT_REF * len(refs),
+            terms={name: value for name, value in terms._asdict().items() if value is not None},
+            made_at=time.time(),
+            inner_size=envelope.total_size(pickled.pieces),
+            buffers=pickled.buffers,
+            signed=False,
+        )
         # The payload is made first, so that running out of memory here leaves nothing pinned.
         payload = envelope.wrap(header, pickled.pieces)
         pickled.pieces.clear()

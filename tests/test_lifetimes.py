@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
 import os
 import signal
@@ -101,6 +102,18 @@ def test_a_scope_gives_its_terms_to_what_is_made_inside(cluster: str) -> None:
     assert first.expires_in_s == pytest.approx(100, abs=20)
     assert second.expires_in_s == pytest.approx(5, abs=5)
     assert third.expires_in_s is None
+
+
+def test_a_pickler_takes_the_terms_of_the_scope_in_which_it_dumps(cluster: str) -> None:
+    """Not of the one in which it was made."""
+    file = io.BytesIO()
+    pickler = safe_refs.Pickler(file)
+    with safe_refs.scope(ttl=100, label="scope"):
+        pickler.dump(ray.put(1))
+        (info,) = safe_refs.leases(sizes=False)
+    assert info.label == "scope"
+    assert info.expires_in_s == pytest.approx(100, abs=20)
+    assert live() == []
 
 
 def test_each_thread_has_scopes_of_its_own(cluster: str) -> None:

@@ -250,3 +250,40 @@ def test_a_listing_shows_terms_and_origin_but_nothing_that_resolves(table: Lease
     assert (info.uses_left, info.references, info.pid, info.source) == (2, 2, 4711, "app.py:12 in main")
     assert A.hex() not in repr(info)
     assert [row.short_id for row in table.page(Query(label="train")).infos] == ["01010101"]
+
+
+def test_bytes_are_counted_once_for_all_and_once_for_each_job(clock: Clock) -> None:
+    """An object in several leases weighs once; two jobs that hold it are each charged; what is released is free again."""
+    table = make_table(clock, Limits(max_bytes=100, max_bytes_per_job=60))
+    other = ME._replace(job="02000000")
+    table.usage.learn({"big": 50, "small": 10, "mid": 40})
+    pin(table, A, "big")
+    pin(table, B, "big", "small")
+    assert table.usage.known_bytes == 60
+    with pytest.raises(RegistryFullError, match="max_bytes_per_job is 60, 60 are in use and 40 more"):
+        pin(table, C, "mid")
+    table.usage.learn({"mid": 40})  # a refusal forgets what it weighed for nothing
+    table.pin(C, ["mid"], [b"o"], Terms(), other)
+    assert table.usage.known_bytes == 100
+    table.usage.learn({"more": 5})
+    with pytest.raises(RegistryFullError, match="max_bytes is 100"):
+        table.pin(b"d" * 16, ["more"], [b"o"], Terms(), other)
+    assert table.release(B, ME) == 1
+    assert table.usage.known_bytes == 90
+    table.release(A, ME)
+    table.release(C, ME)
+    assert (table.usage.known_bytes, table.usage.leases, table.usage.references) == (0, 0, 0)
+
+
+def test_limits_in_bytes_can_begin_and_end_while_leases_live(clock: Clock) -> None:
+    """Switched on, they count what is held already, once it is weighed; switched off, nothing is kept for them."""
+    table = make_table(clock)
+    pin(table, A, "x", "y")
+    assert table.usage.unweighed() == []
+    table.set_limits(Limits(max_bytes=10))
+    assert sorted(table.usage.unweighed()) == ["x", "y"]
+    table.usage.learn({"x": 4, "y": 5})
+    assert (table.usage.known_bytes, table.usage.unweighed()) == (9, [])
+    table.set_limits(Limits())
+    assert table.usage.known_bytes == 0
+    assert table.release(A, ME) == 1
