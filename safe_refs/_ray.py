@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ray
 
 NAMESPACE = "safe_refs"
+_ASKED_AT_ONCE = 1000  # references; 17 microseconds each
 
 
 class Connection(NamedTuple):
@@ -129,15 +130,25 @@ def owner_of(ref: ray.ObjectRef[Any]) -> bytes:
     return bytes(_core_worker().get_owner_address(ref))
 
 
-def with_living_owner(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> set[ray.ObjectRef[Any]]:
-    """Those of `refs` whose owner answered a question about them; one call for all.
+def owner_answers(ref: ray.ObjectRef[Any], timeout_s: float) -> bool:
+    """Whether the owner of `ref` could be asked about it; a single silence may be the network's (see `is_surely_dead`).
 
-    `ray.experimental.get_object_locations` leaves out objects about which the owner could not be asked (seen since Ray 2.52).
-    A single silence may be the network's: ask again before believing in a death.
+    Raises:
+        TimeoutError: the owner neither answers nor refuses: it hangs.
+    """
+    return ref in _locations([ref], timeout_s)
+
+
+def _locations(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> Any:
+    """Where objects of *one* owner are, and how large: `ray.experimental.get_object_locations`, seen since Ray 2.52.
+
+    Never for several owners in one call, and never for more than one of Ray's batches (10,000): Ray counts its batches while it
+    sends them, and a quick answer to the first then ends the whole process ("Promise already satisfied", Ray issue 65523).
+    Objects about which the owner could not be asked are left out.
     """
     from ray.experimental import get_object_locations
 
-    return set(get_object_locations(list(refs), timeout_ms=int(timeout_s * 1000)))
+    return get_object_locations(list(refs), timeout_ms=int(timeout_s * 1000))
 
 
 def is_surely_dead(owner: bytes) -> bool:
@@ -169,12 +180,22 @@ def is_surely_dead(owner: bytes) -> bool:
     return nodes.get(node_id) is False
 
 
-def sizes(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> dict[ray.ObjectRef[Any], int]:
-    """Bytes (data and metadata) of those of `refs` that exist already and whose owner answers; one call for all."""
-    from ray.experimental import get_object_locations
-
-    found = get_object_locations(list(refs), timeout_ms=int(timeout_s * 1000))
-    return {ref: place["object_size"] for ref, place in found.items() if place["object_size"] is not None}
+def sizes(refs: Iterable[ray.ObjectRef[Any]], timeout_s: float) -> dict[ray.ObjectRef[Any], int]:
+    """Bytes (data and metadata) of those of `refs` that exist already and whose owner answers in time; one call for each owner."""
+    by_owner: dict[bytes, list[ray.ObjectRef[Any]]] = {}
+    for ref in refs:
+        by_owner.setdefault(owner_of(ref), []).append(ref)
+    found: dict[ray.ObjectRef[Any], int] = {}
+    for theirs in by_owner.values():
+        for start in range(0, len(theirs), _ASKED_AT_ONCE):
+            try:
+                places = _locations(theirs[start : start + _ASKED_AT_ONCE], timeout_s)
+            except TimeoutError:
+                break  # this owner hangs; the others may answer
+            found.update(
+                {ref: place["object_size"] for ref, place in places.items() if place["object_size"] is not None}
+            )
+    return found
 
 
 def any_counted(ids: Iterable[str]) -> bool:

@@ -171,6 +171,9 @@ class SafeRef(Generic[T]):
         Raises:
             EnvelopeError: it is cut, altered, or of an unknown version.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"parse takes a SafeRef's text, not {type(text).__name__} (from_bytes takes its bytes)")
+        text = text.strip()
         encoded = text.removeprefix(TEXT_PREFIX)
         if encoded == text:
             raise EnvelopeError(f"this text is not a SafeRef: it doesn't start with {TEXT_PREFIX!r}")

@@ -86,6 +86,29 @@ def test_a_hanging_owner_does_not_hold_up_the_listing(cluster: str) -> None:
     safe_refs.release(payload)
 
 
+def test_many_owners_do_not_bring_the_registry_down(cluster: str) -> None:
+    """Ray's look-up of objects of several owners in one call can end the asking process (Ray issue 65523): we never do so.
+
+    Without that care it died within seconds of idling, or of the first calls of `leases()`, with three owners.
+    """
+    owners = [as_actor(Owner).remote() for _ in range(4)]
+    refs = [ray.get(owner.put.remote(), timeout=60)[0][0] for owner in owners]
+    payload = safe_refs.dumps([*refs, ray.put(1)])
+    generation = safe_refs.inspect(payload).generation
+    deadline = time.monotonic() + 8
+    calls = 0
+    while time.monotonic() < deadline or calls < 200:
+        (info,) = safe_refs.leases()
+        assert info.size_bytes is not None
+        assert info.size_bytes > 4 * MB
+        calls += 1
+    figures = safe_refs.stats()
+    assert figures is not None
+    assert figures.generation == generation
+    assert len(safe_refs.loads(payload)) == 5
+    safe_refs.release(payload)
+
+
 @pytest.mark.parametrize(
     "table", [{}, defaultdict(lambda: None, {}), types.MappingProxyType({})], ids=["dict", "default", "proxy"]
 )

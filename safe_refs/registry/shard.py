@@ -34,7 +34,7 @@ _PROBE_TIMEOUT_S = 1.0  # for questions to owners; what is asked about is held a
 _EXPIRED_AT_ONCE = 100  # leases; about a millisecond
 _BREATH_S = 0.001
 _LONGEST_PAUSE_S = 3600.0  # far longer waits overflow
-_WEIGHED_AT_ONCE = 1000  # references; 17 microseconds each
+_AGAIN_TIMEOUT_S = 0.1
 _CLOSE_TIMEOUT_S = 2.0
 
 
@@ -170,15 +170,7 @@ class Shard:
     def _weigh(self, refs: Sequence[Ref]) -> dict[Ref, int]:
         """Sizes of objects, as far as their owners tell them in time. An owner that is known to hang is not asked."""
         asked = [ref for ref in refs if not self._hanging or _ray.owner_of(ref) not in self._hanging]
-        sizes: dict[Ref, int] = {}
-        for start in range(0, len(asked), _WEIGHED_AT_ONCE):
-            try:
-                sizes.update(_ray.sizes(asked[start : start + _WEIGHED_AT_ONCE], _PROBE_TIMEOUT_S))
-            except TimeoutError:
-                logger.warning(
-                    "an owner was asked for the sizes of its objects, and did not answer; they count as 0 for now"
-                )
-        return sizes
+        return _ray.sizes(asked, _PROBE_TIMEOUT_S)
 
     def _keep_time(self) -> None:
         """The time thread: ends leases when their ttl runs out. A few at a time, so that calls come in between."""
@@ -206,7 +198,7 @@ class Shard:
     def _sweep(self) -> None:
         with self._lock:
             samples = self._table.owners()
-        silent, self._hanging = _ask_owners(samples)
+        silent, self._hanging = _ask_owners(samples, self._hanging)
         # Silence may be the network's, or that of a process that was stopped for a while. Death is what Ray's control service says.
         dead = [owner for owner in silent if _ray.is_surely_dead(owner)]
         with self._lock:
@@ -221,28 +213,18 @@ class Shard:
                 self._table.usage.learn({ref: size for ref, size in sizes.items() if ref in self._table.usage})
 
 
-def _ask_owners(samples: dict[bytes, Ref]) -> tuple[set[bytes], set[bytes]]:
+def _ask_owners(samples: dict[bytes, Ref], hanging_before: set[bytes]) -> tuple[set[bytes], set[bytes]]:
     """Ask owners about one of their objects each; those that can't be asked any more, and those that hang.
 
-    All are asked in one call. If one of them hangs the whole call runs into its timeout; then halves are asked, until the one that
-    hangs is alone.
+    One call an owner, not one for all: see `_ray._locations`. One that hung before is given less time.
     """
     silent: set[bytes] = set()
     hanging: set[bytes] = set()
-    waiting = [list(samples.items())]
-    samples.clear()  # a sample is kept no longer than the question about it takes
-    while waiting:
-        rows = waiting.pop()
-        if not rows:
-            continue
+    while samples:
+        owner, ref = samples.popitem()  # a sample is kept no longer than the question about it takes
         try:
-            answered = _ray.with_living_owner([ref for _, ref in rows], _PROBE_TIMEOUT_S)
+            if not _ray.owner_answers(ref, _AGAIN_TIMEOUT_S if owner in hanging_before else _PROBE_TIMEOUT_S):
+                silent.add(owner)
         except TimeoutError:
-            if len(rows) == 1:
-                hanging.add(rows[0][0])
-            else:
-                half = len(rows) // 2
-                waiting += [rows[:half], rows[half:]]
-        else:
-            silent |= {owner for owner, ref in rows if ref not in answered}
+            hanging.add(owner)
     return silent, hanging
