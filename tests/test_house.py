@@ -22,9 +22,11 @@ FLOORS = [
     {"handle"},
     {"scopes"},
     {"registry.client"},
+    {"registry.contact"},
     {"registry.shard"},
+    {"registry.replication"},
     {"registry.leases"},
-    {"registry.usage", "registry.records"},
+    {"registry.usage", "registry.records", "registry.topology"},
     {"slots"},
     {"envelope", "_ray", "config"},
     {"errors", "_version", "registry"},
@@ -112,7 +114,7 @@ def test_rays_private_api_is_touched_in_one_file() -> None:
 
 def test_the_rules_know_neither_ray_nor_threads_nor_clocks() -> None:
     """`LeaseTable` can be driven without Ray, with any clock."""
-    for module in ("registry.leases", "registry.usage", "registry.records"):
+    for module in ("registry.leases", "registry.usage", "registry.records", "registry.topology", "registry.replication"):
         check_pure(modules()[module].read_text())
 
 

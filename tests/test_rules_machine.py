@@ -236,7 +236,8 @@ class RulesMachine(RuleBasedStateMachine):
             if message.what == "release":
                 return self.table.release(lease, ME)
             if message.what == "renew":
-                return self.table.renew(lease, epoch, 1, arguments["ttl"])
+                self.table.renew(lease, epoch, 1, arguments["ttl"])
+                return None
             return self.table.resolve(lease, epoch, 1, slot=None, take=arguments["take"], origin=ME)
         except LeaseError as error:
             return type(error)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..config import Limits
 from ..errors import (
@@ -39,7 +39,7 @@ T = TypeVar("T")
 class _Lease(Generic[T]):
     """A live lease."""
 
-    __slots__ = ("expires_at", "items", "number", "origin", "owners", "since", "terms", "uses_left")
+    __slots__ = ("expires_at", "items", "number", "origin", "owners", "renewals", "since", "terms", "used")
 
     def __init__(
         self, number: int, items: tuple[T, ...], owners: tuple[bytes, ...], terms: Terms, origin: Origin, since: float
@@ -51,7 +51,52 @@ class _Lease(Generic[T]):
         self.origin = origin
         self.since = since
         self.expires_at = None if terms.ttl is None else since + terms.ttl
-        self.uses_left = terms.uses
+        self.renewals = 0
+        self.used: frozenset[bytes] = frozenset()
+
+    @property
+    def uses_left(self) -> int | None:
+        return None if self.terms.uses is None else self.terms.uses - len(self.used)
+
+
+class Copy(NamedTuple):
+    """A live lease on its way to another shard.
+
+    What can change of a lease only ever grows (the set of uses, the number of renewals), so that two copies of one can be merged in
+    any order, and again.
+
+    Attributes:
+        lease: its id.
+        items: what it holds.
+        owners: for each item, what names the process that it dies with.
+        terms: as of its last renewal.
+        origin: who made it.
+        age_s: seconds since it began.
+        left_s: seconds until its ttl runs out; None without one.
+        renewals: how often it was renewed.
+        used: ids of the uses that it has had, where they count.
+    """
+
+    lease: bytes
+    items: tuple[Any, ...]
+    owners: tuple[bytes, ...]
+    terms: Terms
+    origin: Origin
+    age_s: float
+    left_s: float | None
+    renewals: int
+    used: frozenset[bytes]
+
+
+class Ending(NamedTuple):
+    """The news that a lease has ended, on its way to another shard: how, seconds ago, when (wall clock), by whom, on what terms."""
+
+    lease: bytes
+    how: str
+    ago_s: float
+    at: float
+    by: str
+    terms: Terms
 
 
 @dataclass(frozen=True)
@@ -134,19 +179,20 @@ class LeaseTable(Generic[T]):
             self.usage.forget_unheld(items)
             largest = self._largest(excess.limit.removesuffix("_per_job"), origin.job if excess.of_job else None)
             raise RegistryFullError.of(excess.limit, excess.allowed, excess.used, excess.asked, largest)
-        self._pinned += 1
-        held = _Lease(self._pinned, tuple(items), tuple(owners), terms, origin, self._clock())
-        self._live[lease] = held
-        for owner in held.owners:
-            self._by_owner.setdefault(owner, {})[lease] = None
-            self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
-        self.usage.add(held.items, origin.job)
-        self._note_deadline(lease, held)
+        self._begin(lease, tuple(items), tuple(owners), terms, origin, self._clock())
 
     def resolve(
-        self, lease: bytes, epoch: bytes, generation: int, *, slot: int | None, take: bool, origin: Origin
+        self,
+        lease: bytes,
+        epoch: bytes,
+        generation: int,
+        *,
+        slot: int | None,
+        take: bool,
+        origin: Origin,
+        use: bytes = b"",
     ) -> tuple[T, ...]:
-        """What a lease holds: all of it, or one slot. Each call is one use.
+        """What a lease holds: all of it, or one slot. Each call is one use, but for one that names a use that was counted before.
 
         Args:
             lease: its id.
@@ -155,6 +201,7 @@ class LeaseTable(Generic[T]):
             slot: which item, from 0; None for all.
             take: end the lease, in the same step.
             origin: who asks.
+            use: id of the use, the same on each replica that is asked; empty for one of its own.
 
         Raises:
             LeaseError: of the class that says how the lease ended, or that it was never here.
@@ -172,8 +219,8 @@ class LeaseTable(Generic[T]):
                 registry=self.registry,
             )
         self._resolved += 1
-        if held.uses_left is not None:
-            held.uses_left -= 1
+        if held.terms.uses is not None:
+            held.used |= {use or self._resolved.to_bytes(8, "big")}
         if take:
             self._end(lease, "released", f"{origin}, who took it")
         elif held.uses_left == 0:
@@ -192,16 +239,89 @@ class LeaseTable(Generic[T]):
             self._remember(lease, "released", str(origin), Terms())
         return 0
 
-    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None) -> None:
+    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None, renewals: int = 0) -> int:
         """Let a lease live `ttl` seconds from now, be that longer or shorter than it had; None takes its limit away.
+
+        Args:
+            lease: its id.
+            epoch: as for `resolve`.
+            generation: as for `resolve`.
+            ttl: seconds.
+            renewals: which renewal this is, as another replica has counted it; 0 counts it here. An older one than the last changes
+                nothing.
+
+        Returns:
+            Which renewal it was, from 1.
 
         Raises:
             LeaseError: it isn't live.
         """
         held = self._living(lease, epoch, generation)
-        held.terms = held.terms._replace(ttl=ttl)
-        held.expires_at = None if ttl is None else self._clock() + ttl
-        self._note_deadline(lease, held)
+        number = renewals or held.renewals + 1
+        if number > held.renewals:
+            self._set_time(lease, held, ttl, ttl, number)
+        return number
+
+    def ask_in_turn(self, lease: bytes) -> bool:
+        """Whether a live lease counts its uses, so that its replicas must be asked one after the other."""
+        held = self._live.get(lease)
+        return held is not None and held.terms.uses is not None
+
+    def copy(self, lease: bytes) -> Copy | None:
+        """A copy of a live lease for another shard; None if it isn't live."""
+        held = self._if_living(lease)
+        if held is None:
+            return None
+        now = self._clock()
+        left = None if held.expires_at is None else held.expires_at - now
+        age = now - held.since
+        return Copy(lease, held.items, held.owners, held.terms, held.origin, age, left, held.renewals, held.used)
+
+    def ending(self, lease: bytes) -> Ending | None:
+        """The news of an ended lease for another shard; None if it isn't ended, or forgotten."""
+        end = self._ended.get(lease)
+        if end is None:
+            return None
+        return Ending(lease, end.how, self._clock() - end.since, end.at, end.by, end.terms)
+
+    def take_over(self, copy: Copy) -> bool:
+        """Hold a copy of another shard's lease, or learn from it of uses and renewals; False if the lease has ended here.
+
+        Limits don't count: the lease was let in where it was made.
+        """
+        if copy.lease in self._ended:
+            return False
+        held = self._live.get(copy.lease)
+        if held is None:
+            now = self._clock()
+            held = self._begin(copy.lease, copy.items, copy.owners, copy.terms, copy.origin, now - copy.age_s)
+            held.renewals = copy.renewals - 1
+        if copy.renewals > held.renewals:
+            self._set_time(copy.lease, held, copy.terms.ttl, copy.left_s, copy.renewals)
+        held.used |= copy.used
+        if held.uses_left is not None and held.uses_left <= 0:
+            self._end(copy.lease, "used_up", str(copy.origin))
+        return True
+
+    def adopt(self, ending: Ending) -> bool:
+        """Another shard says that a lease has ended: so it has here; whether it was live until now. An ended lease beats a live one."""
+        live = ending.lease in self._live
+        if live:
+            self._end(ending.lease, ending.how, ending.by)
+        if live or ending.lease not in self._ended:
+            since = self._clock() - ending.ago_s
+            self._ended[ending.lease] = _End(ending.how, since, ending.at, ending.by, ending.terms)
+            self._forget_old()
+        return live
+
+    def drop(self, lease: bytes) -> None:
+        """A lease has moved to other shards: hold it no longer, without its having ended."""
+        if lease in self._live:
+            self._let_go(lease)
+
+    def ids(self) -> tuple[list[bytes], list[bytes]]:
+        """Ids of all live leases, and of all ended ones that are remembered, in the order of their beginning and ending."""
+        return list(self._live), list(self._ended)
 
     def owners(self) -> dict[bytes, T]:
         """The owners, not known to be dead, that live leases depend on, each with one of its items to ask it about."""
@@ -360,6 +480,30 @@ class LeaseTable(Generic[T]):
             return None
         return held
 
+    def _begin(
+        self,
+        lease: bytes,
+        items: tuple[T, ...],
+        owners: tuple[bytes, ...],
+        terms: Terms,
+        origin: Origin,
+        since: float,
+    ) -> _Lease[T]:
+        self._pinned += 1
+        held = self._live[lease] = _Lease(self._pinned, items, owners, terms, origin, since)
+        for owner in owners:
+            self._by_owner.setdefault(owner, {})[lease] = None
+            self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
+        self.usage.add(items, origin.job)
+        self._note_deadline(lease, held)
+        return held
+
+    def _set_time(self, lease: bytes, held: _Lease[T], ttl: float | None, left_s: float | None, renewals: int) -> None:
+        held.terms = held.terms._replace(ttl=ttl)
+        held.expires_at = None if left_s is None else self._clock() + left_s
+        held.renewals = renewals
+        self._note_deadline(lease, held)
+
     def _note_deadline(self, lease: bytes, held: _Lease[T]) -> None:
         if held.expires_at is None:
             return
@@ -384,6 +528,12 @@ class LeaseTable(Generic[T]):
         return tuple(holders.most_common(3))
 
     def _end(self, lease: bytes, how: str, by: str) -> None:
+        held = self._let_go(lease)
+        self._ends[how] += 1
+        self._remember(lease, how, by, held.terms)
+
+    def _let_go(self, lease: bytes) -> _Lease[T]:
+        """A live lease, which from now on holds nothing."""
         held = self._live.pop(lease)
         for owner in set(held.owners):
             theirs = self._by_owner[owner]
@@ -392,8 +542,7 @@ class LeaseTable(Generic[T]):
                 del self._by_owner[owner]
                 self._dead_owners.discard(owner)
         self.usage.drop(held.items, held.origin.job)
-        self._ends[how] += 1
-        self._remember(lease, how, by, held.terms)
+        return held
 
     def _remember(self, lease: bytes, how: str, by: str, terms: Terms) -> None:
         self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms)

@@ -1,0 +1,162 @@
+"""What one shard owes the others, and when it knows enough to say "not found". Pure, as the rules are.
+
+A lease with replicas lives on several shards. Clients talk to all of them; what a client could not tell one of them (it was down, the
+client died half-way) the others tell it: each change of a lease that cannot be derived from a clock is *news*, owed to every other
+holder until it has taken it. A shard that comes back empty asks all others for what it should hold.
+
+What always holds: news are copies and endings, which merge in any order and any number of times (see `Copy`); an ended lease beats a
+live one, so nothing that was released comes back; a shard that has restarted does not answer "not found" before it has heard from the
+others, and if too few of them could tell it what it held, it is *lossy*: it says "lost" from then on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Generic, NamedTuple, TypeVar
+
+from .leases import Copy, Ending, LeaseTable
+from .topology import Topology
+
+T = TypeVar("T")
+
+
+class Parcel(NamedTuple):
+    """Copies and endings for another shard."""
+
+    copies: list[Copy]
+    endings: list[Ending]
+
+
+class Replica(Generic[T]):
+    """One shard's side of replication.
+
+    Args:
+        shard: which one it is, from 0.
+        topology: of its registry.
+        table: what it holds.
+        restarted: whether it held leases before, which it has to get back from the others.
+    """
+
+    def __init__(self, shard: int, topology: Topology, table: LeaseTable[T], restarted: bool) -> None:
+        self.shard = shard
+        self.topology = topology
+        self._table = table
+        self._news: dict[int, OrderedDict[bytes, None]] = {}
+        self._to_hear = set(self.others()) if restarted else set[int]()
+        self._silent: set[int] = set()  # others that could not tell what this shard held, as they restarted themselves
+        self._unheard: set[int] = set()  # others that this shard gave up waiting for, when it recovered
+
+    def others(self) -> list[int]:
+        """All other shards of the registry."""
+        return [shard for shard in range(self.topology.shards) if shard != self.shard]
+
+    @property
+    def to_hear(self) -> frozenset[int]:
+        """The shards that have not yet told what this one held. As long as there are any, it is recovering."""
+        return frozenset(self._to_hear)
+
+    @property
+    def lossy(self) -> bool:
+        """Whether leases may be gone for good with a restart, as no other shard that held them could tell."""
+        return len(self._silent) > self.topology.replicas - 2
+
+    def knows_of(self, shard: int) -> bool:
+        """Whether this shard knows every lease that `shard` shares with it, so that `shard` may restart and ask for them."""
+        return shard not in self._to_hear and shard not in self._unheard
+
+    def told(self, shard: int) -> None:
+        """This shard has told another that came back all that it knows; from here on they know the same."""
+        self._unheard.discard(shard)
+
+    def hear(self, shard: int, complete: bool) -> None:
+        """Another shard has told all that it shares with this one; `complete` is its `knows_of`."""
+        self._to_hear.discard(shard)
+        if not complete:
+            self._silent.add(shard)
+
+    def settle(self) -> bool:
+        """The recovery is over, for better or worse; whether it was lossy. From now on the shard answers for itself."""
+        self._unheard, self._to_hear = self._to_hear, set()
+        self._silent |= self._unheard
+        lossy = self.lossy
+        self._silent = set()
+        return lossy
+
+    def owe(self, leases: Iterable[bytes]) -> bool:
+        """These leases have changed: all their other holders are to hear of it. Whether there are any."""
+        owed = False
+        for lease in leases:
+            for shard in self.topology.everywhere(lease):
+                if shard != self.shard:
+                    self._news.setdefault(shard, OrderedDict())[lease] = None
+                    owed = True
+        return owed
+
+    def owe_one(self, lease: bytes, shard: int) -> None:
+        """One other holder is to hear of a lease: it could not be reached when the lease was made."""
+        self._news.setdefault(shard, OrderedDict())[lease] = None
+
+    def owing(self) -> dict[int, list[bytes]]:
+        """What is owed to whom, oldest first."""
+        return {shard: list(leases) for shard, leases in self._news.items() if leases}
+
+    def take_news(self, shard: int, most: int) -> list[bytes]:
+        """Take the oldest news for a shard off the list; `give_back` those that it didn't get."""
+        news = self._news.get(shard, OrderedDict())
+        taken: list[bytes] = []
+        while news and len(taken) < most:
+            taken.append(news.popitem(last=False)[0])
+        return taken
+
+    def give_back(self, shard: int, leases: Iterable[bytes]) -> None:
+        """News that could not be delivered are owed still."""
+        for lease in leases:
+            self.owe_one(lease, shard)
+
+    def parcel(self, leases: Iterable[bytes]) -> Parcel:
+        """What is to be told of leases as they are now."""
+        copies: list[Copy] = []
+        endings: list[Ending] = []
+        for lease in leases:
+            if (copy := self._table.copy(lease)) is not None:
+                copies.append(copy)
+            elif (ending := self._table.ending(lease)) is not None:
+                endings.append(ending)
+        return Parcel(copies, endings)
+
+    def receive(self, parcel: Parcel) -> None:
+        """Take what another shard tells: endings first, as they beat copies."""
+        for ending in parcel.endings:
+            self._table.adopt(ending)
+        for copy in parcel.copies:
+            # One that had ended here is news for the sender, in case it hasn't heard.
+            if not self._table.take_over(copy):
+                self.owe([copy.lease])
+
+    def shared_with(self, shard: int) -> list[bytes]:
+        """Ids of all leases, live or ended, that `shard` holds too, or is to hold."""
+        live, ended = self._table.ids()
+        return [lease for lease in (*ended, *live) if shard in self.topology.everywhere(lease)]
+
+    def misplaced(self) -> list[bytes]:
+        """Ids of leases, live or ended, that have other holders since the registry has grown."""
+        live, ended = self._table.ids()
+        return [lease for lease in (*ended, *live) if self.newcomers(lease)]
+
+    def newcomers(self, lease: bytes) -> list[int]:
+        """The shards that are to hold a lease and did not before the registry grew."""
+        topology = self.topology
+        if not topology.before:
+            return []
+        old = topology._replace(shards=topology.before, before=0).holders(lease)
+        return [shard for shard in topology.holders(lease) if shard not in old]
+
+    def drop_moved(self, leases: Iterable[bytes]) -> int:
+        """Let go of leases that others hold from now on; how many that were."""
+        dropped = 0
+        for lease in leases:
+            if self.shard not in self.topology.holders(lease):
+                self._table.drop(lease)
+                dropped += 1
+        return dropped
