@@ -27,8 +27,8 @@ os.environ.setdefault(
 
 import safe_refs
 from benchmarks.overhead import Figure, compare, machine
-from safe_refs.registry import client
 from safe_refs.registry.records import Origin, Terms
+from safe_refs.registry.topology import actor_name
 
 LONGEST_STALL_MS = 50.0
 RESOLVE_RATIO = 1.2
@@ -73,7 +73,7 @@ def fill(registry: str, refs: list[Any], count: int, ttl: float | None) -> None:
                 shard._table.pin(os.urandom(16), [ref], [owner[ref]], Terms(ttl=ttl), maker)
         shard._wake.set()
 
-    actor: Any = ray.get_actor(client.actor_name(registry), namespace="safe_refs")
+    actor: Any = ray.get_actor(actor_name(registry), namespace="safe_refs")
     ray.get(actor.__ray_call__.remote(put, refs, count, ttl), timeout=300)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ray
 
 NAMESPACE = "safe_refs"
+_KEYS = b"safe_refs:"
 _ASKED_AT_ONCE = 1000  # references; 17 microseconds each
 
 
@@ -86,32 +87,50 @@ def node_and_process() -> tuple[str, int]:
     return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
-def head_node() -> str | None:
-    """Node id of the head node, where Ray's own control service runs; None if no living node says that it is the head.
+def nodes() -> list[str]:
+    """Node ids of the living nodes, first the head node, where Ray's own control service runs.
 
     The resource `node:__internal_head__` marks it; Ray's own libraries go by it (seen since Ray 2.52). Without it the registry
-    starts on whichever node Ray likes.
+    starts on whichever node comes first.
     """
     import ray
 
-    for node in ray.nodes():  # type: ignore[no-untyped-call] # Ray leaves this one untyped
-        if node["Alive"] and "node:__internal_head__" in node["Resources"]:
-            return str(node["NodeID"])
-    return None
+    rows = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    living = {str(row["NodeID"]): "node:__internal_head__" in row["Resources"] for row in rows if row["Alive"]}
+    return sorted(living, key=lambda node: (not living[node], node))
 
 
-def next_generation(registry: str) -> int:
-    """Count one more start of `registry` in the cluster's control store, and return the new count, from 1.
+def kv_get(key: str) -> bytes | None:
+    """A value in the cluster's control store, which outlives every actor; None if there is none. About half a millisecond.
 
-    Semi-public: `ray.experimental.internal_kv`, seen since Ray 2.52; only a number for people, for which nothing public outlives
-    the registry. Without it every generation would be called 1; the epoch still tells them apart.
+    Semi-public, like its two neighbours: `ray.experimental.internal_kv`, seen since Ray 2.52. Nothing public outlives the registry;
+    without it a registry could have one shard only, and a restart of it could not be told from its first start.
     """
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+    from ray.experimental.internal_kv import _internal_kv_get
 
-    key = b"safe_refs:generation:" + registry.encode()
-    generation = int(_internal_kv_get(key) or 0) + 1
-    _internal_kv_put(key, str(generation).encode(), overwrite=True)
-    return generation
+    value: bytes | None = _internal_kv_get(_KEYS + key.encode())
+    return value
+
+
+def kv_put(key: str, value: bytes, *, overwrite: bool = True) -> None:
+    """Set a value in the control store; without `overwrite` only if there is none."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(_KEYS + key.encode(), value, overwrite=overwrite)
+
+
+def kv_delete(key: str) -> None:
+    """Delete a value in the control store, if there is one."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(_KEYS + key.encode())
+
+
+def count_up(key: str) -> int:
+    """Count one more in the control store, and return the new count, from 1. Two that count at once may get the same."""
+    count = int(kv_get(key) or 0) + 1
+    kv_put(key, str(count).encode())
+    return count
 
 
 def _core_worker() -> Any:

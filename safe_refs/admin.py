@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from . import config
 from .config import Limits
-from .registry import client
+from .registry import client, contact
 from .registry.records import LeaseInfo, Query, RegistryStats
 
 _PAGE = 1000  # rows of one call to the registry
@@ -50,15 +50,8 @@ def leases(
         raise ValueError(f"sort must be 'age', 'expires', 'references' or 'bytes', not {sort!r}")
     most = None if limit is None else config.positive(limit, "limit")
     name, wait = config.registry_name(registry), config.timeout_s(timeout)
-    rows: list[LeaseInfo] = []
-    after: tuple[float, int] | None = None
-    while True:
-        wanted = _PAGE if most is None else min(_PAGE, most - len(rows))
-        query = Query(label, job, min_age_s, min_bytes, sort, after, wanted)
-        page, after = client.leases(name, query, sizes, wait)
-        rows += page
-        if after is None or len(rows) == most:
-            return rows
+    query = Query(label, job, min_age_s, min_bytes, sort, None, _PAGE)
+    return client.leases(name, query, most, sizes, wait)
 
 
 def stats(*, registry: str | None = None, timeout: float | timedelta | None = None) -> RegistryStats | None:
@@ -77,6 +70,8 @@ def stats(*, registry: str | None = None, timeout: float | timedelta | None = No
 def init(
     registry: str | None = None,
     *,
+    shards: int | None = None,
+    replicas: int | None = None,
     timeout: float | timedelta | None = None,
     ttl: float | timedelta | None = None,
     max_leases: int | None = None,
@@ -93,6 +88,10 @@ def init(
 
     Args:
         registry: name of the registry that this process's leases go to; several may run in a cluster.
+        shards: how many actors the registry has; 1 unless set, or as many as replicas. More than it has now lets a running registry
+            grow: leases move while calls go on, and this returns when all have. It can't be fewer than it has.
+        replicas: how many of them hold each lease; 1 unless set. With 2 or more a crash of a shard, or of its node, costs nothing. A
+            running registry keeps what it has.
         timeout: seconds that calls wait for the registry, where they aren't told otherwise.
         ttl: seconds to live of leases that this process makes without a ttl; without this, they have no limit.
         max_leases: the most live leases it will hold; past this or another limit, `dumps` raises `RegistryFullError`.
@@ -112,9 +111,12 @@ def init(
         The registry's figures.
 
     Raises:
-        ValueError: a limit isn't above zero.
+        ValueError: a limit isn't above zero; or the registry runs with other replicas, or more shards.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
+    shards = None if shards is None else config.positive(shards, "shards")
+    replicas = None if replicas is None else config.positive(replicas, "replicas")
+    contact.check(shards or replicas or 1, replicas or 1)
     counts = {
         "max_leases": max_leases,
         "max_references": max_references,
@@ -132,9 +134,12 @@ def init(
         timeout=None if timeout is None else config.seconds(timeout, "timeout"),
         ttl=None if ttl is None else config.seconds(ttl, "ttl"),
         limits=Limits(**given) if given else None,
+        shards=shards,
+        replicas=replicas,
     )
     name, wait = config.registry_name(registry), config.timeout_s()
     while True:
+        client.ensure(name, shards, replicas, wait)
         client.identity(name, wait)
         if given:
             client.set_limits(name, config.limits(), wait)

@@ -46,6 +46,13 @@ class Limits(NamedTuple):
     tombstone_age_s: float = 86_400.0
     sweep_s: float = 1.0
 
+    def share(self, shards: int, replicas: int) -> Limits:
+        """One shard's share, as leases spread evenly: that part of each limit, rounded up."""
+        if shards == replicas:
+            return self
+        counts = {name: value for name, value in self._asdict().items() if name.startswith("max_") and value}
+        return self._replace(**{name: -(-value * replicas // shards) for name, value in counts.items()})
+
     @property
     def weighs(self) -> bool:
         """Whether there is a limit in bytes, so that objects' sizes have to be known."""
@@ -59,13 +66,27 @@ class _Told:
     timeout: float | None = None
     ttl: float | None = None
     limits: Limits | None = None
+    shards: int | None = None
+    replicas: int | None = None
 
 
 _told = _Told()
 
 
-def tell(*, registry: str | None, timeout: float | None, ttl: float | None, limits: Limits | None) -> None:
+def tell(
+    *,
+    registry: str | None,
+    timeout: float | None,
+    ttl: float | None,
+    limits: Limits | None,
+    shards: int | None,
+    replicas: int | None,
+) -> None:
     """Keep what `init` was given; None leaves a setting as it is."""
+    if shards is not None:
+        _told.shards = shards
+    if replicas is not None:
+        _told.replicas = replicas
     if registry is not None:
         _told.registry = registry
     if timeout is not None:
@@ -91,6 +112,14 @@ def timeout_s(given: float | timedelta | None = None) -> float:
 def default_ttl_s() -> float | None:
     """The time to live, in seconds, of leases that are made without one in this process; None, unless it was set, for no limit."""
     return _environment("SAFE_REFS_TTL", float) or _told.ttl
+
+
+def wishes() -> tuple[int | None, int | None]:
+    """How many shards and replicas this process was told to want; None where it wasn't told."""
+    return (
+        _environment("SAFE_REFS_SHARDS", int) or _told.shards,
+        _environment("SAFE_REFS_REPLICAS", int) or _told.replicas,
+    )
 
 
 def limits() -> Limits:

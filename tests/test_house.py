@@ -24,8 +24,10 @@ FLOORS = [
     {"registry.client"},
     {"registry.contact"},
     {"registry.shard"},
+    {"registry.peers"},
     {"registry.replication"},
     {"registry.leases"},
+    {"registry.book"},
     {"registry.usage", "registry.records", "registry.topology"},
     {"slots"},
     {"envelope", "_ray", "config"},
@@ -114,7 +116,13 @@ def test_rays_private_api_is_touched_in_one_file() -> None:
 
 def test_the_rules_know_neither_ray_nor_threads_nor_clocks() -> None:
     """`LeaseTable` can be driven without Ray, with any clock."""
-    for module in ("registry.leases", "registry.usage", "registry.records", "registry.topology", "registry.replication"):
+    for module in (
+        "registry.leases",
+        "registry.usage",
+        "registry.records",
+        "registry.topology",
+        "registry.replication",
+    ):
         check_pure(modules()[module].read_text())
 
 

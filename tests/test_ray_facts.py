@@ -32,14 +32,18 @@ def test_a_connection_names_cluster_and_job(cluster: str) -> None:
 
 def test_the_head_node_is_found(cluster: str) -> None:
     """On a cluster of one node, that one."""
-    assert _ray.head_node() == ray.nodes()[0]["NodeID"]  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    assert _ray.nodes() == [ray.nodes()[0]["NodeID"]]  # type: ignore[no-untyped-call] # Ray leaves this one untyped
 
 
-def test_generations_count_up_for_each_name(cluster: str) -> None:
+def test_the_control_store_keeps_counts(cluster: str) -> None:
     """Each start is one more, of that name only."""
     name = f"fact-{os.getpid()}-{time.time()}"
-    assert [_ray.next_generation(name) for _ in range(3)] == [1, 2, 3]
-    assert _ray.next_generation(name + "-other") == 1
+    assert [_ray.count_up(name) for _ in range(3)] == [1, 2, 3]
+    assert _ray.count_up(name + "-other") == 1
+    _ray.kv_put(name, b"mine", overwrite=False)
+    assert _ray.kv_get(name) == b"3"
+    _ray.kv_delete(name)
+    assert _ray.kv_get(name) is None
 
 
 def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:

@@ -1,52 +1,58 @@
-"""From any process to the registry: find it or start it, call it, wait no longer than told, and try again where that is safe.
+"""What processes ask of the registry: pin, resolve, release, renew, list; each of the shards that hold the lease.
 
-What always holds: every wait ends by its timeout; a call that failed on the way leaves nothing held (a pin that wasn't acknowledged
-is released, and the registry refuses it should it arrive later); a lease of another cluster is never asked for. Handles of the
-actor are kept per connection to Ray and registry name, and dropped when the actor turns out to be dead.
+What always holds: every wait ends by its timeout; a call that failed on the way leaves nothing held (a pin that wasn't answered is
+released, and the registry refuses it should it arrive later); a lease of another cluster is never asked for.
+
+With replicas: a pin returns when all holders have it, or all but those known to be dead, which get it from the others later. A
+resolve asks all holders at once, so that the references survive the crash of any one of them, and an end that one of them knows of
+beats the lease that another still has. Uses, takes and renewals go to one holder after the other, so that the first decides; a load
+succeeds only if every living holder grants it: at most once.
 
 Raises everywhere: `RegistryUnavailableError` where there is no Ray connection or no answer in time.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import math
+import os
 import sys
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _ray, config
+from .. import _ray
 from ..config import Limits
 from ..envelope import LeaseAddress
 from ..errors import (
+    LeaseError,
     LeaseLostError,
+    LeaseNotFoundError,
     RegistryUnavailableError,
     SafeRefsError,
     UnsupportedReferenceError,
     WrongClusterError,
 )
+from . import book, contact
+from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
-from .shard import Shard
+from .shard import IN_TURN, RECOVERING, STALE
+from .topology import Topology
 
 if TYPE_CHECKING:
     import ray
 
     Ref = ray.ObjectRef[Any]
 
-_PACKAGE = __name__.partition(".")[0]
-_RETRY_PAUSE_S = 0.1
-_LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
-_MOST_CONTACTS = 64  # connections of the past are forgotten beyond that
+logger = logging.getLogger("safe_refs")
 
-_lock = threading.Lock()
-_handles: dict[tuple[_ray.Connection, str], Any] = {}
+_PACKAGE = __name__.partition(".")[0]
+_PATIENCE_S = 2.0  # how long a replica that doesn't answer is waited for once another has
+
 _identities: dict[tuple[_ray.Connection, str], tuple[bytes, int]] = {}
 _sites: dict[_ray.Connection, Site] = {}
-
-
-class _NoRegistryError(Exception):
-    """No registry runs under that name, and the call was not one that starts one."""
 
 
 class Site(NamedTuple):
@@ -62,7 +68,7 @@ def site() -> Site:
     connected = _ray.connection()
     found = _sites.get(connected)
     if found is None:
-        if len(_sites) > _MOST_CONTACTS:
+        if len(_sites) > contact.MOST_CONTACTS:
             _sites.clear()
         found = _sites[connected] = Site(connected, *_ray.node_and_process())
     return found
@@ -84,7 +90,20 @@ def identity(registry: str, timeout: float, here: Site | None = None) -> tuple[b
     connected = here.connection if here else _ray.connection()
     known = _identities.get((connected, registry))
     if known is None:
-        known = _remember_identity(connected, registry, _call(registry, "hello", (), timeout, start=True))
+        deadline = time.monotonic() + timeout
+        topology = contact.topology(connected, registry, start=True)
+        if topology.shards == 1:
+            reply = contact.ask(connected, registry, 0, "hello", (), timeout, deadline, start=True)
+            return _remember_identity(connected, registry, reply)
+        while True:
+            # All are started, as a shard that doesn't run can't be a replica; the first that answers will do.
+            replies = contact.ask_each(
+                connected, registry, "hello", dict.fromkeys(range(topology.shards), ()), deadline, start=True
+            )
+            for reply in replies.values():
+                if isinstance(reply, bytes):
+                    return _remember_identity(connected, registry, reply)
+            _pause(registry, timeout, deadline)
     return known
 
 
@@ -97,7 +116,7 @@ def pin(
     timeout: float,
     here: Site | None = None,
 ) -> tuple[bytes, int]:
-    """Have a registry hold `refs` under the id `lease`, in one call, and wait until it does.
+    """Have a registry hold `refs` under the id `lease`, and wait until it does: all replicas, or all but those known to be dead.
 
     Returns:
         Epoch and generation of the registry that holds it.
@@ -106,14 +125,38 @@ def pin(
         RegistryFullError: a limit would be passed.
         RegistryUnavailableError: no answer in time. As with every error, nothing stays held.
     """
-    # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.
-    call = (lease, list(refs), tuple(terms), tuple(maker))
+    deadline = time.monotonic() + timeout
+    held: set[int] = set()
     try:
         connected = here.connection if here else _ray.connection()
-        reply = _call(registry, "pin", (call,), timeout, start=True, connected=connected)
-        if isinstance(reply, SafeRefsError):
-            raise reply
-        return _remember_identity(connected, registry, reply)
+        while True:
+            topology = contact.topology(connected, registry, start=True)
+            # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.
+            call = ((lease, list(refs), tuple(terms), tuple(maker), topology.version),)
+            holders = topology.holders(lease)
+            if len(holders) == 1:
+                replies = {
+                    holders[0]: contact.ask(connected, registry, holders[0], "pin", call, timeout, deadline, start=True)
+                }
+            else:
+                missing = [shard for shard in holders if shard not in held]
+                replies = contact.ask_each(
+                    connected, registry, "pin", dict.fromkeys(missing, call), deadline, start=True
+                )
+            for shard, reply in replies.items():
+                if isinstance(reply, SafeRefsError):
+                    raise reply
+                if reply is Silence.LATE:
+                    raise contact.late(registry, timeout)
+                if isinstance(reply, bytes) and reply != STALE:
+                    held.add(shard)
+                    answer = reply
+            if STALE in replies.values() or None in replies.values():
+                contact.forget_topology(connected, registry)
+            elif held.issuperset(holders) or (held and _repair(connected, registry, lease, held, holders, deadline)):
+                return _remember_identity(connected, registry, answer)
+            if STALE not in replies.values():
+                _pause(registry, timeout, deadline)
     except BaseException as error:
         # The call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
         # release first refuses the pin.
@@ -127,6 +170,28 @@ def pin(
         raise
 
 
+def _repair(
+    connected: _ray.Connection, registry: str, lease: bytes, held: set[int], holders: tuple[int, ...], deadline: float
+) -> bool:
+    """Some holders are dead: have those that are not pass the lease on to them when they are back; whether one will."""
+    missing = [shard for shard in holders if shard not in held]
+    replies = contact.ask_each(
+        connected, registry, "repair", dict.fromkeys(held, ([lease], missing)), deadline, start=False
+    )
+    if True not in replies.values():
+        held.clear()  # they are dead by now, too
+        return False
+    logger.warning(
+        "lease %s is held by %d of %d replicas: shard(s) %s of registry %r are down, and get it when they are back",
+        lease[:4].hex(),
+        len(held),
+        len(holders),
+        ", ".join(map(str, missing)),
+        registry,
+    )
+    return True
+
+
 def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, take: bool = False) -> list[Ref]:
     """The references of a lease, or the one in `slot`; with `take`, end the lease in the same step.
 
@@ -138,16 +203,124 @@ def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, t
     if address.cluster != here.connection.cluster:
         raise WrongClusterError.of(address.short_id, address.cluster, here.connection.cluster)
     # Which line it is that ends a lease is worth looking up; which lines only read it is not.
-    asker = origin(here) if take else (here.connection.job, here.node, here.pid, "by loading")
-    call = (address.lease, address.epoch, address.generation, slot, take, tuple(asker))
-    try:
-        reply = _call(address.registry, "resolve", (call,), timeout, start=False, connected=here.connection)
-    except _NoRegistryError:
-        raise _lost(address) from None
-    if isinstance(reply, SafeRefsError):
-        raise reply
-    refs: list[Ref] = reply
+    asker = tuple(origin(here) if take else (here.connection.job, here.node, here.pid, "by loading"))
+    use = os.urandom(8)
+
+    def call(version: int, counts: bool, _: int) -> tuple[Any, ...]:
+        return (
+            (
+                address.lease,
+                address.epoch,
+                address.generation,
+                slot,
+                take,
+                asker,
+                version,
+                use if counts else b"",
+            ),
+        )
+
+    refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take)
     return refs
+
+
+def _ask_holders(
+    connected: _ray.Connection,
+    address: LeaseAddress,
+    method: str,
+    call: Callable[[int, bool, int], tuple[Any, ...]],
+    timeout: float,
+    *,
+    in_turn: bool,
+) -> Any:
+    """Ask whoever holds a lease, and make one answer of theirs.
+
+    Args:
+        connected: to which cluster.
+        address: of the lease.
+        method: of the shard.
+        call: gives its arguments, from the topology's version, whether the holders are asked one after the other, and the last
+            number that one of them has answered.
+        timeout: seconds.
+        in_turn: ask them one after the other from the start; otherwise only if they say so.
+
+    Raises:
+        LeaseError: the lease has ended, was lost, or was never there.
+        RegistryUnavailableError: no answer in time.
+    """
+    registry, deadline = address.registry, time.monotonic() + timeout
+    was_moving = False
+    while True:
+        try:
+            topology = contact.topology(connected, registry, start=False)
+            shards = topology.everywhere(address.lease)
+            replies: dict[int, Any] = {}
+            if len(shards) == 1:
+                args = call(topology.version, True, 0)
+                replies[shards[0]] = contact.ask(
+                    connected, registry, shards[0], method, args, timeout, deadline, start=False
+                )
+            elif in_turn:
+                replies = _ask_in_turn(connected, registry, topology, shards, method, call, deadline)
+            else:
+                calls = dict.fromkeys(shards, call(topology.version, False, 0))
+                replies = contact.ask_each(
+                    connected, registry, method, calls, deadline, start=False, patience_s=_PATIENCE_S
+                )
+        except NoRegistryError:
+            forget_registry(connected, registry)
+            raise _lost(address) from None
+        answers = list(replies.values())
+        if STALE in answers:
+            contact.forget_topology(connected, registry)
+            if time.monotonic() > deadline:
+                raise contact.late(registry, timeout)
+            continue
+        if IN_TURN in answers:
+            in_turn = True
+            continue
+        refusals = [answer for answer in answers if isinstance(answer, SafeRefsError)]
+        for refusal in refusals:
+            if not isinstance(refusal, (LeaseNotFoundError, LeaseLostError)):
+                raise refusal  # it has ended, whatever others have not heard of yet
+        for answer in answers:
+            if not isinstance(answer, (SafeRefsError, Silence)) and answer != RECOVERING:
+                return answer
+        if all(answer is Silence.ABSENT for answer in answers):
+            forget_registry(connected, registry)
+            raise _lost(address)
+        if Silence.LATE in answers:
+            raise contact.late(registry, timeout)
+        unsure = RECOVERING in answers or Silence.DEAD in answers
+        if not unsure and (was_moving or not topology.before):
+            raise next((each for each in refusals if isinstance(each, LeaseLostError)), refusals[0])
+        # Somebody who may have it can't answer yet; or it is on its way from one shard to another, and is asked for once more.
+        was_moving = bool(topology.before)
+        _pause(registry, timeout, deadline)
+
+
+def _ask_in_turn(
+    connected: _ray.Connection,
+    registry: str,
+    topology: Topology,
+    shards: Sequence[int],
+    method: str,
+    call: Callable[[int, bool, int], tuple[Any, ...]],
+    deadline: float,
+) -> dict[int, Any]:
+    """Ask one holder after the other, and stop at the first that refuses."""
+    replies: dict[int, Any] = {}
+    number = 0
+    for shard in shards:
+        args = call(topology.version, True, number)
+        replies |= contact.ask_each(connected, registry, method, {shard: args}, deadline, start=False)
+        reply = replies[shard]
+        number = reply if isinstance(reply, int) else number
+        if reply in (STALE, Silence.LATE) or (
+            isinstance(reply, LeaseError) and not isinstance(reply, (LeaseNotFoundError, LeaseLostError))
+        ):
+            break
+    return replies
 
 
 def release(addresses: Iterable[LeaseAddress], timeout: float) -> int:
@@ -160,12 +333,48 @@ def release(addresses: Iterable[LeaseAddress], timeout: float) -> int:
 
 
 def release_ids(registry: str, leases: Sequence[bytes], timeout: float) -> int:
-    """End leases of a registry of this cluster by their bare ids; how many that ended."""
-    try:
-        ended: int = _call(registry, "release", (list(leases), origin()), timeout, start=False)
-    except _NoRegistryError:
-        return 0
-    return ended
+    """End leases of a registry of this cluster by their bare ids; how many that ended.
+
+    All holders are told, but those that are dead, which hear it from the others when they come back.
+    """
+    connected, deadline = _ray.connection(), time.monotonic() + timeout
+    maker = origin()
+    ended: set[bytes] = set()
+    waiting: dict[int, list[bytes]] | None = None
+    while True:
+        try:
+            topology = contact.topology(connected, registry, start=False)
+            if waiting is None:
+                waiting = _by_shard(topology, leases)
+            calls = {shard: (theirs, maker, topology.version) for shard, theirs in waiting.items()}
+            if topology.shards == 1 and calls:
+                replies = {0: contact.ask(connected, registry, 0, "release", calls[0], timeout, deadline, start=False)}
+            else:
+                replies = contact.ask_each(connected, registry, "release", calls, deadline, start=False)
+        except NoRegistryError:
+            forget_registry(connected, registry)
+            return len(ended)
+        if STALE in replies.values():
+            contact.forget_topology(connected, registry)
+            waiting = None
+            continue
+        if Silence.LATE in replies.values():
+            raise contact.late(registry, timeout)
+        told: set[bytes] = set()
+        for shard, flags in replies.items():
+            if isinstance(flags, list):
+                told.update(waiting[shard])
+                ended.update(lease for lease, flag in zip(waiting[shard], flags, strict=True) if flag)
+        # A dead shard hears it from the others; where there are none it is told when it is back.
+        untold = {
+            shard: [lease for lease in waiting[shard] if lease not in told]
+            for shard, reply in replies.items()
+            if reply is Silence.DEAD
+        }
+        waiting = {shard: theirs for shard, theirs in untold.items() if theirs}
+        if not waiting:
+            return len(ended)
+        _pause(registry, timeout, deadline)
 
 
 def release_later(registry: str, leases: Sequence[bytes]) -> None:
@@ -174,9 +383,12 @@ def release_later(registry: str, leases: Sequence[bytes]) -> None:
 
     try:
         connected = _ray.connection()
-        handle = _handles.get((connected, registry)) or ray.get_actor(actor_name(registry), namespace=_ray.NAMESPACE)
-        handle.release.remote(list(leases), origin())
-    except (RegistryUnavailableError, ValueError, ray.exceptions.RayError):
+        topology = contact.topology(connected, registry, start=False)
+        maker = origin()
+        for shard, theirs in _by_shard(topology, leases).items():
+            handle = contact.known_handle(connected, registry, shard)
+            handle.release.remote(theirs, maker, topology.version)
+    except (NoRegistryError, RegistryUnavailableError, ValueError, ray.exceptions.RayError):
         pass  # Ray is gone from this process, or the registry is, and with it every call that was still on its way
 
 
@@ -188,13 +400,12 @@ def renew(address: LeaseAddress, ttl: float | None, timeout: float) -> None:
         LeaseError: it has ended, was lost, or was never there.
     """
     _check_cluster(address)
-    call = (address.lease, address.epoch, address.generation, ttl)
-    try:
-        refusal = _call(address.registry, "renew", call, timeout, start=False)
-    except _NoRegistryError:
-        raise _lost(address) from None
-    if refusal is not None:
-        raise refusal
+
+    def call(version: int, _: bool, number: int) -> tuple[Any, ...]:
+        return (address.lease, address.epoch, address.generation, ttl, number, version)
+
+    # The first holder counts the renewals, and tells the others: two that renew at once can't be taken in different orders.
+    _ask_holders(_ray.connection(), address, "renew", call, timeout, in_turn=True)
 
 
 def expires_in_s(address: LeaseAddress, timeout: float) -> float | None:
@@ -205,42 +416,144 @@ def expires_in_s(address: LeaseAddress, timeout: float) -> float | None:
         LeaseError: it has ended, was lost, or was never there.
     """
     _check_cluster(address)
-    call = (address.lease, address.epoch, address.generation)
-    try:
-        reply = _call(address.registry, "expires_in_s", call, timeout, start=False)
-    except _NoRegistryError:
-        raise _lost(address) from None
-    if isinstance(reply, SafeRefsError):
-        raise reply
-    left: float | None = reply
+
+    def call(version: int, _: bool, __: int) -> tuple[Any, ...]:
+        return (address.lease, address.epoch, address.generation, version)
+
+    left: float | None = _ask_holders(_ray.connection(), address, "expires_in_s", call, timeout, in_turn=False)
     return left
 
 
-def leases(
-    registry: str, query: Query, with_sizes: bool, timeout: float
-) -> tuple[list[LeaseInfo], tuple[float, int] | None]:
-    """One page of live leases, and where the next one begins (None: there is none); nothing where no registry runs."""
+def leases(registry: str, query: Query, most: int | None, with_sizes: bool, timeout: float) -> list[LeaseInfo]:
+    """Live leases, each once, at most so many (None: all); nothing where no registry runs. Asked for a page at a time."""
+    connected = _ray.connection()
+    found: dict[bytes, LeaseInfo] = {}
     try:
-        page: tuple[list[LeaseInfo], tuple[float, int] | None] = _call(
-            registry, "leases", (tuple(query), with_sizes), timeout, start=False
-        )
-    except _NoRegistryError:
-        return [], None
-    return page
+        topology = contact.topology(connected, registry, start=False)
+        for shard in range(topology.shards):
+            rows, after = 0, query.after
+            while True:
+                limit = query.limit if most is None else min(query.limit, most - rows)
+                args = (tuple(query._replace(after=after, limit=limit)), with_sizes)
+                page = _ask_any(connected, registry, topology, shard, "leases", args, timeout)
+                if page is None:
+                    break  # its leases are other shards', too
+                infos, marks, after = page
+                rows += len(infos)
+                for mark, info in zip(marks, infos, strict=True):
+                    found.setdefault(mark, info)
+                if after is None or rows == most:
+                    break
+    except NoRegistryError:
+        forget_registry(connected, registry)
+        return []
+    infos = list(found.values())
+    if topology.shards > 1:
+        infos.sort(key=_ORDERS[query.sort])
+    return infos[:most]
+
+
+_ORDERS: dict[str, Callable[[LeaseInfo], float]] = {
+    "age": lambda info: -info.age_s,
+    "expires": lambda info: math.inf if info.expires_in_s is None else info.expires_in_s,
+    "references": lambda info: -info.references,
+    "bytes": lambda info: -(info.size_bytes or 0),
+}
+
+
+def _ask_any(
+    connected: _ray.Connection,
+    registry: str,
+    topology: Topology,
+    shard: int,
+    method: str,
+    args: tuple[Any, ...],
+    timeout: float,
+) -> Any:
+    """Ask one shard; None if it is dead or doesn't exist and there are replicas, so that others know what it would say."""
+    deadline = time.monotonic() + timeout
+    if topology.replicas == 1:
+        return contact.ask(connected, registry, shard, method, args, timeout, deadline, start=False)
+    reply = contact.ask_each(connected, registry, method, {shard: args}, deadline, start=False)[shard]
+    if reply is Silence.LATE:
+        raise contact.late(registry, timeout)
+    return None if isinstance(reply, Silence) else reply
 
 
 def stats(registry: str, timeout: float) -> RegistryStats | None:
-    """Figures of a registry; None where none runs."""
+    """Figures of a registry, of all its shards together; None where none runs."""
+    connected = _ray.connection()
     try:
-        figures: RegistryStats = _call(registry, "stats", (), timeout, start=False)
-    except _NoRegistryError:
+        topology = contact.topology(connected, registry, start=False)
+        answers = [
+            _ask_any(connected, registry, topology, shard, "stats", (), timeout) for shard in range(topology.shards)
+        ]
+    except NoRegistryError:
+        forget_registry(connected, registry)
         return None
-    return figures
+    shards: list[RegistryStats] = [answer for answer in answers if answer is not None]
+    if not shards:
+        forget_registry(connected, registry)
+        return None
+    return dataclasses.replace(
+        shards[0],
+        generation=max(each.generation for each in shards),
+        uptime_s=max(each.uptime_s for each in shards),
+        recovering=sum(each.recovering for each in shards) + topology.shards - len(shards),
+        **{
+            name: math.ceil(sum(getattr(each, name) for each in shards) / topology.replicas)
+            for name in (
+                *("live_leases", "live_references", "pinned", "resolved", "released", "expired"),
+                *("used_up", "owner_gone", "tombstones"),
+            )
+        },
+    )
 
 
 def set_limits(registry: str, limits: Limits, timeout: float) -> None:
     """Give a registry other limits; it is started if it doesn't run."""
-    _call(registry, "set_limits", (tuple(limits),), timeout, start=True)
+    connected, deadline = _ray.connection(), time.monotonic() + timeout
+    for shard in range(contact.topology(connected, registry, start=True).shards):
+        contact.ask(connected, registry, shard, "set_limits", (tuple(limits),), timeout, deadline, start=True)
+
+
+def ensure(registry: str, shards: int | None, replicas: int | None, timeout: float) -> None:
+    """Start a registry if it doesn't run, and let it grow if it has fewer shards; return when all is in its place.
+
+    Raises:
+        ValueError: it runs with more shards or other replicas than wanted; or with fewer shards than replicas were wanted.
+        RegistryUnavailableError: no answer in time; a growth that is under way goes on by itself.
+    """
+    connected, deadline = _ray.connection(), time.monotonic() + timeout
+    contact.forget_topology(connected, registry)
+    found = book.topology(registry)
+    if found is not None:
+        if shards is not None and shards < found.shards:
+            raise ValueError(
+                f"registry {registry!r} runs with shards={found.shards}, and can't have fewer (shards={shards}) without losing "
+                "leases: leave shards out, or shut it down first"
+            )
+        contact.fits(found, registry, None, replicas)
+        if shards is not None and shards > found.shards:
+            _grow(connected, registry, shards, timeout, deadline)
+    topology = contact.topology(connected, registry, start=True)
+    for shard in range(topology.shards):
+        contact.ask(connected, registry, shard, "hello", (), timeout, deadline, start=True)
+
+
+def _grow(connected: _ray.Connection, registry: str, shards: int, timeout: float, deadline: float) -> None:
+    """Let a registry grow. The new shards start first; then all go by the new topology, and the old ones move what isn't theirs."""
+    while True:
+        found = book.topology(registry)
+        if found is None or (found.shards >= shards and not found.before):
+            return
+        if found.shards < shards and not found.before:
+            for shard in range(found.shards, shards):
+                contact.ask(connected, registry, shard, "hello", (), timeout, deadline, start=True)
+            book.change(registry, found._replace(shards=shards, before=found.shards))
+            for shard in range(shards):
+                contact.ask(connected, registry, shard, "look_again", (), timeout, deadline, start=True)
+        _pause(registry, timeout, deadline)
 
 
 def shutdown(registry: str, timeout: float) -> int:
@@ -249,135 +562,73 @@ def shutdown(registry: str, timeout: float) -> int:
     Raises:
         RegistryUnavailableError: it didn't answer in time; it still runs.
     """
+    import ray
+
+    connected, deadline = _ray.connection(), time.monotonic() + timeout
+    contact.forget_topology(connected, registry)
     try:
-        ended: int = _call(registry, "close", (origin(),), timeout, start=False)
-    except _NoRegistryError:
+        topology = contact.topology(connected, registry, start=False)
+    except NoRegistryError:
         return 0
-    import ray
-
-    connected = _ray.connection()
-    with _lock:
-        handle = _handles.pop((connected, registry), None)
-    if handle is not None:
-        ray.kill(handle, no_restart=True)
-    return ended
-
-
-def _call(
-    registry: str,
-    method: str,
-    args: tuple[Any, ...],
-    timeout: float,
-    *,
-    start: bool,
-    connected: _ray.Connection | None = None,
-) -> Any:
-    """Call the registry's actor and wait for the answer.
-
-    All methods can be repeated safely (ids are the caller's), so a call into an actor that turns out to be dead is made again on
-    its successor: with `start` on one that is started for it, without only if somebody else starts one.
-
-    Raises:
-        RegistryUnavailableError: no Ray connection, or no answer in `timeout` seconds.
-        _NoRegistryError: nobody runs under that name, and `start` is False.
-    """
-    connected = connected or _ray.connection()
-    import ray
-
-    deadline = time.monotonic() + timeout
-    while True:
-        handle = _handles.get((connected, registry)) or _find(connected, registry, start, deadline)
-        left = deadline - time.monotonic()
-        try:
-            reply = ray.get(getattr(handle, method).remote(*args), timeout=min(max(left, 0.001), _LONGEST_WAIT_S))
-            if reply is not None or method != "pin":
-                return reply
-            why: object = "it is being shut down"
-        except ray.exceptions.RayTaskError:
-            raise  # a mistake in the actor, which may look like any other exception
-        except ray.exceptions.GetTimeoutError:
-            raise RegistryUnavailableError(
-                f"registry {registry!r} did not answer within {timeout:g} s: it is overloaded, stopped, or its node can't be "
-                "reached; try again, or allow a longer timeout"
-            ) from None
-        except ray.exceptions.RayActorError as error:
-            why = error
-        # Dead for good (somebody killed it, or its node is gone, or it could not start), or Ray could not reach it just now.
-        _forget(connected, registry, handle)
-        if time.monotonic() + _RETRY_PAUSE_S >= deadline:
-            raise RegistryUnavailableError(
-                f"registry {registry!r} could not be reached within {timeout:g} s: {why}"
-            ) from None
-        time.sleep(_RETRY_PAUSE_S)
-
-
-def _find(connected: _ray.Connection, registry: str, start: bool, deadline: float) -> Any:
-    """The registry's actor: the one that runs, or with `start` a new one. Racing processes get the same."""
-    import ray
-
-    name = actor_name(registry)
-    try:
-        handle = ray.get_actor(name, namespace=_ray.NAMESPACE)
     except ValueError:
-        if not start:
-            raise _NoRegistryError from None
-        handle = _start(registry, name, deadline)
-    with _lock:
-        if len(_handles) > _MOST_CONTACTS:
-            _handles.clear()
-        return _handles.setdefault((connected, registry), handle)
-
-
-def _start(registry: str, name: str, deadline: float) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    head = _ray.head_node()
-    options: dict[str, Any] = {
-        "name": name,
-        "namespace": _ray.NAMESPACE,
-        "get_if_exists": True,
-        "lifetime": "detached",
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": -1,
-    }
-    if head is not None:
-        # The head node is the one that no autoscaler takes away; soft, so that it starts elsewhere where it can't start there.
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(head, soft=True)
-    while True:
+        topology = book.topology(registry) or Topology(0)  # it isn't the one that this process wants, but it is to end
+    ended = 0
+    handles = []
+    for shard in range(topology.shards):
         try:
-            return ray.remote(Shard).options(**options).remote(registry, config.limits())
-        except ValueError:
-            # Another process won the race for the name, and its actor is not listed yet, or no longer.
-            if time.monotonic() + _RETRY_PAUSE_S >= deadline:
-                raise RegistryUnavailableError(f"registry {registry!r} could not be started in time") from None
-            time.sleep(_RETRY_PAUSE_S)
+            ended += contact.ask(connected, registry, shard, "close", (origin(),), timeout, deadline, start=False)
+        except NoRegistryError:
+            continue
+        handles.append(contact.forget_handle(connected, registry, shard))
+    book.close(registry)
+    forget_registry(connected, registry)
+    for handle in handles:
+        if handle is not None:
+            ray.kill(handle, no_restart=True)
+    return math.ceil(ended / topology.replicas)
 
 
-def actor_name(registry: str) -> str:
-    """Name of a registry's actor, in the namespace `safe_refs`."""
-    return f"registry:{registry}"
+def forget_registry(connected: _ray.Connection, registry: str) -> None:
+    """Nobody runs under that name: look again, next time."""
+    contact.forget_topology(connected, registry)
+    _identities.pop((connected, registry), None)
 
 
 def forget_identity(registry: str) -> None:
-    """Ask for the registry's epoch anew, next time."""
-    _identities.pop((_ray.connection(), registry), None)
+    """Ask for the registry's epoch and topology anew, next time."""
+    forget_registry(_ray.connection(), registry)
 
 
 def _remember_identity(connected: _ray.Connection, registry: str, packed: bytes) -> tuple[bytes, int]:
     """Unpack the answer to `hello` or `pin`, and keep it: the epoch's 8 bytes and the generation. Ray passes bytes quickest."""
     identity = (packed[:8], int.from_bytes(packed[8:], "big"))
-    if len(_identities) > _MOST_CONTACTS:
+    if len(_identities) > contact.MOST_CONTACTS:
         _identities.clear()
     _identities[(connected, registry)] = identity
     return identity
 
 
-def _forget(connected: _ray.Connection, registry: str, handle: Any) -> None:
-    with _lock:
-        if _handles.get((connected, registry)) is handle:
-            del _handles[(connected, registry)]
+def _by_shard(topology: Topology, leases: Iterable[bytes]) -> dict[int, list[bytes]]:
+    """Leases by the shards that may hold them."""
+    found: dict[int, list[bytes]] = {}
+    for lease in leases:
+        for shard in topology.everywhere(lease):
+            found.setdefault(shard, []).append(lease)
+    return found
+
+
+def _pause(registry: str, timeout: float, deadline: float) -> None:
+    """Wait a little before asking again.
+
+    Raises:
+        RegistryUnavailableError: the time is over.
+    """
+    if time.monotonic() + contact.RETRY_PAUSE_S >= deadline:
+        raise RegistryUnavailableError(
+            f"registry {registry!r} could not be reached within {timeout:g} s: shards of it are down or recovering; try again, or "
+            "allow a longer timeout"
+        )
+    time.sleep(contact.RETRY_PAUSE_S)
 
 
 def _check_cluster(address: LeaseAddress) -> None:

@@ -15,6 +15,7 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -101,10 +102,11 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """A page of a listing: the rows, what each of them holds, and where the next page begins (None: this was the last)."""
+    """A page of a listing: the rows, what each of them holds, a mark of each, and where the next page begins (None: nowhere)."""
 
     infos: list[LeaseInfo]
     items: list[tuple[T, ...]]
+    marks: list[bytes]
     after: tuple[float, int] | None
 
 
@@ -304,7 +306,7 @@ class LeaseTable(Generic[T]):
         return True
 
     def adopt(self, ending: Ending) -> bool:
-        """Another shard says that a lease has ended: so it has here; whether it was live until now. An ended lease beats a live one."""
+        """Another shard says that a lease has ended: so it has here; whether it was live until now. Ended beats live."""
         live = ending.lease in self._live
         if live:
             self._end(ending.lease, ending.how, ending.by)
@@ -421,12 +423,18 @@ class LeaseTable(Generic[T]):
         by_age = query.sort == "age"
         rows = list(islice(found, query.limit)) if by_age else heapq.nsmallest(query.limit, found, key=itemgetter(0))
         infos = [self._info(lease, held, now, None if sizes is None else size(held)) for _, lease, held in rows]
-        return Page(infos, [held.items for _, _, held in rows], rows[-1][0] if len(rows) == query.limit else None)
+        marks = [blake2b(lease, digest_size=16).digest() for _, lease, _ in rows]
+        after = rows[-1][0] if len(rows) == query.limit else None
+        return Page(infos, [held.items for _, _, held in rows], marks, after)
 
     def set_limits(self, limits: Limits) -> None:
         """Take other limits from now on; what is held stays, even past them."""
         self.usage.set_limits(limits, [(held.items, held.origin.job) for held in self._live.values()])
         self._forget_old()
+
+    def begin_anew(self, epoch: bytes, generation: int) -> None:
+        """Leases of the epoch before may be lost: who asks for one that isn't here is told so from now on."""
+        self.epoch, self.generation = epoch, generation
 
     def stats(self) -> RegistryStats:
         """Figures since the table began."""

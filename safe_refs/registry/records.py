@@ -85,6 +85,9 @@ class RegistryStats:
         used_up: leases ended by their uses.
         owner_gone: leases ended because their owners died.
         tombstones: ended leases that it still remembers.
+        shards: how many actors the registry has.
+        replicas: how many of them hold each lease. The counts above are of leases, not of their replicas.
+        recovering: shards that can't be reached now, or don't yet hold again what they held before a restart.
     """
 
     registry: str
@@ -99,6 +102,9 @@ class RegistryStats:
     used_up: int
     owner_gone: int
     tombstones: int
+    shards: int = 1
+    replicas: int = 1
+    recovering: int = 0
 
 
 class Query(NamedTuple):

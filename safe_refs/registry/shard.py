@@ -4,24 +4,28 @@ A plain actor, one call at a time (an async one costs a fifth more per call). Re
 them as borrowed and never fetches a value here; the actor never deserializes users' data. Refusals are returned, not raised: an
 exception that crosses a task's border is wrapped and costs ten times the call.
 
-It restarts when it crashes (`max_restarts=-1`), empty, with a new epoch: leases from before are then lost, and it says so.
+It restarts when it crashes (`max_restarts=-1`), empty. With replicas it gets what it held from the other shards before it says "not
+found"; without, or if they can't tell, the registry has a new epoch: leases from before may be lost, and it says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import _ray
 from ..config import Limits
-from ..errors import SafeRefsError
+from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
+from . import book
 from .leases import LeaseTable
+from .peers import Peers
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
+from .replication import Parcel, Replica
+from .topology import Topology
 
 if TYPE_CHECKING:
     import ray
@@ -36,43 +40,73 @@ _BREATH_S = 0.001
 _LONGEST_PAUSE_S = 3600.0  # far longer waits overflow
 _AGAIN_TIMEOUT_S = 0.1
 _CLOSE_TIMEOUT_S = 2.0
+_PEERS_PAUSE_S = 0.2
+_PEERS_BREATH_S = 0.05
+
+# Answers that are no results; bytes, as Ray passes them quickest.
+STALE = b"look the topology up again"
+RECOVERING = b"ask again, or others: this shard does not yet know all that it should"
+IN_TURN = b"ask the replicas one after the other"
 
 
 class Shard:
-    """The actor's class. `client` is the only caller.
+    """The actor's class. `client` and other shards are the only callers.
+
+    Each call names the version of the topology that its caller goes by; one that goes by an old one is sent to look again, before
+    anything is done.
 
     Args:
-        registry: name of the registry that it is (a part of).
-        limits: what it may hold at most.
+        registry: name of the registry that it is a part of.
+        limits: what the whole registry may hold at most.
+        shard: which part it is, from 0.
     """
 
-    def __init__(self, registry: str, limits: Limits) -> None:
+    def __init__(self, registry: str, limits: Limits, shard: int = 0) -> None:
+        self._registry = registry
+        self._limits = limits
+        epoch, generation, restarted = book.join(registry, shard)
+        topology = book.topology(registry) or Topology(0, shards=shard + 1)
+        if restarted and topology.replicas == 1:
+            epoch, generation = book.new_epoch(registry)  # nobody else holds what this shard held
+            restarted = False
         self._lock = threading.Lock()
         self._table: LeaseTable[Ref] = LeaseTable(
             registry=registry,
-            epoch=os.urandom(8),
-            generation=_ray.next_generation(registry),
+            epoch=epoch,
+            generation=generation,
             clock=time.monotonic,
             wall=time.time,
-            limits=limits,
+            limits=limits.share(topology.shards, topology.replicas),
         )
-        self._identity = self._table.epoch + self._table.generation.to_bytes(8, "big")
+        self._replica = Replica(shard, topology, self._table, restarted)
+        self._identify()
+        self._recovering = restarted
         self._closing = False
         self._hanging: set[bytes] = set()
         self._wake = threading.Event()
         self._wake_owners = threading.Event()
+        self._wake_peers = threading.Event()
         threading.Thread(target=self._keep_time, name="safe_refs-time", daemon=True).start()
         threading.Thread(target=self._watch_owners, name="safe_refs-owners", daemon=True).start()
+        threading.Thread(target=self._talk_to_peers, name="safe_refs-peers", daemon=True).start()
 
     def hello(self) -> bytes:
         """Epoch and generation, 8 bytes each."""
         return self._identity
 
-    def pin(self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...]]) -> bytes | SafeRefsError | None:
+    def where(self) -> tuple[str, int]:
+        """The node that it runs on, and its process id."""
+        return _ray.node_and_process()
+
+    def pin(
+        self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...], int]
+    ) -> bytes | SafeRefsError | None:
         """Begin a lease; answers with epoch and generation, 8 bytes each. None: this actor is closing, and holds nothing new."""
         if self._closing:
             return None
-        lease, refs, wanted, maker = call
+        lease, refs, wanted, maker, version = call
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
         sizes = self._weigh(refs) if self._table.usage.limits.weighs else {}
         try:
@@ -86,40 +120,84 @@ class Shard:
             self._wake.set()
         return self._identity
 
-    def resolve(self, call: tuple[bytes, bytes, int, int | None, bool, tuple[Any, ...]]) -> list[Ref] | SafeRefsError:
-        """What a lease holds."""
-        lease, epoch, generation, slot, take, asker = call
+    def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
+        """These leases could not be given to those shards when they were made: this one passes them on as soon as it can."""
+        with self._lock:
+            for shard in shards:
+                self._replica.give_back(shard, leases)
+        self._wake_peers.set()
+        return True
+
+    def resolve(
+        self, call: tuple[bytes, bytes, int, int | None, bool, tuple[Any, ...], int, bytes]
+    ) -> list[Ref] | SafeRefsError | bytes:
+        """What a lease holds. With an empty use id, one that counts its uses is not resolved, but to be asked for in turn."""
+        lease, epoch, generation, slot, take, asker, version, use = call
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
         try:
             with self._lock:
-                return list(self._table.resolve(lease, epoch, generation, slot=slot, take=take, origin=Origin(*asker)))
+                counts = self._table.ask_in_turn(lease)
+                if counts and not use:
+                    return IN_TURN
+                items = self._table.resolve(
+                    lease, epoch, generation, slot=slot, take=take, origin=Origin(*asker), use=use
+                )
+                if counts or take:
+                    self._tell_peers([lease])
+                return list(items)
+        except (LeaseNotFoundError, LeaseLostError) as refusal:
+            return RECOVERING if self._recovering else refusal
         except SafeRefsError as refusal:
             return refusal
 
-    def release(self, leases: Sequence[bytes], origin: Origin) -> int:
-        """End leases; how many that ended."""
+    def release(self, leases: Sequence[bytes], origin: Origin, version: int) -> list[int] | bytes:
+        """End leases; for each whether that ended it."""
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
         with self._lock:
-            return sum(self._table.release(lease, origin) for lease in leases)
+            ended = [self._table.release(lease, origin) for lease in leases]
+            self._tell_peers(leases)
+        return ended
 
-    def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None) -> SafeRefsError | None:
-        """Give a lease a new time to live."""
+    def renew(
+        self, lease: bytes, epoch: bytes, generation: int, ttl: float | None, renewals: int, version: int
+    ) -> int | SafeRefsError | bytes:
+        """Give a lease a new time to live; which renewal that was."""
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
         try:
             with self._lock:
-                self._table.renew(lease, epoch, generation, ttl)
+                number = self._table.renew(lease, epoch, generation, ttl, renewals)
+                self._tell_peers([lease])
+        except (LeaseNotFoundError, LeaseLostError) as refusal:
+            return RECOVERING if self._recovering else refusal
         except SafeRefsError as refusal:
             return refusal
         self._wake.set()
-        return None
+        return number
 
-    def expires_in_s(self, lease: bytes, epoch: bytes, generation: int) -> float | SafeRefsError | None:
+    def expires_in_s(
+        self, lease: bytes, epoch: bytes, generation: int, version: int
+    ) -> float | SafeRefsError | bytes | None:
         """Seconds until a lease's ttl runs out; None without one."""
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
         try:
             with self._lock:
                 return self._table.expires_in_s(lease, epoch, generation)
+        except (LeaseNotFoundError, LeaseLostError) as refusal:
+            return RECOVERING if self._recovering else refusal
         except SafeRefsError as refusal:
             return refusal
 
-    def leases(self, query: tuple[Any, ...], with_sizes: bool) -> tuple[list[LeaseInfo], tuple[float, int] | None]:
-        """One page of live leases, with their objects' sizes if asked for, and where the next page begins."""
+    def leases(
+        self, query: tuple[Any, ...], with_sizes: bool
+    ) -> tuple[list[LeaseInfo], list[bytes], tuple[float, int] | None]:
+        """One page of live leases, with their objects' sizes if asked for, their marks, and where the next page begins.
+
+        A mark is the same on every replica of a lease, and resolves nothing.
+        """
         asked = Query(*query)
         if asked.sort == "bytes" or asked.min_bytes is not None:
             # To choose by size one has to know them all.
@@ -129,27 +207,64 @@ class Shard:
             del everything
             with self._lock:
                 page = self._table.page(asked, sizes)
-            return page.infos, page.after
+            return page.infos, page.marks, page.after
         with self._lock:
             page = self._table.page(asked)
         if not with_sizes:
-            return page.infos, page.after
+            return page.infos, page.marks, page.after
         sizes = self._weigh(list({ref for refs in page.items for ref in refs}))
         infos = [
             dataclasses.replace(info, size_bytes=sum(sizes.get(ref, 0) for ref in set(refs)))
             for info, refs in zip(page.infos, page.items, strict=True)
         ]
-        return infos, page.after
+        return infos, page.marks, page.after
 
     def stats(self) -> RegistryStats:
-        """Figures since the start."""
+        """This shard's figures since its start."""
+        topology = self._replica.topology
         with self._lock:
-            return self._table.stats()
+            figures = self._table.stats()
+        return dataclasses.replace(
+            figures,
+            shards=topology.shards,
+            replicas=topology.replicas,
+            recovering=int(self._recovering or bool(topology.before)),
+        )
+
+    def look_again(self) -> None:
+        """The topology has changed."""
+        self._is_old(0)
+
+    def shared_with(self, shard: int) -> tuple[list[bytes], bool]:
+        """For another shard that came back: ids of what it should hold, and whether that is all that this one ever shared with it."""
+        with self._lock:
+            return self._replica.shared_with(shard), self._replica.knows_of(shard)
+
+    def parcel(self, leases: Sequence[bytes]) -> Parcel:
+        """What there is to say of some leases."""
+        with self._lock:
+            return self._replica.parcel(leases)
+
+    def told(self, shard: int) -> None:
+        """Another shard has taken all that it should hold."""
+        with self._lock:
+            self._replica.told(shard)
+
+    def receive(self, parcel: Parcel, epoch: bytes, generation: int) -> bool:
+        """Another shard's news."""
+        with self._lock:
+            self._replica.receive(parcel)
+            if generation > self._table.generation:
+                self._table.begin_anew(epoch, generation)
+                self._identify()
+        self._wake.set()
+        self._wake_peers.set()
+        return True
 
     def set_limits(self, limits: tuple[Any, ...]) -> None:
         """Take other limits from now on; what is held stays."""
-        with self._lock:
-            self._table.set_limits(Limits(*limits))
+        self._limits = Limits(*limits)
+        self._share_limits()
         self._wake_owners.set()
 
     def close(self, origin: Origin) -> int:
@@ -166,6 +281,32 @@ class Shard:
         while ids and time.monotonic() < deadline and _ray.any_counted(ids):
             time.sleep(0.02)
         return ended
+
+    def _identify(self) -> None:
+        self._identity = self._table.epoch + self._table.generation.to_bytes(8, "big")
+
+    def _share_limits(self) -> None:
+        topology = self._replica.topology
+        with self._lock:
+            self._table.set_limits(self._limits.share(topology.shards, topology.replicas))
+
+    def _is_old(self, version: int) -> bool:
+        """Whether a caller goes by an old topology. If it goes by a newer one than this shard, it is this shard that looks again."""
+        known = self._replica.topology
+        if version < known.version and version:
+            return True
+        found = book.topology(self._registry)
+        if found is None or found.version <= known.version:
+            return False
+        with self._lock:
+            self._replica.topology = found
+        self._share_limits()
+        self._wake_peers.set()
+        return bool(version) and version < found.version
+
+    def _tell_peers(self, leases: Iterable[bytes]) -> None:
+        if self._replica.topology.shards > 1 and self._replica.owe(leases):
+            self._wake_peers.set()
 
     def _weigh(self, refs: Sequence[Ref]) -> dict[Ref, int]:
         """Sizes of objects, as far as their owners tell them in time. An owner that is known to hang is not asked."""
@@ -211,6 +352,35 @@ class Shard:
             sizes = self._weigh(unweighed)
             with self._lock:
                 self._table.usage.learn({ref: size for ref, size in sizes.items() if ref in self._table.usage})
+
+    def _talk_to_peers(self) -> None:
+        """The peers' thread: gets back what this shard held, tells the others what is new, moves leases when the registry grows."""
+        peers = Peers(self._registry, self._replica, self._table, self._lock)
+        if self._recovering:
+            if peers.recover():
+                with self._lock:
+                    self._table.begin_anew(*book.new_epoch(self._registry))
+                self._identify()
+            self._recovering = False
+            self._wake.set()
+        moved = 0
+        while not self._closing:
+            topology = self._replica.topology
+            try:
+                behind = peers.tell()
+                if topology.before > self._replica.shard and moved != topology.version:
+                    peers.move()
+                    moved = topology.version
+                    if book.note_moved(self._registry, topology, self._replica.shard):
+                        book.change(self._registry, topology._replace(before=0))
+                        self._is_old(0)
+                        peers.look_again()
+            except Exception:
+                logger.warning("talking to other shards failed; trying again", exc_info=True)
+                behind = True
+            self._wake_peers.wait(_PEERS_PAUSE_S if behind or topology.before else _LONGEST_PAUSE_S)
+            self._wake_peers.clear()
+            time.sleep(_PEERS_BREATH_S)  # so that news travel together
 
 
 def _ask_owners(samples: dict[bytes, Ref], hanging_before: set[bytes]) -> tuple[set[bytes], set[bytes]]:

@@ -3,8 +3,8 @@
 A lease lives on the `replicas` shards that rendezvous hashing of its id names: every process that knows the topology finds them by
 itself, and a registry that grows moves only the leases that a new shard takes over.
 
-What always holds: `holders` names distinct shards, the first of them being the one that decides (about uses, takes and renewals); while
-a registry grows, `everywhere` names all shards that may hold a lease, the old ones first.
+What always holds: `holders` names distinct shards, the first of them being the one that decides (about uses, takes and renewals);
+while a registry grows, `everywhere` names all shards that may hold a lease, the old ones first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import NamedTuple
+
+
+def actor_name(registry: str, shard: int = 0) -> str:
+    """Name of a shard's actor, in the namespace `safe_refs`."""
+    return f"registry:{registry}:{shard}" if shard else f"registry:{registry}"
 
 
 class Topology(NamedTuple):

@@ -1,0 +1,276 @@
+"""From any process to the registry's actors: find or start them, call one or several, wait no longer than told.
+
+What always holds: every wait ends by its deadline; every call can be repeated safely (ids are the caller's), so that one into an
+actor that turns out to be dead is made again on its successor. Handles and topologies are kept per connection to Ray and registry
+name, and dropped when they turn out to be out of date.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from .. import _ray, config
+from ..errors import RegistryUnavailableError
+from . import book
+from .shard import Shard
+from .topology import Topology, actor_name
+
+RETRY_PAUSE_S = 0.1
+_LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
+MOST_CONTACTS = 64  # connections of the past are forgotten beyond that
+
+_lock = threading.Lock()
+_handles: dict[tuple[_ray.Connection, str, int], Any] = {}
+_topologies: dict[tuple[_ray.Connection, str], Topology] = {}
+
+
+class NoRegistryError(Exception):
+    """No registry, or no such shard, runs under that name, and the call was not one that starts one."""
+
+
+class Silence(enum.Enum):
+    """Why a shard has not answered: there is no such actor, it is dead just now, or the time was over."""
+
+    ABSENT = 1
+    DEAD = 2
+    LATE = 3
+
+
+def topology(connected: _ray.Connection, registry: str, *, start: bool) -> Topology:
+    """A registry's topology, asked for on first contact.
+
+    Raises:
+        NoRegistryError: it doesn't run, and `start` is False.
+        ValueError: this process was told to want another one.
+    """
+    known = _topologies.get((connected, registry))
+    if known is None:
+        found = book.topology(registry)
+        shards, replicas = config.wishes()
+        if found is None:
+            if not start:
+                raise NoRegistryError
+            replicas = replicas or 1
+            shards = shards or replicas
+            check(shards, replicas)
+            found = book.begin(registry, shards, replicas)
+        fits(found, registry, shards, replicas)
+        if len(_topologies) > MOST_CONTACTS:
+            _topologies.clear()
+        known = _topologies[(connected, registry)] = found
+    return known
+
+
+def check(shards: int, replicas: int) -> None:
+    """Whether a registry can have so many shards and replicas.
+
+    Raises:
+        ValueError: it can't.
+    """
+    if replicas > shards:
+        raise ValueError(
+            f"{replicas} replicas need as many shards at least, not {shards}: give shards={replicas} or more"
+        )
+
+
+def fits(found: Topology, registry: str, shards: int | None, replicas: int | None) -> None:
+    """Whether the registry that runs is one that this process wants. More shards than wanted are welcome.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    if (replicas or found.replicas) != found.replicas or (shards or 1) > found.shards:
+        raise ValueError(
+            f"registry {registry!r} runs with shards={found.shards}, replicas={found.replicas}, and this process wants "
+            f"shards={shards}, replicas={replicas}: leave them out to take it as it is, call init(shards=...) to let it grow, or "
+            "shut it down first to have other replicas"
+        )
+
+
+def forget_topology(connected: _ray.Connection, registry: str) -> None:
+    """Ask for the topology anew, next time."""
+    _topologies.pop((connected, registry), None)
+
+
+def ask(
+    connected: _ray.Connection,
+    registry: str,
+    shard: int,
+    method: str,
+    args: tuple[Any, ...],
+    timeout: float,
+    deadline: float,
+    *,
+    start: bool,
+) -> Any:
+    """Call one shard and wait for the answer; again if it turns out to be dead.
+
+    Raises:
+        RegistryUnavailableError: no answer by the deadline.
+        NoRegistryError: nobody runs under that name, and `start` is False.
+    """
+    import ray
+
+    while True:
+        handle = _handles.get((connected, registry, shard)) or _find(connected, registry, shard, start, deadline)
+        left = deadline - time.monotonic()
+        try:
+            reply = ray.get(getattr(handle, method).remote(*args), timeout=min(max(left, 0.001), _LONGEST_WAIT_S))
+            if reply is not None or method != "pin":
+                return reply
+            why: object = "it is being shut down"
+            forget_topology(connected, registry)
+        except ray.exceptions.RayTaskError:
+            raise  # a mistake in the actor, which may look like any other exception
+        except ray.exceptions.GetTimeoutError:
+            raise late(registry, timeout) from None
+        except ray.exceptions.RayActorError as error:
+            why = error
+        # Dead for good (somebody killed it, or its node is gone, or it could not start), or Ray could not reach it just now.
+        forget_handle(connected, registry, shard, handle)
+        if time.monotonic() + RETRY_PAUSE_S >= deadline:
+            raise RegistryUnavailableError(
+                f"registry {registry!r} could not be reached within {timeout:g} s: {why}"
+            ) from None
+        time.sleep(RETRY_PAUSE_S)
+
+
+def ask_each(
+    connected: _ray.Connection,
+    registry: str,
+    method: str,
+    calls: Mapping[int, tuple[Any, ...]],
+    deadline: float,
+    *,
+    start: bool,
+    patience_s: float = _LONGEST_WAIT_S,
+) -> dict[int, Any]:
+    """Call several shards at once, each with its arguments, and wait for all answers; once, without trying again.
+
+    Args:
+        connected: to which cluster.
+        registry: its name.
+        method: what to call.
+        calls: the arguments, by shard.
+        deadline: when all waiting ends.
+        start: start a shard that isn't there.
+        patience_s: wait no longer than that for the others once one has answered.
+
+    Returns:
+        By shard the answer, or why there is none.
+    """
+    import ray
+
+    replies: dict[int, Any] = {}
+    waiting: dict[Any, int] = {}
+    handles: dict[int, Any] = {}
+    for shard, args in calls.items():
+        try:
+            handle = _handles.get((connected, registry, shard)) or _find(connected, registry, shard, start, deadline)
+            waiting[getattr(handle, method).remote(*args)] = shard
+            handles[shard] = handle
+        except NoRegistryError:
+            replies[shard] = Silence.ABSENT
+        except ray.exceptions.RayActorError:
+            replies[shard] = Silence.DEAD
+    until = deadline
+    while waiting:
+        left = min(max(until - time.monotonic(), 0.0), _LONGEST_WAIT_S)
+        # One at a time where there is a bound on patience; all together is quicker otherwise.
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left, fetch_local=False)
+        if not ready:
+            replies |= dict.fromkeys(waiting.values(), Silence.LATE)
+            break
+        shard = waiting.pop(ready[0])
+        try:
+            replies[shard] = ray.get(ready[0], timeout=max(left, 1.0))
+            until = min(until, time.monotonic() + patience_s)
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayActorError:
+            forget_handle(connected, registry, shard, handles[shard])
+            replies[shard] = Silence.DEAD
+    return replies
+
+
+def late(registry: str, timeout: float) -> RegistryUnavailableError:
+    """The error for an answer that did not come in time."""
+    return RegistryUnavailableError(
+        f"registry {registry!r} did not answer within {timeout:g} s: it is overloaded, stopped, or its node can't be "
+        "reached; try again, or allow a longer timeout"
+    )
+
+
+def known_handle(connected: _ray.Connection, registry: str, shard: int) -> Any:
+    """A shard's handle, without waiting.
+
+    Raises:
+        ValueError: there is no such actor.
+    """
+    import ray
+
+    known = _handles.get((connected, registry, shard))
+    return known or ray.get_actor(actor_name(registry, shard), namespace=_ray.NAMESPACE)
+
+
+def forget_handle(connected: _ray.Connection, registry: str, shard: int, handle: Any = None) -> Any:
+    """Look a shard up anew, next time (unless another handle than `handle` is known by now); the handle that was known."""
+    with _lock:
+        known = _handles.get((connected, registry, shard))
+        if handle is None or known is handle:
+            _handles.pop((connected, registry, shard), None)
+    return known
+
+
+def _find(connected: _ray.Connection, registry: str, shard: int, start: bool, deadline: float) -> Any:
+    """A shard's actor: the one that runs, or with `start` a new one. Racing processes get the same."""
+    import ray
+
+    try:
+        handle = ray.get_actor(actor_name(registry, shard), namespace=_ray.NAMESPACE)
+    except ValueError:
+        if not start:
+            raise NoRegistryError from None
+        handle = _start(registry, shard, deadline)
+    with _lock:
+        if len(_handles) > MOST_CONTACTS:
+            _handles.clear()
+        return _handles.setdefault((connected, registry, shard), handle)
+
+
+def _start(registry: str, shard: int, deadline: float) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if book.topology(registry) is None:
+        # It was shut down since this process heard of it. What is started now is a new one, which others have to find.
+        last = _topologies.get((_ray.connection(), registry), Topology(0))
+        book.begin(registry, last.shards, last.replicas)
+    nodes = _ray.nodes()
+    options: dict[str, Any] = {
+        "name": actor_name(registry, shard),
+        "namespace": _ray.NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        "max_restarts": -1,
+        # A call into a dead shard fails at once: who called knows better than Ray whom to ask instead.
+        "max_task_retries": 0,
+    }
+    if nodes:
+        # One shard after the other on one node after the other. The first is on the head node, which no autoscaler takes away. Soft,
+        # so that a shard starts elsewhere where its node is gone.
+        node = nodes[shard % len(nodes)]
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    while True:
+        try:
+            return ray.remote(Shard).options(**options).remote(registry, config.limits(), shard)
+        except ValueError:
+            # Another process won the race for the name, and its actor is not listed yet, or no longer.
+            if time.monotonic() + RETRY_PAUSE_S >= deadline:
+                raise RegistryUnavailableError(f"registry {registry!r} could not be started in time") from None
+            time.sleep(RETRY_PAUSE_S)
