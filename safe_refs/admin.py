@@ -134,12 +134,11 @@ def init(
         timeout=None if timeout is None else config.seconds(timeout, "timeout"),
         ttl=None if ttl is None else config.seconds(ttl, "ttl"),
         limits=Limits(**given) if given else None,
-        shards=shards,
-        replicas=replicas,
     )
     name, wait = config.registry_name(registry), config.timeout_s()
     while True:
         client.ensure(name, shards, replicas, wait)
+        config.wish(shards, replicas)  # only now, as it may have been refused
         client.identity(name, wait)
         if given:
             client.set_limits(name, config.limits(), wait)

@@ -73,20 +73,16 @@ class _Told:
 _told = _Told()
 
 
-def tell(
-    *,
-    registry: str | None,
-    timeout: float | None,
-    ttl: float | None,
-    limits: Limits | None,
-    shards: int | None,
-    replicas: int | None,
-) -> None:
-    """Keep what `init` was given; None leaves a setting as it is."""
+def wish(shards: int | None, replicas: int | None) -> None:
+    """Keep what topology `init` was given; None leaves a setting as it is."""
     if shards is not None:
         _told.shards = shards
     if replicas is not None:
         _told.replicas = replicas
+
+
+def tell(*, registry: str | None, timeout: float | None, ttl: float | None, limits: Limits | None) -> None:
+    """Keep what `init` was given; None leaves a setting as it is."""
     if registry is not None:
         _told.registry = registry
     if timeout is not None:

@@ -536,7 +536,7 @@ def ensure(registry: str, shards: int | None, replicas: int | None, timeout: flo
         contact.fits(found, registry, None, replicas)
         if shards is not None and shards > found.shards:
             _grow(connected, registry, shards, timeout, deadline)
-    topology = contact.topology(connected, registry, start=True)
+    topology = contact.topology(connected, registry, start=True, wishes=(shards, replicas))
     for shard in range(topology.shards):
         contact.ask(connected, registry, shard, "hello", (), timeout, deadline, start=True)
 
