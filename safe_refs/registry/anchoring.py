@@ -44,9 +44,10 @@ _WATCH_S = 0.5
 # resolved them from, if it did.
 _recent: dict[bytes, tuple[float, LeaseAddress | None]] = {}
 _down_until = 0.0
-_watched: deque[_Watched] = deque()
-_watcher_lock = threading.Lock()
-_watcher: threading.Thread | None = None
+_loans: deque[_Loan] = deque()
+_lent = threading.Event()
+_returner_lock = threading.Lock()
+_returner: threading.Thread | None = None
 
 
 class HandOver(NamedTuple):
@@ -65,11 +66,11 @@ class HandOver(NamedTuple):
     reply: Any
 
 
-class _Watched(NamedTuple):
-    """A courier's promise to give references of a lease back."""
+class _Loan(NamedTuple):
+    """What a courier is to give back: its key there, and the lease that holds the same."""
 
     courier: int
-    done: Any
+    key: bytes
     registry: str
     lease: bytes
 
@@ -91,8 +92,7 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
             hand_over = None
     if hand_over is not None:
         untold = _tell_owners(hand_over.refs, registry, lease, deadline)
-        done = couriers.give(hand_over.courier, hand_over.key)
-        _watch(_Watched(hand_over.courier, done, registry, lease))
+        _return_later(_Loan(hand_over.courier, hand_over.key, registry, lease))
         if not untold:
             return
     exits.note(refs)
@@ -101,7 +101,7 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
 def abandon(hand_over: HandOver | None) -> None:
     """The pin has failed: the courier may drop what it holds."""
     if hand_over is not None:
-        couriers.give(hand_over.courier, hand_over.key)
+        couriers.give(hand_over.courier, [hand_over.key])
 
 
 def note_resolved(address: LeaseAddress, refs: Sequence[Ref]) -> None:
@@ -192,36 +192,44 @@ def _note_recent(object_id: bytes, now: float, source: LeaseAddress | None) -> N
         _recent.pop(next(iter(_recent)))
 
 
-def _watch(promise: _Watched) -> None:
-    """See to it, in the background, that a courier keeps its promise: until then this process's own hold hangs on it."""
-    global _watcher
-    _watched.append(promise)
-    if _watcher is None or not _watcher.is_alive():
-        with _watcher_lock:
-            if _watcher is None or not _watcher.is_alive():
-                _watcher = threading.Thread(target=_keep_watch, name="safe_refs-anchoring", daemon=True)
-                _watcher.start()
+def _return_later(loan: _Loan) -> None:
+    """Have a courier give references back, from a thread, so that the caller needn't wait. Until then the hold hangs on it."""
+    global _returner
+    _loans.append(loan)
+    if _returner is None or not _returner.is_alive():
+        with _returner_lock:
+            if _returner is None or not _returner.is_alive():
+                _returner = threading.Thread(target=_return_loans, name="safe_refs-anchoring", daemon=True)
+                _returner.start()
+    _lent.set()
 
 
-def _keep_watch() -> None:
-    idle_since = time.monotonic()
-    while _watched or time.monotonic() - idle_since < 10 * _WATCH_S:
-        time.sleep(_WATCH_S)
-        for _ in range(len(_watched)):
-            idle_since = time.monotonic()
-            promise = _watched.popleft()
-            try:
-                if not couriers.answered(promise.courier, promise.done, _COURIER_PATIENCE_S):
-                    _ask_back(promise)
-            except Exception:
-                logger.debug(
-                    "a courier's hand-over could not be watched", exc_info=True
-                )  # Ray is gone from this process
+def _return_loans() -> None:
+    """The returning thread: asks couriers to give back, and sees to it that they do."""
+    asked: deque[tuple[float, int, Any, list[_Loan]]] = deque()
+    while True:
+        _lent.wait(_WATCH_S if asked else None)
+        _lent.clear()
+        try:
+            by_courier: dict[int, list[_Loan]] = {}
+            while _loans:
+                loan = _loans.popleft()
+                by_courier.setdefault(loan.courier, []).append(loan)
+            now = time.monotonic()
+            for number, loans in by_courier.items():
+                asked.append((now, number, couriers.give(number, [loan.key for loan in loans]), loans))
+            while asked and now - asked[0][0] > _WATCH_S:
+                _, number, reply, loans = asked.popleft()
+                if not couriers.answered(number, reply, _COURIER_PATIENCE_S):
+                    for loan in loans:
+                        _ask_back(loan)
+        except Exception:
+            logger.debug("couriers could not be asked to give back", exc_info=True)  # Ray is gone from this process
 
 
-def _ask_back(promise: _Watched) -> None:
+def _ask_back(loan: _Loan) -> None:
     """A courier has died before it gave references back: whoever holds the lease does it in its stead, and anchors this process."""
     connected = _ray.connection()
-    for shard in _topology(promise.registry).everywhere(promise.lease):
+    for shard in _topology(loan.registry).everywhere(loan.lease):
         # What comes back is dropped at once: that Ray has told this process of it is what counts.
-        contact.known_handle(connected, promise.registry, shard).hand_back.remote(promise.lease)
+        contact.known_handle(connected, loan.registry, shard).hand_back.remote(loan.lease)

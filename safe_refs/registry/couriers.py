@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 COURIERS = 2
 STAYS_S = 60.0  # how long a courier waits for work
-_FORGETS_S = 30.0  # what was not fetched by then is dropped: who brought it has died
-_TICK_S = 5.0
+_FORGETS_S = 10.0  # what was not asked for by then is dropped: who brought it has died, or was stopped for long
+_TICK_S = 2.0
 
 _handles: dict[tuple[_ray.Connection, int], Any] = {}
 
@@ -59,11 +59,11 @@ class Courier:
         self._held[key] = (self._asked_at, refs)
         return True
 
-    def give(self, key: bytes) -> tuple[list[Ref], bool]:
-        """Give references back, and drop them here; and, as a result of its own, whether they were here."""
+    def give(self, keys: list[bytes]) -> tuple[list[Ref], bool]:
+        """Give references back, and drop them here; and, as a result of its own, whether all were here."""
         self._asked_at = time.monotonic()
-        _, refs = self._held.pop(key, (0.0, []))
-        return refs, bool(refs)
+        found = [self._held.pop(key, (0.0, []))[1] for key in keys]
+        return [ref for refs in found for ref in refs], all(found)
 
     def where(self) -> tuple[str, int]:
         """The node that it runs on, and its process id."""
@@ -87,9 +87,9 @@ class Courier:
         while True:
             time.sleep(_TICK_S)
             now = time.monotonic()
-            for key, (since, _) in list(self._held.items()):
-                if now - since > _FORGETS_S:
-                    self._held.pop(key, None)
+            # Only keys: a loop's variables would keep the last references until the next turn.
+            for key in [key for key, held in list(self._held.items()) if now - held[0] > _FORGETS_S]:
+                self._held.pop(key, None)
             if now - self._asked_at > STAYS_S:
                 me.end.remote()
 
@@ -110,12 +110,12 @@ def hold(number: int, key: bytes, refs: list[Ref]) -> Any:
     return _call(number, "hold", key, refs)
 
 
-def give(number: int, key: bytes) -> Any:
+def give(number: int, keys: list[bytes]) -> Any:
     """Have a courier give them back, which drops them there: the reply to wait for, or None.
 
     What it gives back is dropped here at once: that Ray has told this process of it is what counts.
     """
-    replies = _call(number, "give", key, returns=2)
+    replies = _call(number, "give", keys, returns=2)
     return None if replies is None else replies[1]
 
 

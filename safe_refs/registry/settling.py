@@ -286,7 +286,7 @@ class Settler:
                 time.sleep(_BUSY_PAUSE_S)
         finally:
             self._batch = []
-            replies = [couriers.give(number, key) for number in numbers]
+            replies = [couriers.give(number, [key]) for number in numbers]
         back = [
             couriers.answered(number, reply, _COURIER_TIMEOUT_S) for number, reply in zip(numbers, replies, strict=True)
         ]
