@@ -51,25 +51,22 @@ _returner: threading.Thread | None = None
 
 
 class HandOver(NamedTuple):
-    """References on their way to a courier.
+    """References on their way to the clients' courier.
 
     Attributes:
-        courier: which one.
         key: under which it holds them.
         refs: them, each object once.
         reply: its answer.
     """
 
-    courier: int
     key: bytes
     refs: list[Ref]
     reply: Any
 
 
 class _Loan(NamedTuple):
-    """What a courier is to give back: its key there, and the lease that holds the same."""
+    """What the courier is to give back: its key there, and the lease that holds the same."""
 
-    courier: int
     key: bytes
     registry: str
     lease: bytes
@@ -79,29 +76,30 @@ def begin(refs: Sequence[Ref]) -> HandOver | None:
     """Send borrowed references to a courier, without waiting; None where anchoring isn't possible, or isn't safe."""
     if time.monotonic() < _down_until or not config.anchors() or not _ray.can_anchor() or not _ray.is_alone():
         return None
-    return _send(os.getpid() % couriers.COURIERS, list({ref.binary(): ref for ref in refs}.values()))
+    return _send(list({ref.binary(): ref for ref in refs}.values()))
 
 
 def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease: bytes, deadline: float) -> None:
     """The registry holds `refs` now: have their owners told, or note that the lease hangs on this process."""
     global _down_until
     if hand_over is not None and not _is_held(hand_over, deadline):
-        hand_over = _send((hand_over.courier + 1) % couriers.COURIERS, hand_over.refs)
+        hand_over = _send(hand_over.refs)
         if not _is_held(hand_over, deadline):
             _down_until = time.monotonic() + _DOWN_S
             hand_over = None
     if hand_over is not None:
         untold = _tell_owners(hand_over.refs, registry, lease, deadline)
-        _return_later(_Loan(hand_over.courier, hand_over.key, registry, lease))
+        _return_later(_Loan(hand_over.key, registry, lease))
         if not untold:
             return
-    exits.note(refs)
+    if config.anchors() and _ray.can_anchor():
+        exits.note(refs)
 
 
 def abandon(hand_over: HandOver | None) -> None:
     """The pin has failed: the courier may drop what it holds."""
     if hand_over is not None:
-        couriers.give(hand_over.courier, [hand_over.key])
+        couriers.give(couriers.FOR_CLIENTS, [hand_over.key])
 
 
 def note_resolved(address: LeaseAddress, refs: Sequence[Ref]) -> None:
@@ -111,14 +109,14 @@ def note_resolved(address: LeaseAddress, refs: Sequence[Ref]) -> None:
         _note_recent(ref.binary(), now, address)
 
 
-def _send(number: int, refs: list[Ref]) -> HandOver:
+def _send(refs: list[Ref]) -> HandOver:
     key = os.urandom(8)
-    return HandOver(number, key, refs, couriers.hold(number, key, refs))
+    return HandOver(key, refs, couriers.hold(couriers.FOR_CLIENTS, key, refs))
 
 
 def _is_held(hand_over: HandOver, deadline: float) -> bool:
     left = min(max(deadline - time.monotonic(), 0.001), _COURIER_PATIENCE_S)
-    return couriers.answered(hand_over.courier, hand_over.reply, left)
+    return couriers.answered(couriers.FOR_CLIENTS, hand_over.reply, left)
 
 
 def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) -> list[Ref]:
@@ -206,25 +204,24 @@ def _return_later(loan: _Loan) -> None:
 
 def _return_loans() -> None:
     """The returning thread: asks couriers to give back, and sees to it that they do."""
-    asked: deque[tuple[float, int, Any, list[_Loan]]] = deque()
+    asked: deque[tuple[float, Any, list[_Loan]]] = deque()
     while True:
         _lent.wait(_WATCH_S if asked else None)
         _lent.clear()
         try:
-            by_courier: dict[int, list[_Loan]] = {}
+            loans = []
             while _loans:
-                loan = _loans.popleft()
-                by_courier.setdefault(loan.courier, []).append(loan)
+                loans.append(_loans.popleft())
             now = time.monotonic()
-            for number, loans in by_courier.items():
-                asked.append((now, number, couriers.give(number, [loan.key for loan in loans]), loans))
+            if loans:
+                asked.append((now, couriers.give(couriers.FOR_CLIENTS, [loan.key for loan in loans]), loans))
             while asked and now - asked[0][0] > _WATCH_S:
-                _, number, reply, loans = asked.popleft()
-                if not couriers.answered(number, reply, _COURIER_PATIENCE_S):
+                _, reply, loans = asked.popleft()
+                if not couriers.answered(couriers.FOR_CLIENTS, reply, _COURIER_PATIENCE_S):
                     for loan in loans:
                         _ask_back(loan)
         except Exception:
-            logger.debug("couriers could not be asked to give back", exc_info=True)  # Ray is gone from this process
+            logger.debug("the courier could not be asked to give back", exc_info=True)  # Ray is gone from this process
 
 
 def _ask_back(loan: _Loan) -> None:

@@ -11,8 +11,8 @@ itself), and for the registry, on which hangs everybody who resolved from it. An
 3. the courier gives the reference back to B and drops its own: Ray tells the owner of B.
 
 Nothing is copied. Between 2 and 3, some milliseconds, B's own hold hangs on the courier. So a shard, whose hold may be the last, uses
-both couriers, which are on different nodes where there are several; a client uses one, and has the registry give the reference back
-if the courier dies.
+two couriers, which are on different nodes where there are several; clients use a third, and have the registry give the reference back
+if it dies.
 
 What always holds: a courier keeps nothing longer than a hand-over takes; couriers are the cluster's, whichever registry uses them;
 they start when somebody needs them, and end when nobody has for a while. Another shard can't be a shard's courier: it may hold the
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
     Ref = ray.ObjectRef[Any]
 
-COURIERS = 2
+# The shards' couriers serve nobody else: the answer to a `hold` of the same object, in the middle of a hand-over, would give what Ray
+# knows there of the shard away to whoever asked.
+FOR_SHARDS = (0, 1)
+FOR_CLIENTS = 2
 STAYS_S = 60.0  # how long a courier waits for work
 _FORGETS_S = 10.0  # what was not asked for by then is dropped: who brought it has died, or was stopped for long
 _TICK_S = 2.0
@@ -95,11 +98,11 @@ class Courier:
 
 
 def courier(number: int) -> Any:
-    """The handle of one of the couriers, which is started if it doesn't run. Doesn't wait until it has started."""
+    """The handle of a courier, which is started if it doesn't run. Doesn't wait until it has started."""
     connected = _ray.connection()
     known = _handles.get((connected, number))
     if known is None:
-        if len(_handles) > COURIERS * 16:
+        if len(_handles) > 64:
             _handles.clear()
         known = _handles[(connected, number)] = named(name(number), Courier, number)
     return known

@@ -111,9 +111,8 @@ def hand_over() -> None:
 
 def _anchor(refs: list[Ref]) -> None:
     key = os.urandom(8)
-    number = os.getpid() % couriers.COURIERS
-    reply = couriers.hold(number, key, refs)
-    if not couriers.answered(number, reply, _TIMEOUT_S):
+    reply = couriers.hold(couriers.FOR_CLIENTS, key, refs)
+    if not couriers.answered(couriers.FOR_CLIENTS, reply, _TIMEOUT_S):
         return
     del reply
     pause = sys.getswitchinterval()
@@ -128,7 +127,7 @@ def _anchor(refs: list[Ref]) -> None:
             time.sleep(0.001)
     finally:
         sys.setswitchinterval(pause)
-    couriers.answered(number, couriers.give(number, [key]), _TIMEOUT_S)
+    couriers.answered(couriers.FOR_CLIENTS, couriers.give(couriers.FOR_CLIENTS, [key]), _TIMEOUT_S)
     time.sleep(_REPORT_S)
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,16 @@ _GATHERS_S = 0.2  # how long a round waits for company
 _LONGEST_PAUSE_S = 30.0
 _GRACE_S = 1.0  # what a dead process had reported still reaches the owner
 _PROBE_S = 0.3  # between two looks at whether the processes that leases hang on still live
-_MOST_REFERENCES = 256  # in a round
+_MOST_REFERENCES = 128  # in a round: a few milliseconds of the shard's time
 _COURIER_TIMEOUT_S = 10.0
+_HOLD_S = 1.0  # the shard's calls wait meanwhile
+_TOUCH_TIMEOUT_S = 60.0
+_BREATH_S = 0.0003
 _SOON_TRIES = 20
-_BUSY_TRIES = 50
+_BUSY_TRIES = 20
 _BUSY_PAUSE_S = 0.01
 _KEEPS_COURIERS_S = couriers.STAYS_S / 3
+_OURS = couriers.FOR_SHARDS
 
 
 class _Entry:
@@ -176,22 +181,27 @@ class Settler:
         table: what it holds.
         unsettled: what is to be settled.
         lock: guards both.
+        using: held by other threads of the shard while they have references in their hands.
     """
 
-    def __init__(self, me: Any, table: LeaseTable[Ref], unsettled: Unsettled, lock: threading.Lock) -> None:
+    def __init__(
+        self, me: Any, table: LeaseTable[Ref], unsettled: Unsettled, lock: threading.Lock, using: threading.Lock
+    ) -> None:
         self._me = me
         self._table = table
         self._unsettled = unsettled
         self._lock = lock
-        self._batch: list[Ref] = []
+        self._using = using
+        self._batch: tuple[bytes, list[Ref]] = (b"", [])
+        self._keys: deque[bytes] = deque()  # what couriers still hold
         self._pause_s = _BUSY_PAUSE_S
         self._kept_couriers_at = -_KEEPS_COURIERS_S
         self._looked_at = 0.0
         self.wake = threading.Event()
 
-    def batch(self) -> Sequence[Ref]:
-        """The references to be touched, for the shard's own call."""
-        return self._batch
+    def touch_batch(self) -> list[Told]:
+        """Touch what the settling thread has gathered. Only for the thread that carries out the shard's calls."""
+        return self.touch(*self._batch)
 
     def run(self, closing: Callable[[], bool]) -> None:
         """Settle what is due, until the shard closes."""
@@ -201,6 +211,7 @@ class Settler:
                 self._look_for_dead()
                 while self._round():
                     time.sleep(self._pause_s)
+                self._take_back()
             except Exception:
                 # Couriers that die, or Ray shutting down, must not end all later rounds.
                 logger.warning("a round of anchoring failed; the next one tries again", exc_info=True)
@@ -216,7 +227,7 @@ class Settler:
         """Start the couriers, and keep them from ending."""
         if time.monotonic() - self._kept_couriers_at >= _KEEPS_COURIERS_S:
             self._kept_couriers_at = time.monotonic()
-            for number in range(couriers.COURIERS):
+            for number in (*_OURS, couriers.FOR_CLIENTS):
                 couriers.courier(number).hello.remote()
 
     def _look_for_dead(self) -> None:
@@ -247,7 +258,15 @@ class Settler:
                     break
         if not leases:
             return False
-        told = self._hand_over(list(refs.values()))
+        told: dict[bytes, Told] = {}
+        try:
+            told = self._hand_over(list(refs.values()))
+        finally:
+            self._note_outcome(leases, told)
+        return True
+
+    def _note_outcome(self, leases: dict[bytes, int], told: dict[bytes, Told]) -> None:
+        """What a round has found; what it didn't get to is due again."""
         lost = []
         with self._lock:
             for lease, marks in leases.items():
@@ -262,36 +281,67 @@ class Settler:
                 "%d lease(s) are lost with the processes that pinned them, as these only borrowed the references",
                 len(lost),
             )
-        refs.clear()
-        return True
+
+    def touch(self, key: bytes, refs: Sequence[Ref]) -> list[Told]:
+        """Steps 1 and 2 of `couriers`; for each reference what came of it. Only for the thread that carries out the shard's calls.
+
+        Nothing else may run there between the two: the answer to a pin of the same object hands all that Ray knows here of who has
+        it, the couriers among them, to whoever pinned.
+        """
+        told = [Told.BUSY] * len(refs)
+        replies = [couriers.hold(number, key, list(refs)) for number in _OURS]
+        held = [couriers.answered(number, replies.pop(0), _HOLD_S) for number in _OURS]
+        for _ in range(_BUSY_TRIES if all(held) else 0):
+            left = [index for index, state in enumerate(told) if state is Told.BUSY]
+            if not left:
+                break
+            if self._using.acquire(timeout=_BUSY_PAUSE_S):
+                try:
+                    with self._lock:
+                        found = _ray.touch_zero([refs[index] for index in left])
+                finally:
+                    self._using.release()
+                for index, state in zip(left, found, strict=True):
+                    told[index] = state
+            time.sleep(_BREATH_S if Told.BUSY in told else 0)
+        return told
+
+    def settle_now(self, refs: Sequence[Ref]) -> None:
+        """Settle references in the middle of a call, and leave step 3 to the settling thread."""
+        key = os.urandom(8)
+        try:
+            self.touch(key, refs)
+        finally:
+            self._keys.append(key)
+            self.wake.set()
 
     def _hand_over(self, refs: list[Ref]) -> dict[bytes, Told]:
         """Steps 1 to 3 of `couriers`; by object what came of it."""
         import ray
 
         key = os.urandom(8)
-        numbers = range(couriers.COURIERS)
-        replies = [couriers.hold(number, key, refs) for number in numbers]
-        held = [couriers.answered(number, replies.pop(0), _COURIER_TIMEOUT_S) for number in numbers]
-        self._batch = refs
+        self._batch = (key, refs)
         told: list[Told] = []
         try:
-            for _ in range(_BUSY_TRIES if all(held) else 0):
-                begun = time.monotonic()
-                told = [Told(value) for value in ray.get(self._me.touch.remote())]
-                # Counting all references takes its time where there are many: not more than a tenth of ours.
-                self._pause_s = max(_BUSY_PAUSE_S, 10 * (time.monotonic() - begun))
-                if Told.BUSY not in told:
-                    break
-                time.sleep(_BUSY_PAUSE_S)
+            begun = time.monotonic()
+            told = [Told(state) for state in ray.get(self._me.touch.remote(), timeout=_TOUCH_TIMEOUT_S)]
+            # What it takes of the shard's time is to be a small part of it.
+            self._pause_s = max(_BUSY_PAUSE_S, 5 * (time.monotonic() - begun))
         finally:
-            self._batch = []
-            replies = [couriers.give(number, [key]) for number in numbers]
-        back = [
-            couriers.answered(number, reply, _COURIER_TIMEOUT_S) for number, reply in zip(numbers, replies, strict=True)
-        ]
-        if Told.YES in told and not any(back):
-            logger.error(
-                "both couriers died with %d reference(s) in their hands: leases may hold nothing any more", len(refs)
-            )
+            self._batch = (b"", [])
+            self._keys.append(key)
+            back = self._take_back()
+        if Told.YES in told and not back:
+            logger.error("the couriers died with %d reference(s) in their hands: leases may hold nothing", len(refs))
         return {ref.binary(): state for ref, state in zip(refs, told, strict=False)}
+
+    def _take_back(self) -> bool:
+        """Step 3 of `couriers`, for all that they hold; whether one of them at least has done it."""
+        keys = []
+        while self._keys:
+            keys.append(self._keys.popleft())
+        if not keys:
+            return True
+        replies = [couriers.give(number, keys) for number in _OURS]
+        back = [couriers.answered(number, replies.pop(0), _COURIER_TIMEOUT_S) for number in _OURS]
+        return any(back)

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import _ray
-from .._ray import Told
 from ..config import Limits
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from . import book
@@ -96,7 +95,8 @@ class Shard:
         self._anchors = anchors and _ray.can_anchor()
         self._unsettled = Unsettled(time.monotonic)
         me = ray.get_runtime_context().current_actor
-        self._settler = Settler(me, self._table, self._unsettled, self._lock)
+        self._settler = Settler(me, self._table, self._unsettled, self._lock, self._using)
+        self._passed: set[bytes] = set()  # objects that were handed out since the last round
         self._wake = threading.Event()
         self._wake_owners = threading.Event()
         self._wake_peers = threading.Event()
@@ -127,6 +127,11 @@ class Shard:
         lease, refs, wanted, maker, version, borrower = call
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
+        if borrower and self._passed:
+            # The answer to this call hands what Ray knows here of who resolved these objects to the borrower: tell the owners first.
+            waiting = [ref for ref in refs if ref.binary() in self._passed]
+            if waiting:
+                self._settler.settle_now(waiting)
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
         sizes = self._weigh(refs) if self._table.usage.limits.weighs else {}
         try:
@@ -174,6 +179,8 @@ class Shard:
                     self._tell_peers([lease])
                 if not take:
                     self._pass_on([lease])
+                if self._anchors:
+                    self._passed.update([item.binary() for item in items])
                 return list(items)
         except (LeaseNotFoundError, LeaseLostError) as refusal:
             return RECOVERING if self._recovering else refusal
@@ -312,14 +319,8 @@ class Shard:
 
     def touch(self) -> list[int]:
         """Take the counts of the settler's batch to zero and up again. No other call is carried out meanwhile."""
-        refs = self._settler.batch()
-        if not self._using.acquire(blocking=False):
-            return [Told.BUSY.value] * len(refs)
-        try:
-            with self._lock:
-                return [told.value for told in _ray.touch_zero(refs)]
-        finally:
-            self._using.release()
+        self._passed.clear()
+        return [told.value for told in self._settler.touch_batch()]
 
     def set_limits(self, limits: tuple[Any, ...]) -> None:
         """Take other limits from now on; what is held stays."""

@@ -1,0 +1,569 @@
+"""Owners learn who holds their objects: pins by borrowers, and references that were resolved, outlive who they came through.
+
+Each killing has its control: the same without anchoring loses the object. That is Ray's, and a Ray that no longer does it would make
+all of this needless; the control says so then.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import ray
+
+import safe_refs
+from safe_refs import _ray
+from safe_refs._ray import Told
+from safe_refs.registry import anchoring, client, couriers
+from safe_refs.registry.records import Query
+from safe_refs.registry.settling import Unsettled
+from safe_refs.registry.topology import actor_name
+from tests.conftest import Driver, as_actor, is_empty
+
+FLOATS = 20_000  # 160 kB as bytes, so that they lie in the store
+AFTER_S = 10.0
+PROMPT_S = 5.0
+
+
+def value(number: int) -> bytes:
+    return number.to_bytes(8, "big") * FLOATS
+
+
+def outcome(find: Callable[[], Any]) -> int | str:
+    """The number in a value; or the name of the error."""
+    try:
+        return int.from_bytes(ray.get(find(), timeout=8)[:8], "big")
+    except Exception as error:
+        return type(error).__name__
+
+
+def opens(payload: bytes) -> int | str:
+    return outcome(lambda: safe_refs.loads(payload))
+
+
+def reads(ref: Any) -> int | str:
+    return outcome(lambda: ref)
+
+
+class Borrower:
+    """A process that gets references in one call, and pins them in a later one."""
+
+    def set_up(self, environment: dict[str, str]) -> int:
+        os.environ.update(environment)
+        return os.getpid()
+
+    def keep(self, refs: list[Any]) -> None:
+        self.refs = refs
+
+    def be_busy(self) -> None:
+        """Three threads that read the first reference all the time, as fast as they can."""
+        self.errors: list[str] = []
+        self.reads = 0
+
+        def read() -> None:
+            while True:
+                try:
+                    ray.get(self.refs[0], timeout=10)
+                    self.reads += 1
+                except Exception as error:
+                    self.errors.append(repr(error))
+
+        for _ in range(3):
+            threading.Thread(target=read, daemon=True).start()
+
+    def seen_by_threads(self) -> tuple[int, list[str]]:
+        return self.reads, self.errors
+
+    def dumps(self) -> bytes:
+        return safe_refs.dumps(self.refs[0])
+
+    def dumps_each(self, often: int, seed: int) -> list[bytes]:
+        """Dumps, loads and releases in a random order; what is left over."""
+        chance = random.Random(seed)  # noqa: S311 # only a seed's draws can be drawn again
+        held: list[bytes] = []
+        for _ in range(often):
+            held.append(safe_refs.dumps(chance.sample(self.refs, min(10, len(self.refs)))))
+            if len(held) > 20:
+                safe_refs.release(held.pop(chance.randrange(len(held))))
+            if chance.random() < 0.1:
+                safe_refs.loads(chance.choice(held))
+        return held
+
+    def load(self, payloads: list[bytes]) -> int:
+        self.refs = [safe_refs.loads(payload) for payload in payloads]
+        return os.getpid()
+
+    def load_and_dumps(self, payload: bytes) -> bytes:
+        self.refs = [safe_refs.loads(payload)]
+        return self.dumps()
+
+    def read(self) -> list[int | str]:
+        return [reads(ref) for ref in self.refs]
+
+    def read_first(self) -> int | str:
+        return outcome(lambda: self.refs[0])
+
+    def drop(self) -> None:
+        self.refs = []
+
+    def end(self) -> None:
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+
+
+class AsyncBorrower:
+    """The same, as an asyncio actor."""
+
+    async def keep(self, refs: list[Any]) -> None:
+        self.refs = refs
+
+    async def dumps(self, environment: dict[str, str]) -> bytes:
+        os.environ.update(environment)
+        return safe_refs.dumps(self.refs[0])
+
+    async def end(self) -> None:
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+
+
+class Reader:
+    """Another process than the owner."""
+
+    def read(self, payload: bytes) -> int | str:
+        return outcome(lambda: safe_refs.loads(payload, timeout=10))
+
+
+class Owner:
+    """A process that makes objects for others."""
+
+    def make(self, number: int) -> list[Any]:
+        return [ray.put(value(number))]
+
+
+def borrower(**options: Any) -> Any:
+    return as_actor(Borrower).options(max_restarts=0, **options).remote()
+
+
+def counted() -> dict[str, tuple[int, int]]:
+    """What this process counts: local references and those in calls under way, by object."""
+    gc.collect()
+    counts = _ray._core_worker().get_all_reference_counts()
+    return {key.decode(): (count["local"], count["submitted"]) for key, count in counts.items()}
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.05)
+
+
+def settled() -> bool:
+    figures = safe_refs.stats()
+    return figures is not None and figures.unsettled == 0
+
+
+WAYS = ("dropped", "exit_actor", "ray.kill", "SIGTERM", "SIGKILL")
+IN_ORDER = {"dropped", "exit_actor", "SIGTERM"}
+
+
+def end(actor: Any, pid: int, way: str) -> None:
+    """End an actor; a dropped handle is the caller's to drop."""
+    if way == "exit_actor":
+        actor.end.remote()
+    elif way == "ray.kill":
+        ray.kill(actor)
+    elif way != "dropped":
+        os.kill(pid, getattr(signal, way))
+
+
+def seconds_until_lost(payload: bytes) -> float:
+    began = time.monotonic()
+    while time.monotonic() < began + 30:
+        try:
+            safe_refs.loads(payload)
+        except safe_refs.LeaseLostError as error:
+            if "hung on" in str(error):
+                break
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+@pytest.fixture
+def unanchored(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """A registry that doesn't anchor, for controls: what a process needs in its environment to use it."""
+    environment = {"SAFE_REFS_REGISTRY": "unanchored", "SAFE_REFS_ANCHORING": "0"}
+    with monkeypatch.context() as patch:
+        for key, text in environment.items():
+            patch.setenv(key, text)
+        safe_refs.init()
+    yield environment
+    client.shutdown("unanchored", 30)
+
+
+@pytest.mark.timeout(240)
+def test_a_borrowers_payload_outlives_it_however_it_ends(cluster: str, unanchored: dict[str, str]) -> None:
+    """A process got a reference in one call, pins it in a later one, and ends; 10 s later its payload opens everywhere.
+
+    With busy threads: where it ended in order; where it was killed it is `LeaseLostError` within 5 s.
+    """
+    reader = as_actor(Reader).remote()
+    kinds: dict[str, dict[str, str]] = {"quiet": {}, "busy": {}, "control": unanchored}
+    payloads: dict[tuple[str, str], bytes] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    prompt: dict[str, float] = {}
+    for kind, environment in kinds.items():
+        actors = {way: borrower() for way in WAYS}
+        pids = {way: ray.get(actor.set_up.remote(environment), timeout=60) for way, actor in actors.items()}
+        for way, actor in actors.items():
+            number = numbers[kind, way] = len(numbers) + 1
+            ray.get(actor.keep.remote([ray.put(value(number))]), timeout=60)
+            if kind == "busy":
+                ray.get(actor.be_busy.remote(), timeout=60)
+            payloads[kind, way] = ray.get(actor.dumps.remote(), timeout=60)
+        if kind == "busy":
+            wait_until(lambda: len([row for row in safe_refs.leases() if row.hangs_on]) == len(WAYS))
+        for way in WAYS:
+            end(actors[way], pids[way], way)
+            del actors[way]
+            gc.collect()
+            if kind == "busy" and way not in IN_ORDER:
+                prompt[way] = seconds_until_lost(payloads[kind, way])
+        actor = None
+    time.sleep(AFTER_S)
+    found = {
+        key: (
+            opens(payload),
+            ray.get(reader.read.remote(payload), timeout=60),
+        )
+        for key, payload in payloads.items()
+    }
+    for way in WAYS:
+        number = numbers["quiet", way]
+        assert found["quiet", way] == (number, number), way
+        number = numbers["busy", way]
+        expected = (number, number) if way in IN_ORDER else ("LeaseLostError", "LeaseLostError")
+        assert found["busy", way] == expected, way
+    for way in WAYS:
+        assert all(isinstance(each, str) for each in found["control", way]), (way, found["control", way])
+    assert max(prompt.values()) < PROMPT_S, prompt
+    safe_refs.release(payloads.values())
+
+
+def test_threads_that_read_all_the_time_see_no_error(cluster: str) -> None:
+    """What a process with threads pins is left alone: its threads read on, and the lease says on whom it hangs until that is over."""
+    actor = borrower()
+    ray.get(actor.keep.remote([ray.put(value(7))]), timeout=60)
+    ray.get(actor.be_busy.remote(), timeout=60)
+    payloads = [ray.get(actor.dumps.remote(), timeout=60) for _ in range(20)]
+    reads, errors = ray.get(actor.seen_by_threads.remote(), timeout=60)
+    assert (reads > 0, errors) == (True, [])
+    pid = ray.get(actor.set_up.remote({}), timeout=60)
+    assert {row.hangs_on for row in safe_refs.leases()} == {f"pid {pid} on node {_ray.node_and_process()[0][:8]}"}
+    actor.end.remote()
+    wait_until(lambda: not any(row.hangs_on for row in safe_refs.leases()), 60)
+    assert opens(payloads[0]) == 7
+    safe_refs.release(payloads)
+
+
+@pytest.mark.parametrize("way", ["dropped", "exit_actor"])
+def test_actors_with_concurrency_hand_over_when_they_end(cluster: str, way: str) -> None:
+    """A threaded actor and an asyncio actor end in order, and what they pinned lives on."""
+    threaded, coroutines = borrower(max_concurrency=3), as_actor(AsyncBorrower).remote()
+    payloads = []
+    for number, actor in ((1, threaded), (2, coroutines)):
+        ray.get(actor.keep.remote([ray.put(value(number))]), timeout=60)
+    payloads = [ray.get(threaded.dumps.remote(), timeout=60), ray.get(coroutines.dumps.remote({}), timeout=60)]
+    assert all(row.hangs_on for row in safe_refs.leases())
+    if way == "exit_actor":
+        threaded.end.remote()
+        coroutines.end.remote()
+    del threaded, coroutines, actor
+    gc.collect()
+    time.sleep(4)
+    assert [opens(payload) for payload in payloads] == [1, 2]
+    safe_refs.release(payloads)
+
+
+@pytest.mark.parametrize(
+    "busy", ["", "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"], ids=["quiet", "busy"]
+)
+def test_what_a_driver_borrowed_and_pinned_outlives_it(cluster: str, driver: Driver, busy: str) -> None:
+    """A driver got a reference in a return value, pins it, and its script comes to its end."""
+    owner = as_actor(Owner).options(name="owner", namespace="test").remote()
+    ray.get(owner.make.remote(0), timeout=60)
+    payload = driver(
+        f"""
+        import threading
+        owner = ray.get_actor("owner", namespace="test")
+        [ref] = ray.get(owner.make.remote(5))
+        {busy}
+        print(json.dumps(safe_refs.dumps(ref).hex()))
+        """
+    )
+    time.sleep(3)
+    assert outcome(lambda: safe_refs.loads(bytes.fromhex(payload))) == 5
+    safe_refs.release(bytes.fromhex(payload))
+
+
+def test_live_references_outlive_the_registry_that_they_came_through(cluster: str, unanchored: dict[str, str]) -> None:
+    """One replica, killed 1 s after consumers resolved: all their references still read; then they go, and the store is empty.
+
+    Without anchoring they are dead.
+    """
+    left: dict[str, list[int | str]] = {}
+    kinds: dict[str, dict[str, str]] = {"default": {}, "unanchored": unanchored}
+    for name, environment in kinds.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SAFE_REFS_REGISTRY", name)
+            payloads = [safe_refs.dumps(ray.put(value(number))) for number in range(20)]
+        consumers = [borrower() for _ in range(3)]
+        ray.get([consumer.set_up.remote(environment) for consumer in consumers], timeout=60)
+        ray.get([consumer.load.remote(payloads) for consumer in consumers], timeout=60)
+        gc.collect()
+        time.sleep(1)
+        shard = ray.get_actor(actor_name(name, 0), namespace=_ray.NAMESPACE)
+        os.kill(ray.get(shard.where.remote(), timeout=10)[1], signal.SIGKILL)
+        time.sleep(2)
+        if name == "default":
+            left[name] = [
+                each for read in ray.get([one.read.remote() for one in consumers], timeout=120) for each in read
+            ]
+        else:
+            left[name] = [ray.get(consumers[0].read_first.remote(), timeout=60)]
+        assert opens(payloads[0]) == "LeaseLostError"
+    assert left["default"] == list(range(20)) * 3
+    assert isinstance(left["unanchored"][0], str)
+    del consumers, shard
+    gc.collect()
+    assert is_empty(10)
+
+
+@pytest.mark.parametrize("topology", [(1, 1), (3, 2)], ids=["one shard", "three shards, two replicas"])
+@pytest.mark.parametrize(
+    "often", [500, pytest.param(5_000, marks=pytest.mark.slow)], ids=["10,000 anchorings", "100,000 anchorings"]
+)
+@pytest.mark.timeout(900)
+def test_counts_balance(cluster: str, topology: tuple[int, int], often: int) -> None:
+    """However much was anchored, every process counts what it should in the end, and the store is empty.
+
+    Two processes anchor ten references at a time, 500 times each, among loads and releases.
+    """
+    shards, replicas = topology
+    safe_refs.init(shards=shards, replicas=replicas)
+    try:
+        makers = [borrower(), borrower()]
+        refs = [ray.put(value(number)) for number in range(30)]
+        ids = {ref.hex() for ref in refs}
+        ray.get([maker.keep.remote(refs) for maker in makers], timeout=60)
+        del refs
+        left = ray.get([maker.dumps_each.remote(often, seed) for seed, maker in enumerate(makers)], timeout=600)
+        assert outcome(lambda: safe_refs.loads(left[0][-1])[0]) in set(range(30))
+        assert safe_refs.release(left[0] + left[1]) == len(left[0]) + len(left[1])
+        wait_until(settled, 30)
+        assert ray.get([maker.read.remote() for maker in makers], timeout=60) == [list(range(30))] * 2
+        helpers = [actor_name("default", shard) for shard in range(shards)]
+        helpers += [couriers.name(number) for number in (*couriers.FOR_SHARDS, couriers.FOR_CLIENTS)]
+        actors = [ray.get_actor(name, namespace=_ray.NAMESPACE) for name in helpers]
+
+        def counts(actor: Any) -> dict[str, tuple[int, int]]:
+            found = ray.get(actor.__ray_call__.remote(lambda _: counted()), timeout=30)
+            return {key: count for key, count in found.items() if key in ids}
+
+        def is_clear(actor: Any) -> bool:
+            return counts(actor) == {}
+
+        for name, actor in zip(helpers, actors, strict=True):
+            wait_until(partial(is_clear, actor), 15)
+            assert counts(actor) == {}, name
+        assert [counts(maker) for maker in makers] == [dict.fromkeys(ids, (1, 0))] * 2
+        ray.get([maker.drop.remote() for maker in makers], timeout=60)
+        wait_until(lambda: not ids & set(counted()), 15)
+        assert [counts(maker) for maker in makers] == [{}, {}]
+        assert is_empty(10)
+    finally:
+        safe_refs.shutdown()
+
+
+def test_couriers_that_die_cost_nothing(cluster: str) -> None:
+    """They are killed again and again while a borrower pins: its payloads open after its death, and until then it reads its own."""
+    maker = borrower()
+    pid = ray.get(maker.set_up.remote({}), timeout=60)
+    ray.get(maker.keep.remote([ray.put(value(number)) for number in range(5)]), timeout=60)
+    rounds = []
+    for number in range(6):
+        waiting = maker.dumps_each.remote(30, number)
+        time.sleep(0.03 * number)
+        for courier in (*couriers.FOR_SHARDS, couriers.FOR_CLIENTS):
+            handle = ray.get_actor(couriers.name(courier), namespace=_ray.NAMESPACE)
+            if (number + courier) % 2:
+                ray.kill(handle, no_restart=False)
+        rounds.append(ray.get(waiting, timeout=120))
+    wait_until(settled, 60)
+    assert ray.get(maker.read.remote(), timeout=60) == list(range(5))
+    payloads = [payload for left in rounds for payload in left]
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(3)
+    for payload in payloads:
+        for ref in safe_refs.loads(payload):
+            assert reads(ref) in set(range(5))
+    safe_refs.release(payloads)
+
+
+def test_what_is_loaded_and_passed_on_at_once_is_anchored(cluster: str) -> None:
+    """A forwarder loads, dumps, and is killed, all within a moment: at that time no owner knows it.
+
+    Among three shards, the new lease is mostly on another than the old one.
+    """
+    safe_refs.init(shards=3, replicas=1)
+    try:
+        forwarders = [borrower() for _ in range(4)]
+        pids = ray.get([forwarder.set_up.remote({}) for forwarder in forwarders], timeout=60)
+        first = [safe_refs.dumps(ray.put(value(number))) for number in range(4)]
+        gc.collect()
+        second = ray.get(
+            [forwarder.load_and_dumps.remote(payload) for forwarder, payload in zip(forwarders, first, strict=True)],
+            timeout=60,
+        )
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        safe_refs.release(first)
+        time.sleep(5)
+        assert [opens(payload) for payload in second] == [0, 1, 2, 3]
+        safe_refs.release(second)
+    finally:
+        safe_refs.shutdown()
+
+
+def test_a_ray_without_the_calls_reports_what_hangs(cluster: str, unanchored: dict[str, str]) -> None:
+    """Where anchoring is impossible, or turned off, pins by borrowers are listed as hanging, and all else is as always."""
+    actor = borrower()
+    pid = ray.get(actor.set_up.remote(unanchored), timeout=60)
+    ray.get(actor.keep.remote([ray.put(value(3))]), timeout=60)
+    payload = ray.get(actor.dumps.remote(), timeout=60)
+    rows = client.leases("unanchored", Query(), None, False, 10)
+    assert [row.hangs_on for row in rows] == [f"pid {pid} on node {_ray.node_and_process()[0][:8]}"]
+    assert opens(payload) == 3
+    assert safe_refs.release(payload) == 1
+
+
+def test_what_its_owner_pins_never_hangs(cluster: str) -> None:
+    """No courier is asked, and no lease is unsettled, until somebody resolves."""
+    payload = safe_refs.dumps([ray.put(1), ray.put(2)])
+    assert [row.hangs_on for row in safe_refs.leases()] == [None]
+    assert settled()
+    safe_refs.release(payload)
+
+
+class TestUnsettled:
+    """The bookkeeping, with a clock of its own."""
+
+    @pytest.fixture
+    def clock(self) -> list[float]:
+        return [100.0]
+
+    @pytest.fixture
+    def unsettled(self, clock: list[float]) -> Unsettled:
+        return Unsettled(lambda: clock[0])
+
+    def test_a_lease_is_due_after_a_moment_and_once(self, unsettled: Unsettled, clock: list[float]) -> None:
+        """Many marks in a moment are one round."""
+        for _ in range(3):
+            unsettled.note(b"a")
+        assert (list(unsettled.take()), unsettled.has(b"a")) == ([], True)
+        clock[0] += unsettled.next_in_s() or 0
+        assert [lease for lease, _ in unsettled.take()] == [b"a"]
+        assert list(unsettled.take()) == []
+
+    def test_a_lease_that_was_told_is_settled(self, unsettled: Unsettled) -> None:
+        """And no longer hangs."""
+        unsettled.note(b"a", b"maker", soon=True)
+        [(lease, marks)] = unsettled.take()
+        assert unsettled.hangs_on(b"a") == b"maker"
+        assert not unsettled.outcome(lease, marks, Told.YES)
+        assert (len(unsettled), unsettled.hangs_on(b"a")) == (0, b"")
+
+    def test_a_lease_resolved_during_a_round_has_another(self, unsettled: Unsettled, clock: list[float]) -> None:
+        """Who resolved it then may not be known."""
+        unsettled.note(b"a", soon=True)
+        [(lease, marks)] = unsettled.take()
+        unsettled.note(b"a")
+        unsettled.outcome(lease, marks, Told.YES)
+        clock[0] += 1
+        assert [each for each, _ in unsettled.take()] == [b"a"]
+
+    def test_an_unknown_one_is_tried_ever_more_seldom(self, unsettled: Unsettled, clock: list[float]) -> None:
+        """Up to half a minute."""
+        unsettled.note(b"a", b"maker", soon=True)
+        pauses = []
+        for _ in range(12):
+            [(lease, marks)] = unsettled.take()
+            assert not unsettled.outcome(lease, marks, Told.UNKNOWN)
+            pauses.append(unsettled.next_in_s() or 0)
+            clock[0] += pauses[-1] + 0.001
+        assert pauses == sorted(pauses)
+        assert pauses[-1] == pytest.approx(30)
+
+    def test_a_lease_is_lost_with_its_process_after_a_grace(self, unsettled: Unsettled, clock: list[float]) -> None:
+        """What the process had reported may still be under way."""
+        unsettled.note(b"a", b"maker", soon=True)
+        list(unsettled.take())
+        unsettled.outcome(b"a", 1, Told.UNKNOWN)
+        assert unsettled.hung_on() == {b"maker"}
+        unsettled.doom(b"maker")
+        assert unsettled.hung_on() == set()
+        lost: list[float] = []
+        began = clock[0]
+        while not lost and clock[0] < began + 10:
+            for lease, marks in unsettled.take():
+                if unsettled.outcome(lease, marks, Told.UNKNOWN):
+                    lost.append(clock[0] - began)
+            clock[0] += 0.05
+        assert 1.0 < lost[0] < 2.0
+        assert len(unsettled) == 0
+
+    def test_a_lease_that_was_told_after_all_is_not_lost(self, unsettled: Unsettled) -> None:
+        """Its process had dropped its own references in order."""
+        unsettled.note(b"a", b"maker", soon=True)
+        unsettled.doom(b"maker")
+        for lease, marks in unsettled.take():
+            assert not unsettled.outcome(lease, marks, Told.YES)
+        assert len(unsettled) == 0
+
+
+def test_a_process_with_threads_is_not_alone(cluster: str) -> None:
+    """Only threads of Ray's and of safe_refs don't count."""
+    assert _ray.is_alone()
+    over = threading.Event()
+    for name, alone in (("safe_refs-test", True), ("theirs", False)):
+        over.clear()
+        thread = threading.Thread(target=over.wait, name=name)
+        thread.start()
+        assert _ray.is_alone() is alone
+        over.set()
+        thread.join()
+    seen: list[bool] = []
+    thread = threading.Thread(target=lambda: seen.append(_ray.is_alone()))
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_couriers_that_cannot_be_had_are_not_waited_for_each_time(
+    cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pin by a borrower is held all the same, and says that it hangs."""
+    owner = as_actor(Owner).remote()
+    [ref] = ray.get(owner.make.remote(1), timeout=60)
+    monkeypatch.setattr(couriers, "hold", lambda *_: None)
+    monkeypatch.setattr(anchoring, "_down_until", 0.0)
+    payload = safe_refs.dumps(ref)
+    assert anchoring.begin([ref]) is None
+    assert opens(payload) == 1
+    safe_refs.release(payload)
