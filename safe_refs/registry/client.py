@@ -38,7 +38,7 @@ from ..errors import (
 from . import book, contact
 from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
-from .shard import IN_TURN, RECOVERING, STALE
+from .shard import IN_TURN, RECOVERING, STALE, Yours
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -250,6 +250,7 @@ def _ask_holders(
     """
     registry, deadline = address.registry, time.monotonic() + timeout
     was_moving = False
+    granted: dict[int, Any] = {}  # answers of those that were asked in turn, which are not to be asked twice
     while True:
         try:
             topology = contact.topology(connected, registry, start=False)
@@ -261,7 +262,7 @@ def _ask_holders(
                     connected, registry, shards[0], method, args, timeout, deadline, start=False
                 )
             elif in_turn:
-                replies = _ask_in_turn(connected, registry, topology, shards, method, call, deadline)
+                replies = _ask_in_turn(connected, registry, topology, shards, method, call, deadline, granted)
             else:
                 calls = dict.fromkeys(shards, call(topology.version, False, 0))
                 replies = contact.ask_each(
@@ -270,7 +271,7 @@ def _ask_holders(
         except NoRegistryError:
             forget_registry(connected, registry)
             raise _lost(address) from None
-        answers = list(replies.values())
+        answers = [each.refusal if isinstance(each, Yours) and not granted else each for each in replies.values()]
         if STALE in answers:
             contact.forget_topology(connected, registry)
             if time.monotonic() > deadline:
@@ -284,7 +285,7 @@ def _ask_holders(
             if not isinstance(refusal, (LeaseNotFoundError, LeaseLostError)):
                 raise refusal  # it has ended, whatever others have not heard of yet
         for answer in answers:
-            if not isinstance(answer, (SafeRefsError, Silence)) and answer != RECOVERING:
+            if not isinstance(answer, (SafeRefsError, Silence, Yours)) and answer != RECOVERING:
                 return answer
         if all(answer is Silence.ABSENT for answer in answers):
             forget_registry(connected, registry)
@@ -307,11 +308,14 @@ def _ask_in_turn(
     method: str,
     call: Callable[[int, bool, int], tuple[Any, ...]],
     deadline: float,
+    granted: dict[int, Any],
 ) -> dict[int, Any]:
-    """Ask one holder after the other, and stop at the first that refuses."""
-    replies: dict[int, Any] = {}
-    number = 0
+    """Ask one holder after the other, but for those that have granted it before, and stop at the first that refuses."""
+    replies = dict(granted)
+    number = max((each for each in granted.values() if isinstance(each, int)), default=0)
     for shard in shards:
+        if shard in granted:
+            continue
         args = call(topology.version, True, number)
         replies |= contact.ask_each(connected, registry, method, {shard: args}, deadline, start=False)
         reply = replies[shard]
@@ -320,6 +324,8 @@ def _ask_in_turn(
             isinstance(reply, LeaseError) and not isinstance(reply, (LeaseNotFoundError, LeaseLostError))
         ):
             break
+        if not isinstance(reply, (SafeRefsError, Silence, Yours)) and reply != RECOVERING:
+            granted[shard] = reply
     return replies
 
 
