@@ -14,7 +14,9 @@ import ray
 
 import safe_refs
 from safe_refs import _ray, config
+from safe_refs.registry.leases import Copy
 from safe_refs.registry.records import RegistryStats
+from safe_refs.registry.replication import Parcel
 from safe_refs.registry.topology import Topology, actor_name
 from tests.test_registry import wait_until
 
@@ -32,6 +34,7 @@ def start(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         names.append(f"shards-{uuid.uuid4().hex[:8]}")
         monkeypatch.setenv("SAFE_REFS_REGISTRY", names[-1])
         safe_refs.init(shards=shards, replicas=replicas)
+        config._told.shards = config._told.replicas = None
         return names[-1]
 
     yield begin
@@ -100,3 +103,12 @@ def decider(registry: str, payload: bytes) -> int:
     assert found is not None
     assert lease is not None
     return Topology(1, found.shards, found.replicas).holders(bytes.fromhex(lease))[0]
+
+
+def knows(registry: str, shard: int, payloads: list[bytes]) -> list[Copy | str | None]:
+    """What one shard by itself knows of leases: a live one's terms and uses, how one ended, or None."""
+    ids = [bytes.fromhex(safe_refs.inspect(payload).lease_id or "") for payload in payloads]
+    parcel = Parcel(*ray.get(actor(registry, shard).parcel.remote(ids), timeout=30))
+    found: dict[bytes, Copy | str] = {copy.lease: copy._replace(items=()) for copy in parcel.copies}
+    found |= {ending.lease: ending.how for ending in parcel.endings}
+    return [found.get(id_) for id_ in ids]
