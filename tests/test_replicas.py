@@ -59,10 +59,12 @@ def test_listing_and_figures_count_each_lease_once(start: Start) -> None:
     """`stats()` and `leases()` are of leases, not of replicas: filtered, sorted, paged and limited as with one shard."""
     name = start(3, 2)
     refs = [ray.put(bytes(number * KB)) for number in range(1, 31)]
-    payloads = [
-        safe_refs.dumps([ref, *(ray.put(None) for _ in range(number % 3))], label=f"n{number}", ttl=1000 - number)
-        for number, ref in enumerate(refs)
-    ]
+    payloads = []
+    for number, ref in enumerate(refs):
+        more = [ray.put(None) for _ in range(number % 3)]
+        payloads.append(safe_refs.dumps([ref, *more], label=f"n{number}", ttl=1000 - number))
+        time.sleep(0.02)  # the age of leases on different shards is compared to a few milliseconds
+    del more, ref
     assert sum(figures(name, shard).live_leases for shard in range(3)) == 60
     found = safe_refs.stats()
     assert found is not None

@@ -433,7 +433,8 @@ def expires_in_s(address: LeaseAddress, timeout: float) -> float | None:
 def leases(registry: str, query: Query, most: int | None, with_sizes: bool, timeout: float) -> list[LeaseInfo]:
     """Live leases, each once, at most so many (None: all); nothing where no registry runs. Asked for a page at a time."""
     connected = _ray.connection()
-    found: dict[bytes, LeaseInfo] = {}
+    found: dict[bytes, tuple[LeaseInfo, float]] = {}
+    begun = time.monotonic()
     try:
         topology = contact.topology(connected, registry, start=False)
         for shard in range(topology.shards):
@@ -446,24 +447,25 @@ def leases(registry: str, query: Query, most: int | None, with_sizes: bool, time
                     break  # its leases are other shards', too
                 infos, marks, after = page
                 rows += len(infos)
+                late_s = time.monotonic() - begun  # shards are asked one after the other, and leases grow older meanwhile
                 for mark, info in zip(marks, infos, strict=True):
-                    found.setdefault(mark, info)
+                    found.setdefault(mark, (info, late_s))
                 if after is None or rows == most:
                     break
     except NoRegistryError:
         forget_registry(connected, registry)
         return []
-    infos = list(found.values())
+    rows_found = list(found.values())
     if topology.shards > 1:
-        infos.sort(key=_ORDERS[query.sort])
-    return infos[:most]
+        rows_found.sort(key=lambda row: _ORDERS[query.sort](*row))
+    return [info for info, _ in rows_found[:most]]
 
 
-_ORDERS: dict[str, Callable[[LeaseInfo], float]] = {
-    "age": lambda info: -info.age_s,
-    "expires": lambda info: math.inf if info.expires_in_s is None else info.expires_in_s,
-    "references": lambda info: -info.references,
-    "bytes": lambda info: -(info.size_bytes or 0),
+_ORDERS: dict[str, Callable[[LeaseInfo, float], float]] = {
+    "age": lambda info, late_s: late_s - info.age_s,
+    "expires": lambda info, late_s: math.inf if info.expires_in_s is None else info.expires_in_s + late_s,
+    "references": lambda info, _: -info.references,
+    "bytes": lambda info, _: -(info.size_bytes or 0),
 }
 
 
