@@ -174,6 +174,7 @@ class Lane:
     def __init__(self, name: str, let_go: bool, seed: str) -> None:
         self.name = name
         self.tally = Tally()
+        self._let_go = let_go
         self._random = random.Random(seed)  # noqa: S311 # it is to be repeatable
         self._next = 0
         self._standing: dict[int, bytes] = {}
@@ -207,7 +208,10 @@ class Lane:
             self.tally.failed.append(f"{ended} of {len(self._resolved)} releases ended a lease")
         self.tally.released += ended
         wait_until(lambda: is_whole(self.name), 60)
-        self.tally.recoveries_s.append(time.monotonic() - begun)
+        recovered = time.monotonic()
+        if self._let_go:
+            wait_until(self._is_settled, 60)
+        self.tally.recoveries_s.append(recovered - begun)
         self._check()
         # What was released lives on in the releaser for one more round, as Ray takes its time to notice who is gone.
         gone = list(self._ended)
@@ -216,6 +220,8 @@ class Lane:
         _get(self._maker.forget.remote(gone))
         self._ended, self._resolved, self._standing = self._resolved, self._standing, made
         self._note(_get(self._releaser.load.remote(self._resolved)))
+        if self._let_go:
+            wait_until(self._is_settled, 60)
         self.tally.rounds += 1
 
     def _check(self) -> None:
@@ -224,6 +230,11 @@ class Lane:
             count, dead = _get(reader.read.remote())
             self.tally.read += count
             self.tally.dead += [f"round {self.tally.rounds} of {self.name}: {each}" for each in dead]
+
+    def _is_settled(self) -> bool:
+        """Whether the owners know of all who hold their objects, so that the next crash can do no harm."""
+        found = safe_refs.stats(registry=self.name)
+        return found is not None and found.recovering == found.unsettled == 0
 
     def end(self) -> None:
         """Release what is left, and let go of everything."""
@@ -271,10 +282,9 @@ def run(rounds: int, registries: int, seed: int, let_go: bool, say: bool = False
             if say and lane.tally.rounds % 10 == 0:
                 print(f"{lane.name}: {lane.tally.rounds} rounds, {lane.tally.flaws} flaws", flush=True)
 
-    safe_refs_wishes = {"shards": 2, "replicas": 2}
     try:
         for lane in lanes:
-            safe_refs.init(lane.name, **safe_refs_wishes)  # type: ignore[arg-type] # mypy takes them for any argument
+            safe_refs.init(lane.name, shards=2, replicas=2)
         with ThreadPoolExecutor(registries) as pool:
             list(pool.map(go, lanes))
     finally:
