@@ -25,7 +25,7 @@ Start = Callable[[int, int], str]
 
 @pytest.fixture
 def start(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts registries of the test's own with so many shards and replicas; they are gone afterwards, and so is what `init` was told."""
+    """Starts registries of the test's own; they are gone afterwards, and so is what `init` was told."""
     for wish in ("shards", "replicas"):
         monkeypatch.setattr(config._told, wish, None)
     names: list[str] = []
@@ -39,8 +39,7 @@ def start(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     yield begin
     for name in names:
-        # Let all references go that a shard still recovers, or Ray would count them as held by one that was killed.
-        wait_until(lambda name=name: is_whole(name))  # type: ignore[misc] # mypy can't infer a lambda's default
+        wait_until(lambda name=name: is_back(name))  # type: ignore[misc] # mypy can't infer a lambda's default
         safe_refs.shutdown(name)
 
 
@@ -83,6 +82,15 @@ def stopped(registry: str, *shards: int) -> Iterator[None]:
     finally:
         for number in numbers:
             os.kill(number, signal.SIGCONT)
+
+
+def is_back(registry: str) -> bool:
+    """Whether all shards answer; they may be recovering still. Or none run."""
+    found = safe_refs.stats(registry=registry)
+    try:
+        return found is None or all(figures(registry, shard).uptime_s > 0 for shard in range(found.shards))
+    except ray.exceptions.RayActorError:
+        return False
 
 
 def is_whole(registry: str) -> bool:

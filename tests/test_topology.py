@@ -31,7 +31,9 @@ def test_by_default_there_is_one_shard_on_the_head_node(start: Start) -> None:
         actor(name, 1)
 
 
-def test_other_processes_learn_the_topology_and_wishes_that_do_not_fit_are_refused(start: Start, driver: Driver) -> None:
+def test_other_processes_learn_the_topology_and_wishes_that_do_not_fit_are_refused(
+    start: Start, driver: Driver
+) -> None:
     """A process that was told nothing uses the registry as it is; one that was told otherwise hears so, and can go on without."""
     name = start(3, 2)
     outcomes = driver(
@@ -154,8 +156,12 @@ def test_a_registry_grows_while_calls_go_on(start: Start, before: int, after: in
         assert safe_refs.init(shards=after).shards == after
     assert load.longest_s < 2, load.longest_s
     wait_until_whole(name)
-    held = [figures(name, shard).live_leases for shard in range(after)]
-    assert sum(held) == 400 * replicas
+
+    def counts() -> list[int]:
+        return [figures(name, shard).live_leases for shard in range(after)]
+
+    wait_until(lambda: sum(counts()) == 400 * replicas)  # news of what ended in the growth may still be under way
+    held = counts()
     assert all(count > 400 * replicas / after / 2 for count in held), held
     found = safe_refs.stats()
     assert found is not None
@@ -192,9 +198,10 @@ def test_shards_spread_over_the_nodes_head_first() -> None:
         + """
 safe_refs.init(shards=4, replicas=2)
 nodes = _ray.nodes()
-print(json.dumps([nodes.index(place("default", shard)[0]) for shard in range(4)]))
+spread = [nodes.index(place("default", shard)[0]) for shard in range(4)]
 ray.shutdown()
 cluster.shutdown()
+print(json.dumps(spread))
 """
     )
     assert spread == [0, 1, 2, 0]

@@ -456,7 +456,9 @@ def leases(registry: str, query: Query, most: int | None, with_sizes: bool, time
                     break  # its leases are other shards', too
                 infos, marks, after = page
                 rows += len(infos)
-                late_s = time.monotonic() - begun  # shards are asked one after the other, and leases grow older meanwhile
+                late_s = (
+                    time.monotonic() - begun
+                )  # shards are asked one after the other, and leases grow older meanwhile
                 for mark, info in zip(marks, infos, strict=True):
                     found.setdefault(mark, (info, late_s))
                 if after is None or rows == most:
