@@ -262,6 +262,64 @@ def borrowed(refs: Iterable[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
     return [ref for ref in refs if me not in core.get_owner_address(ref)]
 
 
+def still_counted(ids: Iterable[bytes]) -> set[bytes]:
+    """Those of these objects that this process still has references to. Private: see `any_counted`."""
+    counts = _core_worker().get_all_reference_counts()
+    return {id_ for id_ in ids if counts.get(id_.hex().encode(), {}).get("local")}
+
+
+def references(ids: Iterable[bytes]) -> list[ray.ObjectRef[Any]]:
+    """References to objects that this process has references to already, so that Ray knows their owners here."""
+    import ray
+
+    return [ray.ObjectRef(id_) for id_ in ids]
+
+
+def is_actor() -> bool:
+    """Whether this process is an actor's."""
+    import ray
+
+    return ray.get_runtime_context().get_actor_id() is not None
+
+
+def is_told_to_end() -> bool:
+    """Whether this actor has been told to end: it called `exit_actor`, or its last handle was dropped.
+
+    Private: `CoreWorker.get_current_actor_should_exit`, and the actor's row in the control store (`ray._private.state.actors`), seen
+    since Ray 2.52. About 1 ms. Without it leases that hang on an actor are lost when its handle is dropped.
+    """
+    import ray
+
+    if _core_worker().get_current_actor_should_exit():
+        return True
+    row = ray._private.state.actors(ray.get_runtime_context().get_actor_id())
+    return bool(row.get("State") == "DEAD")
+
+
+def call_before_exit(hook: Callable[[], None]) -> None:
+    """Call `hook` when this worker is told to end, while Ray still answers: by `exit_actor`, or by SIGTERM.
+
+    Private: both call `raise_sys_exit_with_custom_error_message`, each looking it up in its own module (`ray.actor`,
+    `ray._private.worker`), seen since Ray 2.52. Ray has no hook that comes before it tells owners that this process is gone:
+    `__ray_shutdown__` and `atexit` come later. Without it leases that hang on a process are lost when it ends in one of these ways.
+    """
+    import ray
+
+    for module in (ray.actor, ray._private.worker):
+        original = getattr(module, "raise_sys_exit_with_custom_error_message", None)
+        if original is not None:
+            setattr(module, "raise_sys_exit_with_custom_error_message", _first(hook, original))  # noqa: B010 # Ray's types hide it
+
+
+def _first(hook: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(then)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        hook()
+        return then(*args, **kwargs)
+
+    return both
+
+
 def is_alone() -> bool:
     """Whether nothing but the caller can be using references in this process now, nor until the caller returns.
 

@@ -101,7 +101,7 @@ def courier(number: int) -> Any:
     if known is None:
         if len(_handles) > COURIERS * 16:
             _handles.clear()
-        known = _handles[(connected, number)] = _start(number)
+        known = _handles[(connected, number)] = named(name(number), Courier, number)
     return known
 
 
@@ -152,12 +152,17 @@ def name(number: int) -> str:
     return f"courier:{number}"
 
 
-def _start(number: int) -> Any:
+def named(actor: str, class_: type, place: int = 0) -> Any:
+    """One of the cluster's helping actors, which is started if it doesn't run: on one node after the other, by `place`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    try:
+        return ray.get_actor(actor, namespace=_ray.NAMESPACE)
+    except ValueError:
+        pass
     options: dict[str, Any] = {
-        "name": name(number),
+        "name": actor,
         "namespace": _ray.NAMESPACE,
         "get_if_exists": True,
         "lifetime": "detached",
@@ -168,8 +173,5 @@ def _start(number: int) -> Any:
     }
     nodes = _ray.nodes()
     if nodes:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True)
-    try:
-        return ray.get_actor(name(number), namespace=_ray.NAMESPACE)
-    except ValueError:
-        return ray.remote(Courier).options(**options).remote()
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(nodes[place % len(nodes)], soft=True)
+    return ray.remote(class_).options(**options).remote()
