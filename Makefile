@@ -58,6 +58,7 @@ check: lint test
 bench: venv
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.lifetimes
+	$(BIN)/python -m benchmarks.scaling
 
 leak: venv
 	$(BIN)/python -m benchmarks.leak

@@ -50,6 +50,7 @@ def ray_cluster() -> Iterator[str]:
     import ray
 
     ray.init(
+        address="local",  # its own, also where another runs on this machine
         num_cpus=4,
         object_store_memory=400 * 2**20,
         include_dashboard=False,

@@ -1,4 +1,4 @@
-"""The same contract, asked of the pure rules and of the real actor: a lease behaves alike in both."""
+"""The same contract, asked of the pure rules, of the real actor, and of two replicas: a lease behaves alike in all."""
 
 from __future__ import annotations
 
@@ -96,13 +96,17 @@ class Actor:
         time.sleep(seconds)  # there is nothing to await: that time passes is what is tested
 
 
-@pytest.fixture(params=["rules", "actor"])
+@pytest.fixture(params=["rules", "actor", "replicas"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     if request.param == "rules":
         yield Rules()
         return
     request.getfixturevalue("cluster")
     name = f"contract-{uuid.uuid4().hex[:8]}"
+    if request.param == "replicas":
+        patch = request.getfixturevalue("monkeypatch")
+        patch.setenv("SAFE_REFS_SHARDS", "2")
+        patch.setenv("SAFE_REFS_REPLICAS", "2")
     yield Actor(name)
     safe_refs.shutdown(name)
 

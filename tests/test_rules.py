@@ -287,3 +287,18 @@ def test_limits_in_bytes_can_begin_and_end_while_leases_live(clock: Clock) -> No
     table.set_limits(Limits())
     assert table.usage.known_bytes == 0
     assert table.release(A, ME) == 1
+
+
+def test_an_end_remembers_the_use_that_it_came_by(table: LeaseTable[str], clock: Clock) -> None:
+    """Here and on other replicas that are told of it, so that nobody is refused what was granted to himself."""
+    other = make_table(clock)
+    for lease, take in ((A, True), (B, False)):
+        pin(table, lease, "x", uses=1)
+        table.resolve(lease, EPOCH, 3, slot=None, take=take, origin=ME, use=b"mine")
+        ending = table.ending(lease)
+        assert ending is not None
+        other.adopt(ending)
+        for each in (table, other):
+            assert [each.ended_by(lease, use) for use in (b"mine", b"another's", b"")] == [True, False, False]
+    table.release(C, ME)
+    assert not table.ended_by(C, b"")

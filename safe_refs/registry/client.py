@@ -38,7 +38,7 @@ from ..errors import (
 from . import anchoring, book, contact
 from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
-from .shard import DOUBTFUL, IN_TURN, RECOVERING, STALE
+from .shard import DOUBTFUL, IN_TURN, RECOVERING, STALE, Yours
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -259,6 +259,7 @@ def _ask_holders(
     """
     registry, deadline = address.registry, time.monotonic() + timeout
     was_moving = False
+    granted: dict[int, Any] = {}  # answers of those that were asked in turn, which are not to be asked twice
     while True:
         try:
             topology = contact.topology(connected, registry, start=False)
@@ -270,7 +271,7 @@ def _ask_holders(
                     connected, registry, shards[0], method, args, timeout, deadline, start=False
                 )
             elif in_turn:
-                replies = _ask_in_turn(connected, registry, topology, shards, method, call, deadline)
+                replies = _ask_in_turn(connected, registry, topology, shards, method, call, deadline, granted)
             else:
                 calls = dict.fromkeys(shards, call(topology.version, False, 0))
                 replies = contact.ask_each(
@@ -279,7 +280,7 @@ def _ask_holders(
         except NoRegistryError:
             forget_registry(connected, registry)
             raise _lost(address) from None
-        answers = list(replies.values())
+        answers = [each.refusal if isinstance(each, Yours) and not granted else each for each in replies.values()]
         if STALE in answers:
             contact.forget_topology(connected, registry)
             if time.monotonic() > deadline:
@@ -293,7 +294,7 @@ def _ask_holders(
             if not isinstance(refusal, (LeaseNotFoundError, LeaseLostError)):
                 raise refusal  # it has ended, whatever others have not heard of yet
         for answer in answers:
-            if not isinstance(answer, (SafeRefsError, Silence)) and answer not in (RECOVERING, DOUBTFUL):
+            if not isinstance(answer, (SafeRefsError, Silence, Yours)) and answer not in (RECOVERING, DOUBTFUL):
                 return answer
         if all(answer is Silence.ABSENT for answer in answers):
             forget_registry(connected, registry)
@@ -316,11 +317,14 @@ def _ask_in_turn(
     method: str,
     call: Callable[[int, bool, int], tuple[Any, ...]],
     deadline: float,
+    granted: dict[int, Any],
 ) -> dict[int, Any]:
-    """Ask one holder after the other, and stop at the first that refuses."""
-    replies: dict[int, Any] = {}
-    number = 0
+    """Ask one holder after the other, but for those that have granted it before, and stop at the first that refuses."""
+    replies = dict(granted)
+    number = max((each for each in granted.values() if isinstance(each, int)), default=0)
     for shard in shards:
+        if shard in granted:
+            continue
         args = call(topology.version, True, number)
         replies |= contact.ask_each(connected, registry, method, {shard: args}, deadline, start=False)
         reply = replies[shard]
@@ -329,6 +333,8 @@ def _ask_in_turn(
             isinstance(reply, LeaseError) and not isinstance(reply, (LeaseNotFoundError, LeaseLostError))
         ):
             break
+        if not isinstance(reply, (SafeRefsError, Silence, Yours)) and reply not in (RECOVERING, DOUBTFUL):
+            granted[shard] = reply
     return replies
 
 
@@ -436,7 +442,8 @@ def expires_in_s(address: LeaseAddress, timeout: float) -> float | None:
 def leases(registry: str, query: Query, most: int | None, with_sizes: bool, timeout: float) -> list[LeaseInfo]:
     """Live leases, each once, at most so many (None: all); nothing where no registry runs. Asked for a page at a time."""
     connected = _ray.connection()
-    found: dict[bytes, LeaseInfo] = {}
+    found: dict[bytes, tuple[LeaseInfo, float]] = {}
+    begun = time.monotonic()
     try:
         topology = contact.topology(connected, registry, start=False)
         for shard in range(topology.shards):
@@ -449,24 +456,27 @@ def leases(registry: str, query: Query, most: int | None, with_sizes: bool, time
                     break  # its leases are other shards', too
                 infos, marks, after = page
                 rows += len(infos)
+                late_s = (
+                    time.monotonic() - begun
+                )  # shards are asked one after the other, and leases grow older meanwhile
                 for mark, info in zip(marks, infos, strict=True):
-                    found.setdefault(mark, info)
+                    found.setdefault(mark, (info, late_s))
                 if after is None or rows == most:
                     break
     except NoRegistryError:
         forget_registry(connected, registry)
         return []
-    infos = list(found.values())
+    rows_found = list(found.values())
     if topology.shards > 1:
-        infos.sort(key=_ORDERS[query.sort])
-    return infos[:most]
+        rows_found.sort(key=lambda row: _ORDERS[query.sort](*row))
+    return [info for info, _ in rows_found[:most]]
 
 
-_ORDERS: dict[str, Callable[[LeaseInfo], float]] = {
-    "age": lambda info: -info.age_s,
-    "expires": lambda info: math.inf if info.expires_in_s is None else info.expires_in_s,
-    "references": lambda info: -info.references,
-    "bytes": lambda info: -(info.size_bytes or 0),
+_ORDERS: dict[str, Callable[[LeaseInfo, float], float]] = {
+    "age": lambda info, late_s: late_s - info.age_s,
+    "expires": lambda info, late_s: math.inf if info.expires_in_s is None else info.expires_in_s + late_s,
+    "references": lambda info, _: -info.references,
+    "bytes": lambda info, _: -(info.size_bytes or 0),
 }
 
 

@@ -277,6 +277,8 @@ def _start(registry: str, shard: int, deadline: float) -> Any:
         "get_if_exists": True,
         "lifetime": "detached",
         "num_cpus": 0,
+        # A byte of memory, as Ray sends an actor that asks for nothing at all to any node, whatever its affinity (Ray PR 25360).
+        "memory": 1,
         "max_restarts": -1,
         # A call into a dead shard fails at once: who called knows better than Ray whom to ask instead.
         "max_task_retries": 0,

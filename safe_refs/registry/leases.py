@@ -90,7 +90,10 @@ class Copy(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """The news that a lease has ended, on its way to another shard: how, seconds ago, when (wall clock), by whom, on what terms."""
+    """The news that a lease has ended, on its way to another shard.
+
+    How, seconds ago, when (wall clock), by whom, on what terms, and by which use, if by one.
+    """
 
     lease: bytes
     how: str
@@ -98,6 +101,7 @@ class Ending(NamedTuple):
     at: float
     by: str
     terms: Terms
+    use: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,14 @@ class Page(Generic[T]):
 
 
 class _End(NamedTuple):
-    """How a lease ended: which of the counters of `RegistryStats`, when (both clocks), by whom, on what terms."""
+    """How a lease ended: which of the counters of `RegistryStats`, when (both clocks), by whom, on what terms, by which use."""
 
     how: str
     since: float
     at: float
     by: str
     terms: Terms
+    use: bytes = b""
 
 
 class LeaseTable(Generic[T]):
@@ -226,9 +231,9 @@ class LeaseTable(Generic[T]):
         if held.terms.uses is not None:
             held.used |= {use or self._resolved.to_bytes(8, "big")}
         if take:
-            self._end(lease, "released", f"{origin}, who took it")
+            self._end(lease, "released", f"{origin}, who took it", use)
         elif held.uses_left == 0:
-            self._end(lease, "used_up", str(origin))
+            self._end(lease, "used_up", str(origin), use)
         return items
 
     def release(self, lease: bytes, origin: Origin) -> int:
@@ -281,12 +286,17 @@ class LeaseTable(Generic[T]):
         age = now - held.since
         return Copy(lease, held.items, held.owners, held.terms, held.origin, age, left, held.renewals, held.used)
 
+    def ended_by(self, lease: bytes, use: bytes) -> bool:
+        """Whether a lease has ended by this very use."""
+        end = self._ended.get(lease)
+        return end is not None and use != b"" and end.use == use
+
     def ending(self, lease: bytes) -> Ending | None:
         """The news of an ended lease for another shard; None if it isn't ended, or forgotten."""
         end = self._ended.get(lease)
         if end is None:
             return None
-        return Ending(lease, end.how, self._clock() - end.since, end.at, end.by, end.terms)
+        return Ending(lease, end.how, self._clock() - end.since, end.at, end.by, end.terms, end.use)
 
     def take_over(self, copy: Copy) -> bool:
         """Hold a copy of another shard's lease, or learn from it of uses and renewals; False if the lease has ended here.
@@ -315,7 +325,7 @@ class LeaseTable(Generic[T]):
             self._end(ending.lease, ending.how, ending.by)
         if live or ending.lease not in self._ended:
             since = self._clock() - ending.ago_s
-            self._ended[ending.lease] = _End(ending.how, since, ending.at, ending.by, ending.terms)
+            self._ended[ending.lease] = _End(ending.how, since, ending.at, ending.by, ending.terms, ending.use)
             self._forget_old()
         return live
 
@@ -563,10 +573,10 @@ class LeaseTable(Generic[T]):
                 }[what]
         return tuple(holders.most_common(3))
 
-    def _end(self, lease: bytes, how: str, by: str) -> None:
+    def _end(self, lease: bytes, how: str, by: str, use: bytes = b"") -> None:
         held = self._let_go(lease)
         self._ends[how] += 1
-        self._remember(lease, how, by, held.terms)
+        self._remember(lease, how, by, held.terms, use)
 
     def _let_go(self, lease: bytes) -> _Lease[T]:
         """A live lease, which from now on holds nothing."""
@@ -580,8 +590,8 @@ class LeaseTable(Generic[T]):
         self.usage.drop(held.items, held.origin.job)
         return held
 
-    def _remember(self, lease: bytes, how: str, by: str, terms: Terms) -> None:
-        self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms)
+    def _remember(self, lease: bytes, how: str, by: str, terms: Terms, use: bytes = b"") -> None:
+        self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms, use)
         self._forget_old()
 
     def _forget_old(self) -> None:

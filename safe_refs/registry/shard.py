@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _ray
 from ..config import Limits
@@ -50,6 +50,16 @@ STALE = b"look the topology up again"
 RECOVERING = b"ask again, or others: this shard does not yet know all that it should"
 IN_TURN = b"ask the replicas one after the other"
 DOUBTFUL = b"ask again: it hung on a process that is dead, and what it held may be gone"
+
+
+class Yours(NamedTuple):
+    """The lease has ended by the very use that is asked for: another replica granted it, and has told this one already.
+
+    Attributes:
+        refusal: what anybody else would hear.
+    """
+
+    refusal: SafeRefsError
 
 
 class Shard:
@@ -159,7 +169,7 @@ class Shard:
 
     def resolve(
         self, call: tuple[bytes, bytes, int, int | None, bool, tuple[Any, ...], int, bytes]
-    ) -> list[Ref] | SafeRefsError | bytes:
+    ) -> list[Ref] | SafeRefsError | Yours | bytes:
         """What a lease holds. With an empty use id, one that counts its uses is not resolved, but to be asked for in turn."""
         lease, epoch, generation, slot, take, asker, version, use = call
         if version != self._replica.topology.version and self._is_old(version):
@@ -185,7 +195,8 @@ class Shard:
         except (LeaseNotFoundError, LeaseLostError) as refusal:
             return RECOVERING if self._recovering else refusal
         except SafeRefsError as refusal:
-            return refusal
+            with self._lock:
+                return Yours(refusal) if self._table.ended_by(lease, use) else refusal
 
     def release(self, leases: Sequence[bytes], origin: Origin, version: int) -> list[int] | bytes:
         """End leases; for each whether that ended it."""

@@ -1,0 +1,79 @@
+"""With two replicas, kills of either shard at any moment cost nothing: rounds of them, and the death of a node."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safe_refs import config
+from tests import kills
+from tests.conftest import run_python
+from tests.test_topology import NODES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_kills_of_either_replica_at_any_moment_cost_nothing(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Every call succeeds, every payload opens, every live reference reads, nothing released comes back; only leases hold objects."""
+    for told in ("registry", "shards", "replicas"):
+        monkeypatch.setattr(config._told, told, None)
+    tally = kills.run(rounds=12, registries=4, seed=seed, let_go=True)
+    assert (tally.failed, tally.dead, tally.risen) == ([], [], [])
+    assert tally.rounds == 12
+    assert tally.released == 12 * kills.MADE
+    assert tally.loaded >= 24 * kills.MADE
+    assert tally.read >= 24 * kills.MADE
+    assert max(tally.stalls_s) < 15
+
+
+@pytest.mark.slow
+def test_a_thousand_kills_cost_nothing() -> None:
+    """The same, a thousand times."""
+    command = [sys.executable, "-m", "tests.kills", "--rounds", "1000", "--seed", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3000, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+NODE_DIES = """
+from tests.conftest import as_actor
+from tests.kills import Reader
+from tests.test_registry import wait_until
+from tests.shards import is_whole
+
+safe_refs.init(shards=2, replicas=2)
+spread = [_ray.nodes().index(place("default", shard)[0]) for shard in (0, 1)]
+refs = [ray.put((number, bytes(110_000))) for number in range(20)]
+payloads = {number: safe_refs.dumps(ref) for number, ref in enumerate(refs)}
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+on_head = NodeAffinitySchedulingStrategy(_ray.nodes()[0], soft=False)
+reader = as_actor(Reader).options(scheduling_strategy=on_head).remote()
+assert ray.get(reader.load.remote(payloads), timeout=60)[0] == []
+second = next(node for node in others if node.node_id == place("default", 1)[0])
+begun = time.monotonic()
+cluster.remove_node(second, allow_graceful=False)
+released = safe_refs.release([payloads.pop(number) for number in range(5)])
+failed, stall = ray.get(reader.load.remote(payloads), timeout=120)
+wait_until(lambda: is_whole("default"), 60)
+recovered = time.monotonic() - begun
+again = [len(safe_refs.loads(payloads[number], resolve=True).hex()) > 0 for number in payloads]
+_, dead = ray.get(reader.read.remote(), timeout=120)
+moved = _ray.nodes().index(place("default", 1)[0])
+risen = safe_refs.stats().live_leases - len(payloads)
+ray.shutdown()
+cluster.shutdown()
+print(json.dumps([spread, released, failed, dead, len(again), risen, stall, recovered, moved]))
+"""
+
+
+def test_the_death_of_a_node_with_one_replica_costs_nothing() -> None:
+    """Payloads go on opening while Ray finds out; the shard starts on another node and knows all; live references read."""
+    spread, released, failed, dead, again, risen, stall_s, recovered_s, _ = run_python(NODES + NODE_DIES, timeout=150)
+    assert (spread, released, failed, dead, again, risen) == ([0, 1], 5, [], [], 15, 0)
+    assert stall_s < 20
+    assert recovered_s < 40
