@@ -31,7 +31,9 @@ import pytest  # noqa: E402 # Ray reads the environment when it is imported
 import safe_refs  # noqa: E402
 from safe_refs import _ray  # noqa: E402
 
-RAYS_MARKS = 8  # bytes: Ray keeps a mark of one byte for an object that somebody looked for after its owner's death
+# Bytes: Ray keeps a mark of a byte or two, for good, for an object that somebody looked for after its end. A test that looks for more
+# of these says how many bytes that may be (`@pytest.mark.ray_marks(64)`).
+RAYS_MARKS = 8
 SETTLE_S = 8.0  # how long Ray may take to free what nobody holds; it takes well under 1 s on an idle machine
 
 Driver = Callable[..., Any]
@@ -83,8 +85,11 @@ def is_empty(within_s: float) -> bool:
 
 
 @pytest.fixture
-def cluster(ray_cluster: str) -> Iterator[str]:
+def cluster(ray_cluster: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The session's Ray, watched: the test fails if it leaves a lease or a pinned byte behind."""
+    global RAYS_MARKS
+    for mark in request.node.iter_markers("ray_marks"):
+        RAYS_MARKS += mark.args[0]
     gc.collect()
     before = _ray.wait_for_store(RAYS_MARKS, SETTLE_S)
     yield ray_cluster

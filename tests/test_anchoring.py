@@ -27,6 +27,9 @@ from safe_refs.registry.records import Query
 from safe_refs.registry.settling import Unsettled
 from safe_refs.registry.topology import actor_name
 from tests.conftest import Driver, as_actor, is_empty
+from tests.shards import Start, start
+
+__all__ = ["start"]  # a fixture
 
 FLOATS = 20_000  # 160 kB as bytes, so that they lie in the store
 AFTER_S = 10.0
@@ -207,6 +210,7 @@ def unanchored(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
     client.shutdown("unanchored", 30)
 
 
+@pytest.mark.ray_marks(64)
 @pytest.mark.timeout(240)
 def test_a_borrowers_payload_outlives_it_however_it_ends(cluster: str, unanchored: dict[str, str]) -> None:
     """A process got a reference in one call, pins it in a later one, and ends; 10 s later its payload opens everywhere.
@@ -312,34 +316,32 @@ def test_what_a_driver_borrowed_and_pinned_outlives_it(cluster: str, driver: Dri
     safe_refs.release(bytes.fromhex(payload))
 
 
+@pytest.mark.ray_marks(16)
 def test_live_references_outlive_the_registry_that_they_came_through(cluster: str, unanchored: dict[str, str]) -> None:
     """One replica, killed 1 s after consumers resolved: all their references still read; then they go, and the store is empty.
 
     Without anchoring they are dead.
     """
-    left: dict[str, list[int | str]] = {}
+    numbers = list(range(20))
     kinds: dict[str, dict[str, str]] = {"default": {}, "unanchored": unanchored}
+    payloads: dict[str, list[bytes]] = {}
+    consumers: dict[str, list[Any]] = {}
     for name, environment in kinds.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SAFE_REFS_REGISTRY", name)
-            payloads = [safe_refs.dumps(ray.put(value(number))) for number in range(20)]
-        consumers = [borrower() for _ in range(3)]
-        ray.get([consumer.set_up.remote(environment) for consumer in consumers], timeout=60)
-        ray.get([consumer.load.remote(payloads) for consumer in consumers], timeout=60)
-        gc.collect()
-        time.sleep(1)
+            payloads[name] = [safe_refs.dumps(ray.put(value(number))) for number in numbers]
+        consumers[name] = [borrower() for _ in range(3)]
+        ray.get([consumer.set_up.remote(environment) for consumer in consumers[name]], timeout=60)
+        ray.get([consumer.load.remote(payloads[name]) for consumer in consumers[name]], timeout=60)
+    gc.collect()
+    time.sleep(1)
+    for name in kinds:
         shard = ray.get_actor(actor_name(name, 0), namespace=_ray.NAMESPACE)
         os.kill(ray.get(shard.where.remote(), timeout=10)[1], signal.SIGKILL)
-        time.sleep(2)
-        if name == "default":
-            left[name] = [
-                each for read in ray.get([one.read.remote() for one in consumers], timeout=120) for each in read
-            ]
-        else:
-            left[name] = [ray.get(consumers[0].read_first.remote(), timeout=60)]
-        assert opens(payloads[0]) == "LeaseLostError"
-    assert left["default"] == list(range(20)) * 3
-    assert isinstance(left["unanchored"][0], str)
+    time.sleep(2)
+    assert ray.get([one.read.remote() for one in consumers["default"]], timeout=120) == [numbers] * 3
+    assert isinstance(ray.get(consumers["unanchored"][0].read_first.remote(), timeout=60), str)
+    assert opens(payloads["default"][0]) == "LeaseLostError"
     del consumers, shard
     gc.collect()
     assert is_empty(10)
@@ -350,45 +352,43 @@ def test_live_references_outlive_the_registry_that_they_came_through(cluster: st
     "often", [500, pytest.param(5_000, marks=pytest.mark.slow)], ids=["10,000 anchorings", "100,000 anchorings"]
 )
 @pytest.mark.timeout(900)
-def test_counts_balance(cluster: str, topology: tuple[int, int], often: int) -> None:
+def test_counts_balance(start: Start, topology: tuple[int, int], often: int) -> None:
     """However much was anchored, every process counts what it should in the end, and the store is empty.
 
     Two processes anchor ten references at a time, 500 times each, among loads and releases.
     """
     shards, replicas = topology
-    safe_refs.init(shards=shards, replicas=replicas)
-    try:
-        makers = [borrower(), borrower()]
-        refs = [ray.put(value(number)) for number in range(30)]
-        ids = {ref.hex() for ref in refs}
-        ray.get([maker.keep.remote(refs) for maker in makers], timeout=60)
-        del refs
-        left = ray.get([maker.dumps_each.remote(often, seed) for seed, maker in enumerate(makers)], timeout=600)
-        assert outcome(lambda: safe_refs.loads(left[0][-1])[0]) in set(range(30))
-        assert safe_refs.release(left[0] + left[1]) == len(left[0]) + len(left[1])
-        wait_until(settled, 30)
-        assert ray.get([maker.read.remote() for maker in makers], timeout=60) == [list(range(30))] * 2
-        helpers = [actor_name("default", shard) for shard in range(shards)]
-        helpers += [couriers.name(number) for number in (*couriers.FOR_SHARDS, couriers.FOR_CLIENTS)]
-        actors = [ray.get_actor(name, namespace=_ray.NAMESPACE) for name in helpers]
+    registry = start(shards, replicas)
+    makers = [borrower(), borrower()]
+    ray.get([maker.set_up.remote({"SAFE_REFS_REGISTRY": registry}) for maker in makers], timeout=60)
+    refs = [ray.put(value(number)) for number in range(30)]
+    ids = {ref.hex() for ref in refs}
+    ray.get([maker.keep.remote(refs) for maker in makers], timeout=60)
+    del refs
+    left = ray.get([maker.dumps_each.remote(often, seed) for seed, maker in enumerate(makers)], timeout=600)
+    assert outcome(lambda: safe_refs.loads(left[0][-1])[0]) in set(range(30))
+    assert safe_refs.release(left[0] + left[1]) == len(left[0]) + len(left[1])
+    wait_until(settled, 30)
+    assert ray.get([maker.read.remote() for maker in makers], timeout=60) == [list(range(30))] * 2
+    helpers = [actor_name(registry, shard) for shard in range(shards)]
+    helpers += [couriers.name(number) for number in (*couriers.FOR_SHARDS, couriers.FOR_CLIENTS)]
+    actors = [ray.get_actor(name, namespace=_ray.NAMESPACE) for name in helpers]
 
-        def counts(actor: Any) -> dict[str, tuple[int, int]]:
-            found = ray.get(actor.__ray_call__.remote(lambda _: counted()), timeout=30)
-            return {key: count for key, count in found.items() if key in ids}
+    def counts(actor: Any) -> dict[str, tuple[int, int]]:
+        found = ray.get(actor.__ray_call__.remote(lambda _: counted()), timeout=30)
+        return {key: count for key, count in found.items() if key in ids}
 
-        def is_clear(actor: Any) -> bool:
-            return counts(actor) == {}
+    def is_clear(actor: Any) -> bool:
+        return counts(actor) == {}
 
-        for name, actor in zip(helpers, actors, strict=True):
-            wait_until(partial(is_clear, actor), 15)
-            assert counts(actor) == {}, name
-        assert [counts(maker) for maker in makers] == [dict.fromkeys(ids, (1, 0))] * 2
-        ray.get([maker.drop.remote() for maker in makers], timeout=60)
-        wait_until(lambda: not ids & set(counted()), 15)
-        assert [counts(maker) for maker in makers] == [{}, {}]
-        assert is_empty(10)
-    finally:
-        safe_refs.shutdown()
+    for name, actor in zip(helpers, actors, strict=True):
+        wait_until(partial(is_clear, actor), 15)
+        assert counts(actor) == {}, name
+    assert [counts(maker) for maker in makers] == [dict.fromkeys(ids, (1, 0))] * 2
+    ray.get([maker.drop.remote() for maker in makers], timeout=60)
+    wait_until(lambda: not ids & set(counted()), 15)
+    assert [counts(maker) for maker in makers] == [{}, {}]
+    assert is_empty(10)
 
 
 def test_couriers_that_die_cost_nothing(cluster: str) -> None:
@@ -416,29 +416,27 @@ def test_couriers_that_die_cost_nothing(cluster: str) -> None:
     safe_refs.release(payloads)
 
 
-def test_what_is_loaded_and_passed_on_at_once_is_anchored(cluster: str) -> None:
+def test_what_is_loaded_and_passed_on_at_once_is_anchored(start: Start) -> None:
     """A forwarder loads, dumps, and is killed, all within a moment: at that time no owner knows it.
 
     Among three shards, the new lease is mostly on another than the old one.
     """
-    safe_refs.init(shards=3, replicas=1)
-    try:
-        forwarders = [borrower() for _ in range(4)]
-        pids = ray.get([forwarder.set_up.remote({}) for forwarder in forwarders], timeout=60)
-        first = [safe_refs.dumps(ray.put(value(number))) for number in range(4)]
-        gc.collect()
-        second = ray.get(
-            [forwarder.load_and_dumps.remote(payload) for forwarder, payload in zip(forwarders, first, strict=True)],
-            timeout=60,
-        )
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        safe_refs.release(first)
-        time.sleep(5)
-        assert [opens(payload) for payload in second] == [0, 1, 2, 3]
-        safe_refs.release(second)
-    finally:
-        safe_refs.shutdown()
+    registry = start(3, 1)
+    forwarders = [borrower() for _ in range(4)]
+    environment = {"SAFE_REFS_REGISTRY": registry}
+    pids = ray.get([forwarder.set_up.remote(environment) for forwarder in forwarders], timeout=60)
+    first = [safe_refs.dumps(ray.put(value(number))) for number in range(4)]
+    gc.collect()
+    second = ray.get(
+        [forwarder.load_and_dumps.remote(payload) for forwarder, payload in zip(forwarders, first, strict=True)],
+        timeout=60,
+    )
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    safe_refs.release(first)
+    time.sleep(5)
+    assert [opens(payload) for payload in second] == [0, 1, 2, 3]
+    safe_refs.release(second)
 
 
 def test_a_ray_without_the_calls_reports_what_hangs(cluster: str, unanchored: dict[str, str]) -> None:

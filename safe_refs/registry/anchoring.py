@@ -37,7 +37,7 @@ _RECENT_S = 2.0  # by then Ray's news of a hand-over, and the registry's own anc
 _MOST_RECENT = 4096
 _TRIES = 8
 _FIRST_PAUSE_S = 0.0005
-_HURRY_PAUSE_S = 0.01
+_HURRY_S = 1.0
 _WATCH_S = 0.5
 
 # Objects that this process got, or anchored, a moment ago, so that their owners may not know it just now: when, and the lease that it
@@ -93,7 +93,7 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
         if not untold:
             return
     if config.anchors() and _ray.can_anchor():
-        exits.note(refs)
+        exits.note(refs, registry, lease)
 
 
 def abandon(hand_over: HandOver | None) -> None:
@@ -145,7 +145,9 @@ def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) 
             return untold
         again = {each: None for each in again if _matters(each, registry, lease)}
         if again:
-            _hurry(list(again), deadline)
+            until = min(deadline, now + _HURRY_S)
+            for source in again:
+                contact.hurry(_ray.connection(), source.registry, [source.lease], until)
         else:
             time.sleep(pause_s)
             pause_s *= 2
@@ -166,21 +168,6 @@ def _topology(registry: str) -> Topology:
         return contact.topology(_ray.connection(), registry, start=False)
     except (contact.NoRegistryError, ValueError):
         return Topology(0)
-
-
-def _hurry(sources: list[LeaseAddress], deadline: float) -> None:
-    """Have the registry make this process known as one that resolved from these leases."""
-    until = min(deadline, time.monotonic() + 1.0)
-    connected = _ray.connection()
-    for source in sources:
-        shards = _topology(source.registry).everywhere(source.lease)
-        while True:
-            replies = contact.ask_each(
-                connected, source.registry, "hurry", dict.fromkeys(shards, ([source.lease],)), until, start=False
-            )
-            if True in replies.values() or False not in replies.values() or time.monotonic() > until:
-                break
-            time.sleep(_HURRY_PAUSE_S)
 
 
 def _note_recent(object_id: bytes, now: float, source: LeaseAddress | None) -> None:

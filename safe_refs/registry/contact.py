@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import _ray, config
@@ -20,6 +20,7 @@ from .shard import Shard
 from .topology import Topology, actor_name
 
 RETRY_PAUSE_S = 0.1
+_HURRY_PAUSE_S = 0.01
 _LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
 MOST_CONTACTS = 64  # connections of the past are forgotten beyond that
 
@@ -215,6 +216,30 @@ def ask_each(
             forget_handle(connected, registry, shard, handles[shard])
             replies[shard] = Silence.DEAD
     return replies
+
+
+def hurry(connected: _ray.Connection, registry: str, leases: Sequence[bytes], until: float) -> bool:
+    """Have a registry anchor what it holds and handed out of these leases; whether that is done in time."""
+    waiting = list(leases)
+    while waiting:
+        try:
+            found = topology(connected, registry, start=False)
+        except (NoRegistryError, ValueError):
+            return False
+        calls = {
+            shard: ([lease for lease in waiting if shard in found.everywhere(lease)],) for shard in range(found.shards)
+        }
+        calls = {shard: args for shard, args in calls.items() if args[0]}
+        replies = ask_each(connected, registry, "hurry", calls, until, start=False)
+        unsettled = [reply for reply in replies.values() if isinstance(reply, list)]
+        if not unsettled:
+            return False
+        waiting = [lease for lease in waiting if any(lease in reply for reply in unsettled)]
+        if waiting and time.monotonic() > until:
+            return False
+        if waiting:
+            time.sleep(_HURRY_PAUSE_S)
+    return True
 
 
 def late(registry: str, timeout: float) -> RegistryUnavailableError:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _ray
 from .._ray import Told
-from . import couriers
+from . import contact, couriers
 
 if TYPE_CHECKING:
     import ray
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("safe_refs")
 
-_TIMEOUT_S = 1.0
+_TIMEOUT_S = 1.5
 _TRIES = 20
-_REPORT_S = 0.1  # Ray's news of the counts travel in the background
 _LOOK_S = 0.1
 _OPEN_S = 1.5  # how long an end is held up at most, so that the next look sees it; a new call is made halfway
+_CLOSING_S = 3 * _TIMEOUT_S
 _TIDY_S = 5.0
 
-_hanging: dict[bytes, None] = {}
+_hanging: dict[bytes, list[tuple[str, bytes]]] = {}  # by object, the leases of it: registry and id
 _lock = threading.Lock()
 _hooked = False
 _watcher: threading.Thread | None = None
@@ -81,12 +81,12 @@ class Usher:
         me.end.remote()
 
 
-def note(refs: Sequence[Ref]) -> None:
-    """Leases of these references hang on this process."""
+def note(refs: Sequence[Ref], registry: str, lease: bytes) -> None:
+    """A lease of these references hangs on this process."""
     global _hooked, _watcher
     with _lock:
         for ref in refs:
-            _hanging[ref.binary()] = None
+            _hanging.setdefault(ref.binary(), []).append((registry, lease))
         if not _hooked:
             _hooked = True
             _ray.call_before_exit(hand_over)
@@ -99,17 +99,22 @@ def note(refs: Sequence[Ref]) -> None:
 
 def hand_over() -> None:
     """This process is about to end: have the owners told to whom it passed references."""
+    # Not without end: a signal may have come in the middle of `note`. But one that hands over is waited for by others.
+    locked = _lock.acquire(timeout=_TIMEOUT_S)
     try:
-        with _lock:
-            refs = _ray.references(_ray.still_counted(_hanging))
-            _hanging.clear()
+        refs = _ray.references(_ray.still_counted(_hanging))
+        leases = {lease for found in _hanging.values() for lease in found}
+        _hanging.clear()
         if refs:
-            _anchor(refs)
+            _anchor(refs, leases)
     except Exception:
         logger.debug("the end of this process could not be prepared", exc_info=True)  # Ray is gone from it already
+    finally:
+        if locked:
+            _lock.release()
 
 
-def _anchor(refs: list[Ref]) -> None:
+def _anchor(refs: list[Ref], leases: set[tuple[str, bytes]]) -> None:
     key = os.urandom(8)
     reply = couriers.hold(couriers.FOR_CLIENTS, key, refs)
     if not couriers.answered(couriers.FOR_CLIENTS, reply, _TIMEOUT_S):
@@ -128,15 +133,18 @@ def _anchor(refs: list[Ref]) -> None:
     finally:
         sys.setswitchinterval(pause)
     couriers.answered(couriers.FOR_CLIENTS, couriers.give(couriers.FOR_CLIENTS, [key]), _TIMEOUT_S)
-    time.sleep(_REPORT_S)
+    # Ray's news travel in the background, and would end with this process: the registry tells when the owners have them.
+    until = time.monotonic() + _TIMEOUT_S
+    for registry in {registry for registry, _ in leases}:
+        contact.hurry(_ray.connection(), registry, [lease for other, lease in leases if other == registry], until)
 
 
-def _open_call() -> Any:
+def _open_call(seconds: float = _OPEN_S) -> Any:
     """Begin a call that is open for a while; None if that can't be just now."""
     import ray
 
     try:
-        return couriers.named("usher", Usher).wait.remote(_OPEN_S)
+        return couriers.named("usher", Usher).wait.remote(seconds)
     except (ValueError, ray.exceptions.RayError):
         return None  # it is being started, or has just died
 
@@ -149,6 +157,7 @@ def _watch_own_actor(first: Any) -> None:
         try:
             now = time.monotonic()
             if _ray.is_told_to_end():
+                calls.append(_open_call(_CLOSING_S))
                 hand_over()
                 return
             if now - opened_at > _OPEN_S / 2 or calls[-1] is None:

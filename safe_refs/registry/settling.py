@@ -306,6 +306,11 @@ class Settler:
             time.sleep(_BREATH_S if Told.BUSY in told else 0)
         return told
 
+    def let_go(self) -> None:
+        """The shard closes: have the couriers drop what they hold for it."""
+        self._keys.append(self._batch[0])
+        self._take_back()
+
     def settle_now(self, refs: Sequence[Ref]) -> None:
         """Settle references in the middle of a call, and leave step 3 to the settling thread."""
         key = os.urandom(8)
@@ -340,6 +345,7 @@ class Settler:
         keys = []
         while self._keys:
             keys.append(self._keys.popleft())
+        keys = [key for key in keys if key]
         if not keys:
             return True
         replies = [couriers.give(number, keys) for number in _OURS]

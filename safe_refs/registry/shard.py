@@ -313,14 +313,14 @@ class Shard:
         self._wake_peers.set()
         return True
 
-    def hurry(self, leases: Sequence[bytes]) -> bool:
-        """Anchor those who resolved these leases now; whether that is done."""
+    def hurry(self, leases: Sequence[bytes]) -> list[bytes]:
+        """Anchor who gave or resolved these leases now; which of them are unsettled still."""
         with self._lock:
             waiting = [lease for lease in leases if self._unsettled.has(lease)]
             for lease in waiting:
                 self._unsettled.note(lease, soon=True)
         self._settler.wake.set()
-        return not waiting
+        return waiting
 
     def hand_back(self, lease: bytes) -> list[Ref]:
         """What a live lease holds, for a process whose courier died while it anchored; no use of it."""
@@ -349,6 +349,8 @@ class Shard:
         with self._lock:
             ids = {ref.hex() for ref in self._table.items()}
             ended = self._table.end_all(origin)
+        if self._anchors:
+            self._settler.let_go()
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
         while ids and time.monotonic() < deadline and _ray.any_counted(ids):
             time.sleep(0.02)
