@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("safe_refs")
 
 _COURIER_PATIENCE_S = 5.0  # a courier that starts takes a second or two
-_DOWN_S = 30.0  # couriers that could not be had are not waited for by each and every call
+_COURIER_PAUSE_S = 0.1
+_DOWN_S = 5.0  # couriers that could not be had are not waited for by each and every call
 _RECENT_S = 2.0  # by then Ray's news of a hand-over, and the registry's own anchoring, have long arrived
 _MOST_RECENT = 4096
 _TRIES = 8
 _FIRST_PAUSE_S = 0.0005
-_HURRY_S = 1.0
+_HURRY_S = 3.0
 _WATCH_S = 0.5
 
 # Objects that this process got, or anchored, a moment ago, so that their owners may not know it just now: when, and the lease that it
@@ -76,21 +77,22 @@ def begin(refs: Sequence[Ref]) -> HandOver | None:
     """Send borrowed references to a courier, without waiting; None where anchoring isn't possible, or isn't safe."""
     if time.monotonic() < _down_until or not config.anchors() or not _ray.can_anchor() or not _ray.is_alone():
         return None
-    return _send(list({ref.binary(): ref for ref in refs}.values()))
+    found = {ref.binary(): ref for ref in refs}
+    for ref in exits.backlog():  # what this process pinned when it was not alone, or no courier was there
+        found.setdefault(ref.binary(), ref)
+    return _send(list(found.values()))
 
 
 def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease: bytes, deadline: float) -> None:
     """The registry holds `refs` now: have their owners told, or note that the lease hangs on this process."""
-    global _down_until
-    if hand_over is not None and not _is_held(hand_over, deadline):
-        hand_over = _send(hand_over.refs)
-        if not _is_held(hand_over, deadline):
-            _down_until = time.monotonic() + _DOWN_S
-            hand_over = None
     if hand_over is not None:
-        untold = _tell_owners(hand_over.refs, registry, lease, deadline)
+        hand_over = _wait_for_courier(hand_over, deadline)
+    if hand_over is not None:
+        untold = {ref.binary() for ref in _tell_owners(hand_over.refs, registry, lease, deadline)}
         _return_later(_Loan(hand_over.key, registry, lease))
-        if not untold:
+        exits.forget(ref.binary() for ref in hand_over.refs if ref.binary() not in untold)
+        refs = [ref for ref in refs if ref.binary() in untold]
+        if not refs:
             return
     if config.anchors() and _ray.can_anchor():
         exits.note(refs, registry, lease)
@@ -114,9 +116,17 @@ def _send(refs: list[Ref]) -> HandOver:
     return HandOver(key, refs, couriers.hold(couriers.FOR_CLIENTS, key, refs))
 
 
-def _is_held(hand_over: HandOver, deadline: float) -> bool:
-    left = min(max(deadline - time.monotonic(), 0.001), _COURIER_PATIENCE_S)
-    return couriers.answered(couriers.FOR_CLIENTS, hand_over.reply, left)
+def _wait_for_courier(hand_over: HandOver, deadline: float) -> HandOver | None:
+    """Wait until the courier holds the references, and send them again if it has died; None if it can't be had."""
+    global _down_until
+    until = min(deadline, time.monotonic() + _COURIER_PATIENCE_S)
+    while not couriers.answered(couriers.FOR_CLIENTS, hand_over.reply, max(until - time.monotonic(), 0.001)):
+        if time.monotonic() + _COURIER_PAUSE_S > until:
+            _down_until = time.monotonic() + _DOWN_S
+            return None
+        time.sleep(_COURIER_PAUSE_S)
+        hand_over = _send(hand_over.refs)
+    return hand_over
 
 
 def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) -> list[Ref]:

@@ -61,6 +61,7 @@ class Site(NamedTuple):
     connection: _ray.Connection
     node: str
     pid: int
+    address: bytes
 
 
 def site() -> Site:
@@ -70,7 +71,7 @@ def site() -> Site:
     if found is None:
         if len(_sites) > contact.MOST_CONTACTS:
             _sites.clear()
-        found = _sites[connected] = Site(connected, *_ray.node_and_process())
+        found = _sites[connected] = Site(connected, *_ray.node_and_process(), _ray.own_address())
     return found
 
 
@@ -132,8 +133,9 @@ def pin(
         borrowed = _ray.borrowed(refs)
         if borrowed:
             hand_over = anchoring.begin(borrowed)
-        borrower = _ray.own_address() if borrowed else b""
-        connected = here.connection if here else _ray.connection()
+        here = here or site()
+        borrower = here.address if borrowed else b""
+        connected = here.connection
         while True:
             topology = contact.topology(connected, registry, start=True)
             # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.

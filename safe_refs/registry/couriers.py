@@ -139,7 +139,8 @@ def _call(number: int, method: str, *args: Any, returns: int = 1) -> Any:
     import ray
 
     try:
-        return getattr(courier(number), method).options(num_returns=returns).remote(*args)
+        call = getattr(courier(number), method)
+        return call.remote(*args) if returns == 1 else call.options(num_returns=returns).remote(*args)
     except ray.exceptions.RayActorError:
         forget(number)
         return None

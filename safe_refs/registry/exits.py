@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,18 @@ def note(refs: Sequence[Ref], registry: str, lease: bytes) -> None:
             watch = partial(_watch_own_actor, _open_call())  # made here, so that from now on no end goes unseen
             _watcher = threading.Thread(target=watch, name="safe_refs-exit", daemon=True)
             _watcher.start()
+
+
+def backlog() -> list[Ref]:
+    """References of leases that hang on this process, and that it still has."""
+    return _ray.references(_ray.still_counted(_hanging)) if _hanging else []
+
+
+def forget(ids: Iterable[bytes]) -> None:
+    """Leases of these objects don't hang on this process any more."""
+    if _hanging:
+        for id_ in ids:
+            _hanging.pop(id_, None)
 
 
 def hand_over() -> None:
