@@ -42,7 +42,7 @@ class Cluster:
         import ray
         from ray import cluster_utils
 
-        self._cluster: Any = cluster_utils.Cluster()  # type: ignore[no-untyped-call]
+        self._cluster: Any = cluster_utils.Cluster()
         self._others: dict[str, Any] = {}
         self._cluster.add_node(**_node(), include_dashboard=False, _system_config=_SYSTEM)
         for _ in range(nodes - 1):
@@ -82,9 +82,7 @@ class Cluster:
 
     def spilled_bytes(self) -> int:
         """Bytes on disk, in the spill folders of all nodes that live."""
-        return sum(
-            path.stat().st_size for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file()
-        )
+        return sum(path.stat().st_size for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file())
 
     def close(self) -> None:
         """End all."""

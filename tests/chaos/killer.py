@@ -22,7 +22,9 @@ from .troupe import Seat, Troupe
 
 _RECOVERY_S = 90.0
 _SETTLES_S = 1.0  # what clients had to tell a dead shard, the others tell it within this
-_SHARD_PAUSE_S = 1.5  # without anchoring, a load that gives up on a paused shard (after 2 s) would hang on the other one
+_SHARD_PAUSE_S = (
+    1.5  # without anchoring, a load that gives up on a paused shard (after 2 s) would hang on the other one
+)
 
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ class Killer(threading.Thread):
         else:
             import ray
 
-            ray.kill(self._shards.handle(shard), no_restart=False)
+            ray.kill(self._shards.handle(shard), no_restart=False)  # type: ignore[no-untyped-call] # Ray leaves it untyped
         self._await_recovery("shard", before, {shard}, begun)
         span.ended = time.monotonic()
         return True

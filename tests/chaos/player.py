@@ -134,9 +134,7 @@ class Player:
             refs = []
             for slot, size in enumerate(order.sizes):
                 stamp = Stamp(order.payload + (1_000_000 if order.swap else 0), slot)
-                refs.append(
-                    self._by_task.remote(stamp, size) if order.by_task else ray.put(values.make(stamp, size))
-                )
+                refs.append(self._by_task.remote(stamp, size) if order.by_task else ray.put(values.make(stamp, size)))
             self._dumps(reply, order.payload, refs, order.ttl, order.uses)
         except Exception as error:
             _note(reply, error)

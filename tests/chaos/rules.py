@@ -16,7 +16,9 @@ FIGURES: tuple[Figure, ...] = ("lost", "early", "leaked", "hung", "wrong")
 
 HANG_MARGIN_S = 10.0  # calls may take so much longer than their timeout: a paused process, a busy machine
 LATE_S = 3.0  # a lease may be there so long after its ttl: it is swept, and looked at, from time to time
-MOURNED_S = 30.0  # a lease may outlive its owner so long: Ray has to notice the death of a node, and the registry to ask
+MOURNED_S = (
+    30.0  # a lease may outlive its owner so long: Ray has to notice the death of a node, and the registry to ask
+)
 HANDED_OVER_S = 5.0  # without anchoring: after so long without it, a borrower's hold has surely been handed over
 
 _ENDS = ("LeaseReleasedError", "LeaseExpiredError", "LeaseUsedUpError", "OwnerGoneError")
@@ -58,7 +60,7 @@ class Answer(NamedTuple):
         message: of it.
         slot: which object was being read.
         call_s: how long the longest call to safe_refs took.
-        count: leases ended, by a release.
+        released: leases that a release ended.
     """
 
     span: Span
@@ -67,7 +69,7 @@ class Answer(NamedTuple):
     message: str = ""
     slot: int = 0
     call_s: float = 0.0
-    count: int = 0
+    released: int = 0
 
 
 class Rules:
@@ -97,7 +99,9 @@ class Rules:
         """
         with self._ledger.lock:
             if answer.call_s > self._timeout_s + HANG_MARGIN_S:
-                return Verdict("hung", f"{answer.step} took {answer.call_s:.1f} s with a timeout of {self._timeout_s:g} s")
+                return Verdict(
+                    "hung", f"{answer.step} took {answer.call_s:.1f} s with a timeout of {self._timeout_s:g} s"
+                )
             if answer.error == "WrongValueError":
                 return Verdict("wrong", answer.message)
             if answer.step == "get":
@@ -148,9 +152,9 @@ class Rules:
             return FINE
         over = self.must_have_ended(payload, begun)
         if answer.step == "release":
-            if answer.count and over:
+            if answer.released and over:
                 return Verdict("leaked", f"a release ended a lease although {over}")
-            if not answer.count and not self.may_have_ended(payload, ended) - {"LeaseReleasedError"}:
+            if not answer.released and not self.may_have_ended(payload, ended) - {"LeaseReleasedError"}:
                 others = [each for each in payload.releases if each.begun <= ended]
                 # The release itself is one of them. A shard that ended the lease and died before it could say so leaves 0 for an answer.
                 if len(others) < 2 and not self._registry_failing(answer.span):

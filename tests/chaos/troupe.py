@@ -100,9 +100,7 @@ class Job:
         surprise: as for `Seat`.
     """
 
-    def __init__(
-        self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None]
-    ) -> None:
+    def __init__(self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
         self.name = name
         self.seats = [Seat(f"{name}.{number}", name, ledger, surprise) for number in range(players)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -149,9 +147,7 @@ class Troupe:
         surprise: as for `Seat`.
     """
 
-    def __init__(
-        self, address: str, jobs: int, players: int, ledger: Ledger, surprise: Callable[[str], None]
-    ) -> None:
+    def __init__(self, address: str, jobs: int, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
         self._address = address
         self._players = players
         self._ledger = ledger
