@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(traceback.format_exc(), markup=False, highlight=False)
         return 2
     if options.json:
-        options.json.write_text(report.to_json())
+        options.json.write_text(report.to_json(), encoding="utf-8")
     for trace in report.traces:
         out.print(trace, markup=False, highlight=False)
     out.print(report.table())

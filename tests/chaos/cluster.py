@@ -6,6 +6,7 @@ folder), and all that was started is ended with `close`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -134,7 +135,5 @@ def pause(pid: int, seconds: float) -> None:
 
 def kill(pid: int) -> None:
     """End a process by SIGKILL. One that has ended already is no fault."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

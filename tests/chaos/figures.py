@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import threading
@@ -53,7 +54,7 @@ class Report:
         parameters: what it was.
         figures: lost, early, leaked, hung, wrong; all must be 0.
         traces: of what counts for one of the figures, and of what was excused.
-        excused: what would have counted, but for what this release doesn't promise, by figure... by reason.
+        excused: answers that would have counted, but for what this release doesn't promise.
         calls: answers by step and error.
         stories: told to the end, by kind.
         actions: what the killer did, by kind; skipped ones by themselves.
@@ -110,7 +111,9 @@ class Report:
 
     def to_json(self) -> str:
         """JSON text."""
-        fields: dict[str, Any] = asdict(self)
+        # Not `asdict(self)`, which makes nonsense of counters.
+        fields: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        fields["parameters"] = asdict(self.parameters)
         recovery = self.recovery()
         fields["recovery_median_s"], fields["recovery_worst_s"] = recovery or (None, None)
         return json.dumps(fields, indent=2) + "\n"

@@ -17,7 +17,7 @@ def main() -> None:
     from .player import NAMESPACE, Player
 
     ray.init(address=orders["address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    # A player that is killed comes back as another process. What it was doing is not done again: the ledger has to know what was done.
+    # A player that is killed comes back as another process. What it was doing is not done again: the ledger must know what was.
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")(Player)
     players = [actor.options(name=name).remote() for name in orders["players"]]
     print(json.dumps({"job": ray.get_runtime_context().get_job_id()}), flush=True)

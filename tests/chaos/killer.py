@@ -62,6 +62,7 @@ class Killer(threading.Thread):
         self._fill = fill
         self._pauses: list[threading.Thread] = []
         self._shard_paused_until = 0.0
+        self._places: dict[int, Place] = {}
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -75,7 +76,7 @@ class Killer(threading.Thread):
             "node": self._kill_node,
             "pause player": self._pause_player,
             "pause shard": self._pause_shard,
-            "fill": lambda _: (self._fill(), True)[1],
+            "fill": self._fill_store,
         }
         try:
             for action in self._plan:
@@ -85,10 +86,14 @@ class Killer(threading.Thread):
                 done = does[action.kind](action)
                 self._report.count(self._report.actions, action.kind if done else f"{action.kind} (skipped)")
             time.sleep(max(0.0, begun + length - time.monotonic()))
-        except BaseException as error:  # the storm's own fault: whoever waits for this thread raises it
+        except Exception as error:  # the storm's own fault: whoever waits for this thread raises it
             self.error = error
         for pause in self._pauses:
             pause.join()
+
+    def _fill_store(self, _: Action) -> bool:
+        self._fill()
+        return True
 
     def _kill_worker(self, action: Action) -> bool:
         spared = {seat.pid for seat in self._troupe.seats()} | {place.pid for place in self._shards.places().values()}
@@ -124,7 +129,7 @@ class Killer(threading.Thread):
         else:
             import ray
 
-            ray.kill(self._shards.handle(shard), no_restart=False)  # type: ignore[no-untyped-call] # Ray leaves it untyped
+            ray.kill(self._shards.handle(shard), no_restart=False)
         self._await_recovery("shard", before, {shard}, begun)
         span.ended = time.monotonic()
         return True
@@ -184,6 +189,10 @@ class Killer(threading.Thread):
         while True:
             places = self._shards.places()
             if len(places) == self._shards.count and self._shards.all_well():
+                if self._places and places != self._places:
+                    verdict = Verdict("wrong", f"died though nobody had killed it: {self._places}, now {places}")
+                    self._report.note(verdict, "a shard")
+                self._places = places
                 return places
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the registry is not whole {_RECOVERY_S:g} s after all was left alone: {places}")
@@ -192,6 +201,7 @@ class Killer(threading.Thread):
     def _await_recovery(self, kind: str, before: dict[int, Place], killed: set[int], begun: float) -> None:
         if self._shards.recovered(before, killed, _RECOVERY_S):
             self._report.recovered(kind, time.monotonic() - begun)
+            self._places = self._shards.places()
             time.sleep(_SETTLES_S)
         else:
             self._report.note(Verdict("hung", f"no recovery within {_RECOVERY_S:g} s"), f"kill of a {kind}")

@@ -1,8 +1,8 @@
 """The shadow ledger: what was made, by whom, when, and what has been done to it. Pure; times are passed in, seconds of one clock.
 
-It asks safe_refs nothing. What always holds: a failure is written down before it is brought about, and an order before it is given, so
-that whatever an answer can be due to is known when it is judged (`rules`). Spans, not moments: what somebody did between `begun` and
-`ended` may have happened at any time in it.
+It asks safe_refs nothing. What always holds: a failure is written down before it is brought about, and an order before it is given,
+so that whatever an answer can be due to is known when it is judged (`rules`). Spans, not moments: what somebody did between `begun`
+and `ended` may have happened at any time in it.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# Whom or what it strikes: a worker that runs tasks; a player, which owns or borrows objects; a job's driver, and so all of its processes;
-# a shard; a node with all that is on it. Pauses stop a process and let it go on. `fill` makes more objects than the store has room for.
+# Whom or what it strikes: a worker that runs tasks; a player, which owns or borrows objects; a job's driver, and so all of its
+# processes; a shard; a node with all that is on it. Pauses stop a process and let it go on. `fill` makes more objects than the store
+# has room for.
 KINDS = ("worker", "player", "shard", "pause player", "fill", "job", "shard", "pause shard", "node", "player")
 FIRST_S = 3.0
 _GAPS_S = (2.0, 5.0)

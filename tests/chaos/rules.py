@@ -1,7 +1,7 @@
 """What each failure may cost: the table of docs/lifetimes.md as rules over the ledger. Pure.
 
-A verdict is one of the five figures, or none. What always holds: an answer is blamed only if nothing in the ledger can explain it; what
-is excused because this release doesn't promise it yet is counted as such.
+A verdict is one of the five figures, or none. What always holds: an answer is blamed only if nothing in the ledger can explain it;
+what is excused because this release doesn't promise it yet is counted as such.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Rules:
                 return Verdict("leaked", f"a release ended a lease although {over}")
             if not answer.released and not self.may_have_ended(payload, ended) - {"LeaseReleasedError"}:
                 others = [each for each in payload.releases if each.begun <= ended]
-                # The release itself is one of them. A shard that ended the lease and died before it could say so leaves 0 for an answer.
+                # The release itself is one of them. A shard that ended the lease and died before it said so leaves 0 for an answer.
                 if len(others) < 2 and not self._registry_failing(answer.span):
                     return self._unless_weak(payload, answer, Verdict("early", "a release found the lease ended"))
             return FINE

@@ -1,7 +1,7 @@
 """Orders to players, written into the ledger before they are given, and their answers judged.
 
-What always holds: each answer is judged once, by the rules, and counted; an order that its player did not live to answer may have been
-carried out or not, and the ledger takes both for possible from then on.
+What always holds: each answer is judged once, by the rules, and counted; an order that its player did not live to answer may have
+been carried out or not, and the ledger takes both for possible from then on.
 """
 
 from __future__ import annotations

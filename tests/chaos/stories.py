@@ -56,7 +56,7 @@ class Stories(threading.Thread):
                 kind = self._source.choice(kinds)
                 tell[kind]()
                 self._report.count(self._report.stories, kind)
-        except BaseException as error:  # the storm's own fault: whoever waits for this thread raises it
+        except Exception as error:  # the storm's own fault: whoever waits for this thread raises it
             self.error = error
 
     def _make(self, ttl: float | None = _BOUND_S, uses: int | None = None) -> Payload | None:
