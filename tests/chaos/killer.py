@@ -29,8 +29,8 @@ _SHARD_PAUSE_S = (
 T = TypeVar("T")
 
 
-class Killer(threading.Thread):
-    """The killer's thread.
+class Killer:
+    """The killer. It works in the main thread, as Ray wants to set signal handlers when a node is added.
 
     Args:
         plan: what to do.
@@ -52,7 +52,6 @@ class Killer(threading.Thread):
         report: Report,
         fill: Callable[[], None],
     ) -> None:
-        super().__init__(name="killer", daemon=True)
         self._plan = plan
         self._cluster = nodes
         self._troupe = troupe
@@ -63,9 +62,9 @@ class Killer(threading.Thread):
         self._pauses: list[threading.Thread] = []
         self._shard_paused_until = 0.0
         self._places: dict[int, Place] = {}
-        self.error: BaseException | None = None
 
     def run(self) -> None:
+        """Do all of the plan that there is time for."""
         begun = time.monotonic()
         length = self._report.parameters.seconds
         does = {
@@ -78,16 +77,13 @@ class Killer(threading.Thread):
             "pause shard": self._pause_shard,
             "fill": self._fill_store,
         }
-        try:
-            for action in self._plan:
-                time.sleep(max(0.0, begun + action.at_s - time.monotonic()))
-                if time.monotonic() - begun > length:
-                    break
-                done = does[action.kind](action)
-                self._report.count(self._report.actions, action.kind if done else f"{action.kind} (skipped)")
-            time.sleep(max(0.0, begun + length - time.monotonic()))
-        except Exception as error:  # the storm's own fault: whoever waits for this thread raises it
-            self.error = error
+        for action in self._plan:
+            time.sleep(max(0.0, begun + action.at_s - time.monotonic()))
+            if time.monotonic() - begun > length:
+                break
+            done = does[action.kind](action)
+            self._report.count(self._report.actions, action.kind if done else f"{action.kind} (skipped)")
+        time.sleep(max(0.0, begun + length - time.monotonic()))
         for pause in self._pauses:
             pause.join()
 

@@ -19,7 +19,7 @@ from .troupe import Seat
 
 _SIZES = (2_000, 150_000, 400_000, 1_200_000)
 _BOUND_S = 25.0  # a ttl of payloads that shall end otherwise, as people are advised to give one
-_FILL_SIZE = 4_000_000
+FILL_SIZE = 4_000_000
 
 
 class Stories(threading.Thread):
@@ -198,7 +198,7 @@ def fill(stage: Stage, source: random.Random, objects: int) -> None:
     payloads = []
     with stage.seat(source) as seat:
         for _ in range(objects):
-            made = stage.make(seat, [_FILL_SIZE], ttl=None)
+            made = stage.make(seat, [FILL_SIZE], ttl=None)
             if made is None:
                 break
             payloads.append(made)

@@ -19,7 +19,7 @@ from .plan import draw_plan
 from .rules import Rules, Verdict
 from .shards import Shards
 from .stage import Stage
-from .stories import Stories, fill
+from .stories import FILL_SIZE, Stories, fill
 from .troupe import Troupe
 
 _FILLED = 1.4  # times a node's store
@@ -67,30 +67,36 @@ def _rage(parameters: Parameters, report: Report, nodes: Cluster, stage: Stage, 
     over = threading.Event()
     stories = [Stories(number, stage, report, over) for number in range(parameters.stories)]
     source = random.Random(f"fill {parameters.seed}")
+    plan = draw_plan(parameters.seed, parameters.seconds)
+    objects = int(_FILLED * STORE_BYTES / FILL_SIZE)
     killer = Killer(
-        draw_plan(parameters.seed, parameters.seconds), nodes, stage.troupe, Shards(parameters.shards),
-        stage.ledger, report, lambda: fill(stage, source, int(_FILLED * STORE_BYTES / 4_000_000)),
-    )  # fmt: skip
-    for thread in (*stories, killer):
+        plan, nodes, stage.troupe, Shards(parameters.shards), stage.ledger, report, lambda: fill(stage, source, objects)
+    )
+    watch = threading.Thread(target=_watch, args=(report, stage, over, say), name="watch", daemon=True)
+    for thread in (*stories, watch):
         thread.start()
-    begun, planted = time.monotonic(), list(parameters.plant)
-    while killer.is_alive():
-        killer.join(_LIST_EVERY_S)
-        if planted:
-            faults.plant(planted.pop(0), stage, source)
-        _check_listing(report, stage.rules)
-        done = sum(report.stories.values())
-        say(
-            f"{time.monotonic() - begun:.0f} s: {done} stories, {sum(report.actions.values())} failures, {dict(report.figures)}"
-        )
+    killer.run()
     over.set()
-    for thread in stories:
+    for thread in (*stories, watch):
         thread.join(_STORY_ENDS_S)
         if thread.is_alive():
             report.note(Verdict("hung", f"no end within {_STORY_ENDS_S:g} s"), thread.name)
-    for error in (*(each.error for each in stories), killer.error):
-        if error is not None:
-            raise RuntimeError("the storm itself failed") from error
+    for each in stories:
+        if each.error is not None:
+            raise RuntimeError("the storm itself failed") from each.error
+
+
+def _watch(report: Report, stage: Stage, over: threading.Event, say: Say) -> None:
+    """Plants what is to be planted, looks at what is listed as live, and says how it goes."""
+    source = random.Random(f"plant {report.parameters.seed}")
+    begun, planted = time.monotonic(), list(report.parameters.plant)
+    while not over.wait(_LIST_EVERY_S if not planted else 1.0) or planted:
+        if planted:
+            faults.plant(planted.pop(0), stage, source)
+        _check_listing(report, stage.rules)
+        figures = ", ".join(f"{name} {count}" for name, count in report.figures.items())
+        told, done = sum(report.stories.values()), sum(report.actions.values())
+        say(f"{time.monotonic() - begun:.0f} s: {told} stories, {done} failures; {figures}")
 
 
 def _check_listing(report: Report, rules: Rules) -> None:
