@@ -6,8 +6,10 @@ import contextlib
 import random
 import time
 
-from .ledger import NEVER, Payload, Span
+from .ledger import Payload, Span
 from .stage import Stage
+
+_MOURNS_S = 5.0  # Ray takes some seconds to delete the objects of a dead owner
 
 
 def plant(figure: str, stage: Stage, source: random.Random) -> None:
@@ -81,11 +83,10 @@ def _loses(stage: Stage, source: random.Random) -> None:
             raise _SpoiltError
         with stage.seat(source) as reader:
             kept = stage.read(reader, made, get=False, keep=True)[1]
-        made.maker.dying_at = 0.0  # so that nobody wonders about its death
+        made.maker.doomed = True
         owner.kill_by_ray()
-        time.sleep(1.0)
         owner.arrive(10.0)
-        made.maker.dying_at = NEVER
+    time.sleep(_MOURNS_S)
     if kept is None:
         raise _SpoiltError
     stage.look(kept)

@@ -27,6 +27,7 @@ class Process:
         job: its job.
         node: its node.
         dying_at: since when it may be dead.
+        doomed: its death is no surprise, although the ledger is not told of it: a planted fault.
     """
 
     token: str
@@ -34,6 +35,7 @@ class Process:
     job: str
     node: str
     dying_at: float = NEVER
+    doomed: bool = False
 
 
 @dataclass
@@ -173,6 +175,15 @@ class Ledger:
                 payload.expires_from = at + ttl
             self.payloads[number] = payload
             return payload
+
+    def handed_to(self, payload: Payload, maker: Process) -> None:
+        """It was not made by the process that the order was given to: that had died, and the next one under its name got it."""
+        with self.lock:
+            old, payload.maker = payload.maker, maker
+            for each in payload.objects:
+                if each.stamp.payload == payload.number and each.owner is old:
+                    each.owner = maker
+                    each.node = each.node and maker.node
 
     def made(self, payload: Payload, at: float, data: bytes) -> None:
         """It has been made."""

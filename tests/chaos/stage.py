@@ -26,15 +26,15 @@ class Kept:
     Args:
         payload: that they were resolved from.
         seat: who keeps them.
-        process: its process; they are gone with it.
+        token: of its process; they are gone with it.
         name: under which it keeps them.
         since: when they were resolved.
     """
 
-    def __init__(self, payload: Payload, seat: Seat, process: Process, name: str, since: float) -> None:
+    def __init__(self, payload: Payload, seat: Seat, token: str, name: str, since: float) -> None:
         self.payload = payload
         self.seat = seat
-        self.process = process
+        self.token = token
         self.name = name
         self.since = since
 
@@ -62,7 +62,8 @@ class Stage:
         deadline = time.monotonic() + _NO_SEAT_S
         while (seat := self.troupe.take_seat(source, wanted)) is None:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no player to be had for {_NO_SEAT_S:g} s")
+                doing = {seat.name: f"{seat.doing}, {seat.process}" for seat in self.troupe.seats()}
+                raise RuntimeError(f"no player to be had for {_NO_SEAT_S:g} s at {time.monotonic():.1f}: {doing}")
             if time.monotonic() > deadline - _NO_SEAT_S / 2:
                 wanted = _anybody
             time.sleep(0.05)
@@ -109,7 +110,6 @@ class Stage:
         if keep:
             self._kept += 1
             name = f"{payload.number}-{self._kept}-{begun}"
-        process = _process(seat)
         order = Read(payload.data, payload.number, payload.stamps, take, get, name, stall_s)
         reply = self._ask(payload, begun, seat, "read", order)
         if reply is None:
@@ -122,7 +122,7 @@ class Stage:
             self.ledger.forget(payload, loading)
         if reply.error or not keep:
             return reply, None
-        return reply, Kept(payload, seat, process, name, begun)
+        return reply, Kept(payload, seat, reply.token, name, begun)
 
     def look(self, kept: Kept) -> None:
         """Read live references again, if they are still there."""
@@ -158,6 +158,8 @@ class Stage:
     def _made(self, payload: Payload, begun: float, seat: Seat, method: str, *args: object) -> Payload | None:
         reply = self._answer(seat, method, *args)
         ended = time.monotonic()
+        if reply is not None and reply.token != payload.maker.token and seat.process is not None:
+            self.ledger.handed_to(payload, seat.process)
         if reply is None or reply.error:
             self.ledger.broken_off(payload, ended)
         else:
@@ -183,10 +185,8 @@ class Stage:
         except HungError as error:
             self.report.note(Verdict("hung", str(error)), method)
             return None
-        # An order can reach the next process under that name, which then is whoever made what it answers.
         if reply is not None and reply.token != process.token:
-            seat.arrive(5.0)
-            return None
+            seat.arrive(5.0)  # the order has reached the next process under that name
         if reply is None:
             self.report.count(self.report.calls, "not answered, the player having died")
         return reply
@@ -203,7 +203,7 @@ class Stage:
         self.report.note(verdict, about)
 
     def _there(self, kept: Kept) -> bool:
-        return kept.seat.process is kept.process and bool(kept.seat.pid)
+        return _process(kept.seat).token == kept.token and bool(kept.seat.pid)
 
 
 def _process(seat: Seat) -> Process:

@@ -44,6 +44,7 @@ class Seat:
         self.busy = threading.Lock()
         self.process: Process | None = None
         self.pid = 0
+        self.doing = ""
         self._ledger = ledger
         self._surprise = surprise
         self._handle: Any = None
@@ -61,7 +62,7 @@ class Seat:
         before = self.process
         self.pid = hello.pid
         self.process = self._ledger.born(hello.token, self.name, self.job, hello.node)
-        if before is not None and before.token != hello.token and before.dying_at == NEVER:
+        if before and before.token != hello.token and before.dying_at == NEVER and not before.doomed:
             self._surprise(f"player {self.name} died though nobody had killed it")
         return True
 
@@ -73,6 +74,7 @@ class Seat:
         """
         import ray
 
+        self.doing = f"{method} of {time.monotonic():.1f} by {self.pid}"
         try:
             reply: Reply = ray.get(getattr(self._handle, method).remote(*args), timeout=_ORDER_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
@@ -80,6 +82,8 @@ class Seat:
         except ray.exceptions.RayActorError:
             self.pid = 0  # whoever sits down here next says hello first
             return None
+        finally:
+            self.doing = ""
         return reply
 
     def kill_by_ray(self) -> None:
