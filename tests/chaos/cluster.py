@@ -20,6 +20,8 @@ STORE_BYTES = 100 * 2**20
 _CPUS = 2
 # Ray gives a node that has fallen silent 15 s or more. Here it takes 5, so that more happens in a minute.
 _SYSTEM = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000}
+# By their titles. Others that a node starts, its agents, are not to be killed alone: the node would go with them, be it the head.
+_TASK_WORKERS = ("ray::IDLE", "ray::_value")
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -74,11 +76,11 @@ class Cluster:
                 kill(pid)
         self._cluster.remove_node(removed, allow_graceful=not hard)
 
-    def workers(self, spared: set[int]) -> list[int]:
-        """Pids of Ray's worker processes, on any node, but for those of `spared`."""
+    def workers(self) -> list[int]:
+        """Pids of the processes that run tasks, or wait for some, on any node."""
         found = []
         for node in [self._cluster.head_node, *self._others.values()]:
-            found += [pid for pid in _family(node) if pid not in spared and _title(pid).startswith("ray::")]
+            found += [pid for pid in _family(node) if _title(pid).startswith(_TASK_WORKERS)]
         return sorted(found)
 
     def spilled_bytes(self) -> int:
@@ -106,12 +108,6 @@ def _family(node: Any) -> list[int]:
     return found
 
 
-def is_actor(pid: int) -> bool:
-    """Whether one of Ray's worker processes runs an actor, by its title."""
-    title = _title(pid)
-    return "Player" in title or "Shard" in title
-
-
 def _title(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
@@ -120,7 +116,7 @@ def _title(pid: int) -> str:
 
 
 def _node() -> dict[str, Any]:
-    return {"num_cpus": _CPUS, "object_store_memory": STORE_BYTES}
+    return {"num_cpus": _CPUS, "object_store_memory": STORE_BYTES, "node_ip_address": "127.0.0.1"}
 
 
 def pause(pid: int, seconds: float) -> None:

@@ -92,9 +92,7 @@ class Killer:
         return True
 
     def _kill_worker(self, action: Action) -> bool:
-        spared = {seat.pid for seat in self._troupe.seats()} | {place.pid for place in self._shards.places().values()}
-        # A player that is just starting looks like a worker. Its title tells.
-        victims = [pid for pid in self._cluster.workers(spared) if not cluster.is_actor(pid)]
+        victims = self._cluster.workers()
         if not victims:
             return False
         cluster.kill(_choose(action, victims))

@@ -17,7 +17,7 @@ from .player import Make, Read, Reply
 from .rules import Answer, Rules, Verdict
 from .troupe import HungError, Seat, Troupe
 
-_NO_SEAT_S = 60.0
+_NO_SEAT_S = 30.0
 
 
 class Kept:
@@ -62,7 +62,7 @@ class Stage:
         deadline = time.monotonic() + _NO_SEAT_S
         while (seat := self.troupe.take_seat(source, wanted)) is None:
             if time.monotonic() > deadline:
-                doing = {seat.name: f"{seat.doing}, {seat.process}" for seat in self.troupe.seats()}
+                doing = {seat.name: f"{seat.busy.locked()} {seat.pid} {seat.doing}" for seat in self.troupe.seats()}
                 raise RuntimeError(f"no player to be had for {_NO_SEAT_S:g} s at {time.monotonic():.1f}: {doing}")
             if time.monotonic() > deadline - _NO_SEAT_S / 2:
                 wanted = _anybody

@@ -57,8 +57,10 @@ class Seat:
             if self._handle is None:
                 self._handle = ray.get_actor(self.name, namespace=NAMESPACE)
             hello = ray.get(self._handle.hello.remote(), timeout=timeout_s)
-        except (ValueError, ray.exceptions.RayError):
+        except (ValueError, ray.exceptions.RayError) as error:
+            self.doing = f"not answering: {type(error).__name__}"
             return False
+        self.doing = ""
         before = self.process
         self.pid = hello.pid
         self.process = self._ledger.born(hello.token, self.name, self.job, hello.node)
