@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for trace in report.traces:
         out.print(trace, markup=False, highlight=False)
     out.print(report.table())
-    return 0 if report.all_zero else 1
+    return 0 if report.all_zero() else 1
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -116,7 +116,7 @@ def _title(pid: int) -> str:
 
 
 def _node() -> dict[str, Any]:
-    return {"num_cpus": _CPUS, "object_store_memory": STORE_BYTES, "node_ip_address": "127.0.0.1"}
+    return {"num_cpus": _CPUS, "object_store_memory": STORE_BYTES}  # as for addresses, Ray's utility knows best
 
 
 def pause(pid: int, seconds: float) -> None:

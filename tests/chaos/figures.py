@@ -99,7 +99,6 @@ class Report:
         with self._lock:
             self.recoveries_s.setdefault(kind, []).append(round(seconds, 3))
 
-    @property
     def all_zero(self) -> bool:
         """Whether nothing was lost, early, leaked, hung or wrong."""
         return not any(self.figures.values())

@@ -128,8 +128,11 @@ class Stage:
         """Read live references again, if they are still there."""
         with kept.seat.busy:
             if self._there(kept):
-                stamps = kept.payload.stamps
-                self._ask(kept.payload, time.monotonic(), kept.seat, "look", kept.name, stamps, held_since=kept.since)
+                begun = time.monotonic()
+                reply = self._answer(kept.seat, "look", kept.name, kept.payload.stamps)
+                # The next process under that name may have answered, which never had them.
+                if reply is not None and reply.token == kept.token:
+                    self._judge(kept.payload, begun, kept.seat, reply, kept.since)
 
     def drop(self, kept: Kept) -> None:
         """Let go of live references."""
@@ -170,12 +173,10 @@ class Stage:
             self._judge(about, begun, seat, reply, None)
         return payload if payload.data else None
 
-    def _ask(
-        self, payload: Payload, begun: float, seat: Seat, method: str, *args: object, held_since: float | None = None
-    ) -> Reply | None:
+    def _ask(self, payload: Payload, begun: float, seat: Seat, method: str, *args: object) -> Reply | None:
         reply = self._answer(seat, method, *args)
         if reply is not None:
-            self._judge(payload, begun, seat, reply, held_since)
+            self._judge(payload, begun, seat, reply, None)
         return reply
 
     def _answer(self, seat: Seat, method: str, *args: object) -> Reply | None:
