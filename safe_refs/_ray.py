@@ -8,10 +8,14 @@ here imports Ray before somebody else has: only then can a reference exist.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import RegistryUnavailableError
@@ -197,6 +201,236 @@ def is_surely_dead(owner: bytes) -> bool:
     node_id = (address.node_id if hasattr(address, "node_id") else address.raylet_id).hex()
     nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}  # type: ignore[no-untyped-call] # Ray leaves it untyped
     return nodes.get(node_id) is False
+
+
+@functools.lru_cache(maxsize=1)
+def can_anchor() -> bool:
+    """Whether this Ray has the private calls that `touch_zero` needs; seen since Ray 2.52.
+
+    Without them a pin by a process that only borrows a reference hangs on that process, and the registry says so.
+    """
+    import ray._raylet
+
+    native: Any = ray._raylet  # Ray's types don't know what is in there
+    return all(hasattr(native.CoreWorker, name) for name in _ANCHORING_CALLS)
+
+
+_ANCHORING_CALLS = (
+    "add_object_ref_reference",
+    "current_actor_is_asyncio",
+    "current_actor_max_concurrency",
+    "deserialize_and_register_object_ref",
+    "get_all_reference_counts",
+    "get_owner_address",
+    "remove_object_ref_reference",
+    "serialize_object_ref",
+)
+
+
+def own_address() -> bytes:
+    """What `is_surely_dead` needs to know of this process. Private: see there."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return _pack_address(context.get_worker_id(), context.get_node_id())
+
+
+@functools.lru_cache(maxsize=4)
+def _pack_address(worker_id: str, node_id: str) -> bytes:
+    from ray.core.generated import common_pb2
+
+    address = common_pb2.Address()  # type: ignore[attr-defined] # generated at build time
+    address.worker_id = bytes.fromhex(worker_id)
+    setattr(address, "node_id" if hasattr(address, "node_id") else "raylet_id", bytes.fromhex(node_id))
+    return bytes(address.SerializeToString())
+
+
+def describe(address: bytes) -> str:
+    """A process, by what `own_address` gave there, for people."""
+    from ray.core.generated import common_pb2
+
+    parsed = common_pb2.Address()  # type: ignore[attr-defined] # generated at build time
+    parsed.ParseFromString(address)
+    node_id = parsed.node_id if hasattr(parsed, "node_id") else parsed.raylet_id
+    return f"the process of worker {parsed.worker_id.hex()[:8]} on node {node_id.hex()[:8]}"
+
+
+def borrowed(refs: Iterable[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
+    """Those of `refs` that other processes own. An owner's address contains its worker id; see `owner_of`."""
+    core = _core_worker()
+    me = core.get_worker_id().binary()
+    return [ref for ref in refs if me not in core.get_owner_address(ref)]
+
+
+def still_counted(ids: Iterable[bytes]) -> set[bytes]:
+    """Those of these objects that this process still has references to. Private: see `any_counted`."""
+    counts = _core_worker().get_all_reference_counts()
+    return {id_ for id_ in ids if counts.get(id_.hex().encode(), {}).get("local")}
+
+
+def references(ids: Iterable[bytes]) -> list[ray.ObjectRef[Any]]:
+    """References to objects that this process has references to already, so that Ray knows their owners here."""
+    import ray
+
+    return [ray.ObjectRef(id_) for id_ in ids]
+
+
+def is_actor() -> bool:
+    """Whether this process is an actor's."""
+    import ray
+
+    return ray.get_runtime_context().get_actor_id() is not None
+
+
+def is_told_to_end() -> bool:
+    """Whether this actor has been told to end: it called `exit_actor`, or its last handle was dropped.
+
+    Private: `CoreWorker.get_current_actor_should_exit`, and the actor's row in the control store (`ray._private.state.actors`), seen
+    since Ray 2.52. About 1 ms. Without it leases that hang on an actor are lost when its handle is dropped.
+    """
+    import ray
+
+    if _core_worker().get_current_actor_should_exit():
+        return True
+    row = ray._private.state.actors(ray.get_runtime_context().get_actor_id())
+    return bool(row.get("State") == "DEAD")
+
+
+def call_before_exit(hook: Callable[[], None]) -> None:
+    """Call `hook` when this worker is told to end, while Ray still answers: by `exit_actor`, or by SIGTERM.
+
+    Private: both call `raise_sys_exit_with_custom_error_message`, each looking it up in its own module (`ray.actor`,
+    `ray._private.worker`), seen since Ray 2.52. Ray has no hook that comes before it tells owners that this process is gone:
+    `__ray_shutdown__` and `atexit` come later. Without it leases that hang on a process are lost when it ends in one of these ways.
+    """
+    import ray
+
+    for module in (ray.actor, ray._private.worker):
+        original = getattr(module, "raise_sys_exit_with_custom_error_message", None)
+        if original is not None:
+            setattr(module, "raise_sys_exit_with_custom_error_message", _first(hook, original))  # noqa: B010 # Ray's types hide it
+
+
+def _first(hook: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(then)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        hook()
+        return then(*args, **kwargs)
+
+    return both
+
+
+def is_alone() -> bool:
+    """Whether nothing but the caller can be using references in this process now, nor until the caller returns.
+
+    True in the main thread of a plain task, of an actor without concurrency, and of a driver, if no Python threads are at work but
+    Ray's and safe_refs' own. Private: what an actor may do at once, seen since Ray 2.52; the frames of threads are CPython's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False  # also in actors with concurrency groups, where no method runs in the main thread
+    core = _core_worker()
+    if core.current_actor_is_asyncio() or core.current_actor_max_concurrency() > 1:
+        return False
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        return False  # what is awaited is brought by threads of Ray's that no list shows
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    mine = threading.get_ident()
+    return all(
+        thread == mine or names.get(thread, "").startswith(_HARMLESS_THREADS) for thread in sys._current_frames()
+    )
+
+
+# Ray's own threads print logs and collect garbage (see `_no_collection`); ours touch no reference of the user's.
+_HARMLESS_THREADS = ("ray_", "PythonGCThread", "safe_refs-")
+
+
+class Told(Enum):
+    """What became of an attempt to tell an owner who holds its object.
+
+    YES: it knows this process, and was told to whom this process passed the reference. UNKNOWN: it doesn't know this process, and so
+    was told nothing. BUSY: the reference is an argument of a call in flight, and so could not be touched.
+    """
+
+    YES = 1
+    UNKNOWN = 2
+    BUSY = 3
+
+
+def touch_zero(refs: Sequence[ray.ObjectRef[Any]]) -> list[Told]:
+    """Make Ray tell the owners of `refs` to whom this process passed them, and keep them all the same: see `registry.couriers`.
+
+    Ray tells an owner when a borrower's count for an object reaches zero. This takes the counts to zero and up again: about 120
+    microseconds for one reference, 15 for each further one, and 0.5 for each that this process counts. In between anybody else in
+    this process who uses one of them gets an error, so the caller must be alone (`is_alone`), or keep all others off. Afterwards
+    the owner does not know this process, until somebody that it knows passes it the reference again.
+
+    Neither a signal handler's exception nor a garbage collection comes in between: the steps run in one call of C.
+
+    Private: `get_all_reference_counts` and the calls that `ObjectRef` itself makes when it begins and ends, seen since Ray 2.52.
+
+    Args:
+        refs: each object once. Somebody else must hold them by now, and have said so to this process by answering a call.
+    """
+    import ray
+
+    core = _core_worker()
+    nil: Any = ray.ObjectRef.nil()
+    down: list[Callable[[], Any]] = []
+    up: list[Callable[[], Any]] = []
+    told: dict[bytes, Told] = {ref.hex().encode(): Told.BUSY for ref in refs}
+    with _no_collection() as quiet:
+        counts = core.get_all_reference_counts() if quiet else {}
+        for ref, key in zip(refs, told, strict=True):
+            mine = counts.get(key)
+            if mine is None or mine["submitted"] or not mine["local"]:
+                continue
+            _, owner, status = core.serialize_object_ref(ref)
+            down += [functools.partial(core.remove_object_ref_reference, ref)] * mine["local"]
+            up += [functools.partial(core.add_object_ref_reference, ref)] * mine["local"]
+            up.append(functools.partial(core.deserialize_and_register_object_ref, ref.binary(), nil, owner, status))
+            told[key] = Told.YES
+        del counts
+        if not down:
+            return list(told.values())
+        # What this process has forgotten in between it has told the owner.
+        steps: list[Callable[[], Any]] = [*down, functools.partial(core.get_all_reference_counts), *up]
+        call: Any = functools.partial.__call__
+        remembered = list(map(call, steps))[len(down)]
+    for key, state in told.items():
+        if state is Told.YES and key in remembered:
+            told[key] = Told.UNKNOWN
+    return list(told.values())
+
+
+@contextmanager
+def _no_collection() -> Iterator[bool]:
+    """Keep the garbage collector off, also in Ray's own thread for it; False if it is at work just now.
+
+    It could drop a reference that has been counted already, and the count would be one too high from then on.
+    """
+    window = threading.Lock()
+    me = threading.get_ident()
+    seen: list[str] = []
+
+    def hold_off(phase: str, _: object) -> None:
+        if threading.get_ident() == me:
+            seen.append(phase)
+        elif phase == "start":
+            with window:
+                pass
+
+    was_on = gc.isenabled()
+    gc.disable()
+    gc.callbacks.append(hold_off)
+    try:
+        with window:
+            gc.collect(0)  # does nothing, and calls nobody, if another thread is collecting
+            yield "start" in seen
+    finally:
+        gc.callbacks.remove(hold_off)
+        if was_on:
+            gc.enable()
 
 
 def sizes(refs: Iterable[ray.ObjectRef[Any]], timeout_s: float) -> dict[ray.ObjectRef[Any], int]:

@@ -118,6 +118,11 @@ def wishes() -> tuple[int | None, int | None]:
     )
 
 
+def anchors() -> bool:
+    """Whether owners are made to know who holds their objects; see `registry.couriers`. `SAFE_REFS_ANCHORING=0` turns it off."""
+    return os.environ.get("SAFE_REFS_ANCHORING", "1") not in ("0", "false", "no", "off")
+
+
 def limits() -> Limits:
     """The limits for a registry that this process starts: those of `init`, and over them `SAFE_REFS_MAX_LEASES` and the like."""
     told = _told.limits or Limits()

@@ -157,7 +157,10 @@ class LeaseUsedUpError(LeaseError):
 
 
 class LeaseLostError(LeaseError):
-    """The registry that held the lease has ended (shut down, killed or crashed), and what it held went with it.
+    """What the lease held is gone: with the registry (shut down, killed or crashed), or with a process that it hung on.
+
+    A lease hangs on the process that made it if that process borrowed the reference, was busy with several threads, and was killed
+    (see docs/lifetimes.md).
 
     Attributes:
         generation: which start of the registry the lease belonged to, counted from 1.
@@ -189,6 +192,19 @@ class LeaseLostError(LeaseError):
             registry=registry,
             generation=generation,
             current_generation=current,
+        )
+
+    @classmethod
+    def because(cls, lease: str, registry: str, generation: int, at: float, reason: str) -> LeaseLostError:
+        """The error for a lease that was lost at a time (seconds since the epoch) for a `reason`, its registry living on."""
+        return cls(
+            f"lease {lease} of registry {registry!r} was lost{_when(at)}: {reason}; make the payload anew, in a process that owns "
+            "the objects or has no other threads",
+            lease=lease,
+            registry=registry,
+            ended_at=at,
+            generation=generation,
+            current_generation=generation,
         )
 
 

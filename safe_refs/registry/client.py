@@ -35,10 +35,10 @@ from ..errors import (
     UnsupportedReferenceError,
     WrongClusterError,
 )
-from . import book, contact
+from . import anchoring, book, contact
 from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
-from .shard import IN_TURN, RECOVERING, STALE
+from .shard import DOUBTFUL, IN_TURN, RECOVERING, STALE
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -127,12 +127,17 @@ def pin(
     """
     deadline = time.monotonic() + timeout
     held: set[int] = set()
+    hand_over: anchoring.HandOver | None = None
     try:
+        borrowed = _ray.borrowed(refs)
+        if borrowed:
+            hand_over = anchoring.begin(borrowed)
+        borrower = _ray.own_address() if borrowed else b""
         connected = here.connection if here else _ray.connection()
         while True:
             topology = contact.topology(connected, registry, start=True)
             # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.
-            call = ((lease, list(refs), tuple(terms), tuple(maker), topology.version),)
+            call = ((lease, list(refs), tuple(terms), tuple(maker), topology.version, borrower),)
             holders = topology.holders(lease)
             if len(holders) == 1:
                 replies = {
@@ -154,6 +159,8 @@ def pin(
             if STALE in replies.values() or None in replies.values():
                 contact.forget_topology(connected, registry)
             elif held.issuperset(holders) or (held and _repair(connected, registry, lease, held, holders, deadline)):
+                if borrowed:
+                    anchoring.finish(hand_over, borrowed, registry, lease, deadline)
                 return _remember_identity(connected, registry, answer)
             if STALE not in replies.values():
                 _pause(registry, timeout, deadline)
@@ -161,6 +168,7 @@ def pin(
         # The call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
         # release first refuses the pin.
         release_later(registry, [lease])
+        anchoring.abandon(hand_over)
         if isinstance(error, ValueError) and "owner is unknown" in str(error):
             raise UnsupportedReferenceError(
                 "the object holds a reference of which Ray does not know the owner: it was made from a bare id (by plain pickle, "
@@ -221,6 +229,7 @@ def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, t
         )
 
     refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take)
+    anchoring.note_resolved(address, refs)
     return refs
 
 
@@ -284,14 +293,14 @@ def _ask_holders(
             if not isinstance(refusal, (LeaseNotFoundError, LeaseLostError)):
                 raise refusal  # it has ended, whatever others have not heard of yet
         for answer in answers:
-            if not isinstance(answer, (SafeRefsError, Silence)) and answer != RECOVERING:
+            if not isinstance(answer, (SafeRefsError, Silence)) and answer not in (RECOVERING, DOUBTFUL):
                 return answer
         if all(answer is Silence.ABSENT for answer in answers):
             forget_registry(connected, registry)
             raise _lost(address)
         if Silence.LATE in answers:
             raise contact.late(registry, timeout)
-        unsure = RECOVERING in answers or Silence.DEAD in answers
+        unsure = RECOVERING in answers or DOUBTFUL in answers or Silence.DEAD in answers
         if not unsure and (was_moving or not topology.before):
             raise next((each for each in refusals if isinstance(each, LeaseLostError)), refusals[0])
         # Somebody who may have it can't answer yet; or it is on its way from one shard to another, and is asked for once more.
@@ -507,6 +516,7 @@ def stats(registry: str, timeout: float) -> RegistryStats | None:
                 *("used_up", "owner_gone", "tombstones"),
             )
         },
+        **{name: sum(getattr(each, name) for each in shards) for name in ("lost", "unsettled")},
     )
 
 

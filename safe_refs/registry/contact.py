@@ -288,7 +288,7 @@ def _start(registry: str, shard: int, deadline: float) -> Any:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
     while True:
         try:
-            return ray.remote(Shard).options(**options).remote(registry, config.limits(), shard)
+            return ray.remote(Shard).options(**options).remote(registry, config.limits(), shard, config.anchors())
         except ValueError:
             # Another process won the race for the name, and its actor is not listed yet, or no longer.
             if time.monotonic() + RETRY_PAUSE_S >= deadline:

@@ -102,9 +102,10 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """A page of a listing: the rows, what each of them holds, a mark of each, and where the next page begins (None: nowhere)."""
+    """A page of a listing: the rows, of each its id, what it holds and a mark, and where the next page begins (None: nowhere)."""
 
     infos: list[LeaseInfo]
+    leases: list[bytes]
     items: list[tuple[T, ...]]
     marks: list[bytes]
     after: tuple[float, int] | None
@@ -151,6 +152,7 @@ class LeaseTable(Generic[T]):
         self._started = clock()
         self._live: dict[bytes, _Lease[T]] = {}
         self._ended: OrderedDict[bytes, _End] = OrderedDict()
+        self._lost: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
         self._deadlines: list[tuple[float, bytes]] = []
         self._by_owner: dict[bytes, dict[bytes, None]] = {}
         self._dead_owners: set[bytes] = set()
@@ -293,6 +295,7 @@ class LeaseTable(Generic[T]):
         """
         if copy.lease in self._ended:
             return False
+        self._lost.pop(copy.lease, None)
         held = self._live.get(copy.lease)
         if held is None:
             now = self._clock()
@@ -321,18 +324,41 @@ class LeaseTable(Generic[T]):
         if lease in self._live:
             self._let_go(lease)
 
+    def lose(self, lease: bytes, why: str) -> bool:
+        """What a live lease held is gone, from here at least: hold it no longer, and say why; whether it was live.
+
+        It has not ended: another shard may still hold it, and may pass it on to this one again.
+        """
+        held = self._if_living(lease)
+        if held is None:
+            return False
+        self._let_go(lease)
+        self._ends["lost"] += 1
+        self._lost[lease] = (self._wall(), why)
+        while len(self._lost) > self.usage.limits.max_tombstones:
+            self._lost.popitem(last=False)
+        return True
+
+    def items_of(self, lease: bytes) -> tuple[T, ...]:
+        """What a lease holds; nothing if it isn't live."""
+        held = self._if_living(lease)
+        return () if held is None else held.items
+
     def ids(self) -> tuple[list[bytes], list[bytes]]:
         """Ids of all live leases, and of all ended ones that are remembered, in the order of their beginning and ending."""
         return list(self._live), list(self._ended)
 
-    def owners(self) -> dict[bytes, T]:
-        """The owners, not known to be dead, that live leases depend on, each with one of its items to ask it about."""
-        found: dict[bytes, T] = {}
-        for owner, leases in self._by_owner.items():
-            if owner not in self._dead_owners:
-                held = self._live[next(iter(leases))]
-                found[owner] = held.items[held.owners.index(owner)]
-        return found
+    def owners(self) -> list[bytes]:
+        """The owners, not known to be dead, that live leases depend on."""
+        return [owner for owner in self._by_owner if owner not in self._dead_owners]
+
+    def sample(self, owner: bytes) -> T | None:
+        """One of an owner's items to ask it about; None if no live lease depends on it any more."""
+        leases = self._by_owner.get(owner)
+        if not leases:
+            return None
+        held = self._live[next(iter(leases))]
+        return held.items[held.owners.index(owner)]
 
     def bury(self, owner: bytes) -> int:
         """An owner has died: end each lease that has no living owner left; how many that were.
@@ -423,9 +449,10 @@ class LeaseTable(Generic[T]):
         by_age = query.sort == "age"
         rows = list(islice(found, query.limit)) if by_age else heapq.nsmallest(query.limit, found, key=itemgetter(0))
         infos = [self._info(lease, held, now, None if sizes is None else size(held)) for _, lease, held in rows]
-        marks = [blake2b(lease, digest_size=16).digest() for _, lease, _ in rows]
+        leases = [lease for _, lease, _ in rows]
+        marks = [blake2b(lease, digest_size=16).digest() for lease in leases]
         after = rows[-1][0] if len(rows) == query.limit else None
-        return Page(infos, [held.items for _, _, held in rows], marks, after)
+        return Page(infos, leases, [held.items for _, _, held in rows], marks, after)
 
     def set_limits(self, limits: Limits) -> None:
         """Take other limits from now on; what is held stays, even past them."""
@@ -450,6 +477,7 @@ class LeaseTable(Generic[T]):
             expired=self._ends["expired"],
             used_up=self._ends["used_up"],
             owner_gone=self._ends["owner_gone"],
+            lost=self._ends["lost"],
             tombstones=len(self._ended),
         )
 
@@ -571,6 +599,9 @@ class LeaseTable(Generic[T]):
         if epoch != self.epoch:
             return LeaseLostError.of(short, self.registry, generation, self.generation)
         end = self._ended.get(lease)
+        if end is None and lease in self._lost:
+            at, reason = self._lost[lease]
+            return LeaseLostError.because(short, self.registry, self.generation, at, reason)
         if end is None:
             return LeaseNotFoundError.of(short, self.registry)
         if end.how == "expired":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import _ray
@@ -32,13 +33,31 @@ class Peers:
         replica: the shard's side of replication.
         table: what it holds.
         lock: guards both.
+        using: held while this thread has references in its hands.
+        pack: a parcel of some leases, for another shard. Called under both locks.
+        unpack: take a parcel. Called under both locks.
+        passed_on: another shard has got some leases from here.
     """
 
-    def __init__(self, registry: str, replica: Replica[Any], table: LeaseTable[Any], lock: threading.Lock) -> None:
+    def __init__(
+        self,
+        registry: str,
+        replica: Replica[Any],
+        table: LeaseTable[Any],
+        lock: threading.Lock,
+        using: threading.Lock,
+        pack: Callable[[Sequence[bytes]], Parcel],
+        unpack: Callable[[Parcel], None],
+        passed_on: Callable[[Sequence[bytes]], None],
+    ) -> None:
         self._registry = registry
         self._replica = replica
         self._table = table
         self._lock = lock
+        self._using = using
+        self._pack = pack
+        self._unpack = unpack
+        self._passed_on = passed_on
         self._handles: dict[int, Any] = {}
 
     def recover(self) -> bool:
@@ -68,11 +87,8 @@ class Peers:
             return None
         leases, complete = told
         for start in range(0, len(leases), _MOST_AT_ONCE):
-            parcel = self._call(shard, "parcel", leases[start : start + _MOST_AT_ONCE])
-            if parcel is None:
+            if not self._call(shard, "parcel", leases[start : start + _MOST_AT_ONCE], take=self._unpack_reply):
                 return None
-            with self._lock:
-                self._replica.receive(Parcel(*parcel))
         if self._call(shard, "told", self._replica.shard, default=True) is None:
             return None
         with self._lock:
@@ -119,15 +135,45 @@ class Peers:
         for shard in self._replica.others():
             self._call(shard, "look_again")
 
-    def _deliver(self, shard: int, leases: list[bytes]) -> bool:
+    def _deliver(self, shard: int, leases: Sequence[bytes]) -> bool:
         """Tell a shard what there is to say of some leases now."""
-        with self._lock:
-            parcel = self._replica.parcel(leases)
-            epoch, generation = self._table.epoch, self._table.generation
-        return bool(self._call(shard, "receive", parcel, epoch, generation))
 
-    def _call(self, shard: int, method: str, *args: Any, default: Any = None) -> Any:
-        """Call another shard and wait for its answer (or `default`, where that is None); None if there is none now."""
+        def call(handle: Any) -> Any:
+            with self._using, self._lock:
+                return handle.receive.remote(self._pack(leases), self._table.epoch, self._table.generation)
+
+        try:
+            return bool(self._call(shard, call))
+        finally:
+            self._passed_on(leases)
+
+    def _unpack_reply(self, reply: Any) -> bool:
+        import ray
+
+        with self._using:
+            parcel = Parcel(*ray.get(reply, timeout=_CALL_TIMEOUT_S))
+            with self._lock:
+                self._unpack(parcel)
+            del parcel
+        return True
+
+    def _call(
+        self,
+        shard: int,
+        method: str | Callable[[Any], Any],
+        *args: Any,
+        default: Any = None,
+        take: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Call another shard and wait for its answer; None if there is none now.
+
+        Args:
+            shard: which.
+            method: its name; or what calls it, given the handle.
+            args: its arguments.
+            default: the answer where it is None.
+            take: what fetches the answer, once it is there; otherwise it is fetched here.
+        """
         import ray
 
         try:
@@ -135,7 +181,10 @@ class Peers:
             if handle is None:
                 name = actor_name(self._registry, shard)
                 handle = self._handles[shard] = ray.get_actor(name, namespace=_ray.NAMESPACE)
-            reply = ray.get(getattr(handle, method).remote(*args), timeout=_CALL_TIMEOUT_S)
+            waiting = method(handle) if callable(method) else getattr(handle, method).remote(*args)
+            if take is not None:
+                ray.wait([waiting], timeout=_CALL_TIMEOUT_S, fetch_local=False)
+            reply = ray.get(waiting, timeout=_CALL_TIMEOUT_S) if take is None else take(waiting)
         except ray.exceptions.RayTaskError:
             raise
         except (ValueError, ray.exceptions.RayError):

@@ -52,6 +52,8 @@ class LeaseInfo:
         node: id of the node where that was.
         pid: id of the process there.
         source: the source line, as `file:line in function`.
+        hangs_on: the process that pinned it without owning the objects, as `pid … on node …`, if that takes them along when it is
+            killed, as Ray's owners don't know of the registry yet; None where all is well, which is nearly always.
     """
 
     number: int
@@ -66,6 +68,7 @@ class LeaseInfo:
     node: str
     pid: int
     source: str
+    hangs_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,13 @@ class RegistryStats:
         expired: leases ended by their ttl.
         used_up: leases ended by their uses.
         owner_gone: leases ended because their owners died.
+        lost: leases lost with the process that they hung on (see `LeaseInfo.hangs_on`), one for each replica that lost it.
         tombstones: ended leases that it still remembers.
         shards: how many actors the registry has.
         replicas: how many of them hold each lease. The counts above are of leases, not of their replicas.
         recovering: shards that can't be reached now, or don't yet hold again what they held before a restart.
+        unsettled: leases, of one replica at least, of which the owners are still to learn who holds their objects; those that hang
+            on a process (see `LeaseInfo.hangs_on`), and those resolved a moment ago.
     """
 
     registry: str
@@ -105,6 +111,8 @@ class RegistryStats:
     shards: int = 1
     replicas: int = 1
     recovering: int = 0
+    lost: int = 0
+    unsettled: int = 0
 
 
 class Query(NamedTuple):

@@ -22,10 +22,11 @@ T = TypeVar("T")
 
 
 class Parcel(NamedTuple):
-    """Copies and endings for another shard."""
+    """Copies and endings for another shard, and the address of the process that sends them, on which the copies hang at first."""
 
     copies: list[Copy]
     endings: list[Ending]
+    sender: bytes = b""
 
 
 class Replica(Generic[T]):
@@ -125,14 +126,16 @@ class Replica(Generic[T]):
                 endings.append(ending)
         return Parcel(copies, endings)
 
-    def receive(self, parcel: Parcel) -> None:
-        """Take what another shard tells: endings first, as they beat copies."""
+    def receive(self, parcel: Parcel) -> list[bytes]:
+        """Take what another shard tells: endings first, as they beat copies. Which leases were not held here before."""
         for ending in parcel.endings:
             self._table.adopt(ending)
+        new = [copy.lease for copy in parcel.copies if not self._table.items_of(copy.lease)]
         for copy in parcel.copies:
             # One that had ended here is news for the sender, in case it hasn't heard.
             if not self._table.take_over(copy):
                 self.owe([copy.lease])
+        return new
 
     def shared_with(self, shard: int) -> list[bytes]:
         """Ids of all leases, live or ended, that `shard` holds too, or is to hold."""

@@ -15,16 +15,19 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import _ray
+from .._ray import Told
 from ..config import Limits
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from . import book
-from .leases import LeaseTable
+from .leases import LeaseTable, Page
 from .peers import Peers
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 from .replication import Parcel, Replica
+from .settling import Settler, Unsettled
 from .topology import Topology
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ _PEERS_BREATH_S = 0.05
 STALE = b"look the topology up again"
 RECOVERING = b"ask again, or others: this shard does not yet know all that it should"
 IN_TURN = b"ask the replicas one after the other"
+DOUBTFUL = b"ask again: it hung on a process that is dead, and what it held may be gone"
 
 
 class Shard:
@@ -59,17 +63,23 @@ class Shard:
         registry: name of the registry that it is a part of.
         limits: what the whole registry may hold at most.
         shard: which part it is, from 0.
+        anchors: whether it makes owners know who holds their objects; see `couriers`.
     """
 
-    def __init__(self, registry: str, limits: Limits, shard: int = 0) -> None:
+    def __init__(self, registry: str, limits: Limits, shard: int = 0, anchors: bool = True) -> None:
         self._registry = registry
         self._limits = limits
+        import ray
+
         epoch, generation, restarted = book.join(registry, shard)
         topology = book.topology(registry) or Topology(0, shards=shard + 1)
         if restarted and topology.replicas == 1:
             epoch, generation = book.new_epoch(registry)  # nobody else holds what this shard held
             restarted = False
         self._lock = threading.Lock()
+        # Held by threads other than the one for calls while they have references in their hands, so that `touch` may know that
+        # nobody has. Taken before the other lock.
+        self._using = threading.Lock()
         self._table: LeaseTable[Ref] = LeaseTable(
             registry=registry,
             epoch=epoch,
@@ -83,12 +93,19 @@ class Shard:
         self._recovering = restarted
         self._closing = False
         self._hanging: set[bytes] = set()
+        self._anchors = anchors and _ray.can_anchor()
+        self._unsettled = Unsettled(time.monotonic)
+        me = ray.get_runtime_context().current_actor
+        self._settler = Settler(me, self._table, self._unsettled, self._lock)
         self._wake = threading.Event()
         self._wake_owners = threading.Event()
         self._wake_peers = threading.Event()
         threading.Thread(target=self._keep_time, name="safe_refs-time", daemon=True).start()
         threading.Thread(target=self._watch_owners, name="safe_refs-owners", daemon=True).start()
         threading.Thread(target=self._talk_to_peers, name="safe_refs-peers", daemon=True).start()
+        if self._anchors:
+            settle = partial(self._settler.run, lambda: self._closing)
+            threading.Thread(target=settle, name="safe_refs-settling", daemon=True).start()
 
     def hello(self) -> bytes:
         """Epoch and generation, 8 bytes each."""
@@ -99,12 +116,15 @@ class Shard:
         return _ray.node_and_process()
 
     def pin(
-        self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...], int]
+        self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...], int, bytes]
     ) -> bytes | SafeRefsError | None:
-        """Begin a lease; answers with epoch and generation, 8 bytes each. None: this actor is closing, and holds nothing new."""
+        """Begin a lease; answers with epoch and generation, 8 bytes each. None: this actor is closing, and holds nothing new.
+
+        Last in the call is the address of the process that makes it, if it doesn't own all of the objects.
+        """
         if self._closing:
             return None
-        lease, refs, wanted, maker, version = call
+        lease, refs, wanted, maker, version, borrower = call
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
@@ -114,10 +134,14 @@ class Shard:
                 if sizes:
                     self._table.usage.learn(sizes)
                 self._table.pin(lease, refs, owners, terms, Origin(*maker))
+                if borrower:
+                    self._unsettled.note(lease, borrower)
         except SafeRefsError as refusal:
             return refusal
         if terms.ttl is not None:
             self._wake.set()
+        if borrower:
+            self._settler.wake.set()
         return self._identity
 
     def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
@@ -135,6 +159,9 @@ class Shard:
         lease, epoch, generation, slot, take, asker, version, use = call
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
+        borrower = self._unsettled.hangs_on(lease)
+        if borrower and self._anchors and _ray.is_surely_dead(borrower):
+            return DOUBTFUL
         try:
             with self._lock:
                 counts = self._table.ask_in_turn(lease)
@@ -145,6 +172,8 @@ class Shard:
                 )
                 if counts or take:
                     self._tell_peers([lease])
+                if not take:
+                    self._pass_on([lease])
                 return list(items)
         except (LeaseNotFoundError, LeaseLostError) as refusal:
             return RECOVERING if self._recovering else refusal
@@ -207,15 +236,16 @@ class Shard:
             del everything
             with self._lock:
                 page = self._table.page(asked, sizes)
-            return page.infos, page.marks, page.after
+            return self._with_hanging(page), page.marks, page.after
         with self._lock:
             page = self._table.page(asked)
+        infos = self._with_hanging(page)
         if not with_sizes:
-            return page.infos, page.marks, page.after
+            return infos, page.marks, page.after
         sizes = self._weigh(list({ref for refs in page.items for ref in refs}))
         infos = [
             dataclasses.replace(info, size_bytes=sum(sizes.get(ref, 0) for ref in set(refs)))
-            for info, refs in zip(page.infos, page.items, strict=True)
+            for info, refs in zip(infos, page.items, strict=True)
         ]
         return infos, page.marks, page.after
 
@@ -224,11 +254,13 @@ class Shard:
         topology = self._replica.topology
         with self._lock:
             figures = self._table.stats()
+            copies, unsettled = self._unsettled.copies(), len(self._unsettled)
         return dataclasses.replace(
             figures,
             shards=topology.shards,
             replicas=topology.replicas,
-            recovering=int(self._recovering or bool(topology.before)),
+            recovering=int(self._recovering or bool(topology.before) or copies > 0),
+            unsettled=unsettled,
         )
 
     def look_again(self) -> None:
@@ -243,7 +275,9 @@ class Shard:
     def parcel(self, leases: Sequence[bytes]) -> Parcel:
         """What there is to say of some leases."""
         with self._lock:
-            return self._replica.parcel(leases)
+            parcel = self._pack(leases)
+            self._pass_on(leases, soon=True)
+        return parcel
 
     def told(self, shard: int) -> None:
         """Another shard has taken all that it should hold."""
@@ -253,13 +287,39 @@ class Shard:
     def receive(self, parcel: Parcel, epoch: bytes, generation: int) -> bool:
         """Another shard's news."""
         with self._lock:
-            self._replica.receive(parcel)
+            self._unpack(Parcel(*parcel))
             if generation > self._table.generation:
                 self._table.begin_anew(epoch, generation)
                 self._identify()
         self._wake.set()
         self._wake_peers.set()
         return True
+
+    def hurry(self, leases: Sequence[bytes]) -> bool:
+        """Anchor those who resolved these leases now; whether that is done."""
+        with self._lock:
+            waiting = [lease for lease in leases if self._unsettled.has(lease)]
+            for lease in waiting:
+                self._unsettled.note(lease, soon=True)
+        self._settler.wake.set()
+        return not waiting
+
+    def hand_back(self, lease: bytes) -> list[Ref]:
+        """What a live lease holds, for a process whose courier died while it anchored; no use of it."""
+        with self._lock:
+            self._pass_on([lease], soon=True)
+            return list(self._table.items_of(lease))
+
+    def touch(self) -> list[int]:
+        """Take the counts of the settler's batch to zero and up again. No other call is carried out meanwhile."""
+        refs = self._settler.batch()
+        if not self._using.acquire(blocking=False):
+            return [Told.BUSY.value] * len(refs)
+        try:
+            with self._lock:
+                return [told.value for told in _ray.touch_zero(refs)]
+        finally:
+            self._using.release()
 
     def set_limits(self, limits: tuple[Any, ...]) -> None:
         """Take other limits from now on; what is held stays."""
@@ -281,6 +341,37 @@ class Shard:
         while ids and time.monotonic() < deadline and _ray.any_counted(ids):
             time.sleep(0.02)
         return ended
+
+    def _pack(self, leases: Sequence[bytes]) -> Parcel:
+        """A parcel for another shard."""
+        return self._replica.parcel(leases)._replace(sender=_ray.own_address())
+
+    def _unpack(self, parcel: Parcel) -> None:
+        """Take another shard's parcel. What is new hangs on that shard, until its and our next rounds of anchoring."""
+        for lease in self._replica.receive(parcel):
+            if self._anchors:
+                self._unsettled.note(lease, parcel.sender, copied=True)
+                self._settler.wake.set()
+
+    def _pass_on(self, leases: Sequence[bytes], *, soon: bool = False) -> None:
+        """Others have got what these leases hold, of which the owners are to hear."""
+        if self._anchors:
+            for lease in leases:
+                self._unsettled.note(lease, soon=soon)
+            self._settler.wake.set()
+
+    def _passed_to_peer(self, leases: Sequence[bytes]) -> None:
+        with self._lock:
+            self._pass_on(leases, soon=True)
+
+    def _with_hanging(self, page: Page[Ref]) -> list[LeaseInfo]:
+        """A page's rows, with whom they hang on."""
+        infos = page.infos
+        for row, lease in enumerate(page.leases):
+            if self._unsettled.hangs_on(lease):
+                info = infos[row]
+                infos[row] = dataclasses.replace(info, hangs_on=f"pid {info.pid} on node {info.node[:8]}")
+        return infos
 
     def _identify(self) -> None:
         self._identity = self._table.epoch + self._table.generation.to_bytes(8, "big")
@@ -337,9 +428,7 @@ class Shard:
                 logger.warning("a sweep for dead owners failed; the next one tries again", exc_info=True)
 
     def _sweep(self) -> None:
-        with self._lock:
-            samples = self._table.owners()
-        silent, self._hanging = _ask_owners(samples, self._hanging)
+        silent, self._hanging = self._ask_owners()
         # Silence may be the network's, or that of a process that was stopped for a while. Death is what Ray's control service says.
         dead = [owner for owner in silent if _ray.is_surely_dead(owner)]
         with self._lock:
@@ -347,15 +436,52 @@ class Shard:
                 if ended := self._table.bury(owner):
                     logger.info("%d lease(s) ended, as the process that owned their objects is dead", ended)
             self._table.expire(0)  # forgets what was remembered long enough
-            unweighed = self._table.usage.unweighed()
-        if unweighed:  # tasks that were still at work when they were pinned
-            sizes = self._weigh(unweighed)
+            if not self._anchors:
+                self._unsettled.keep_only(lambda lease: bool(self._table.items_of(lease)))
+        with self._using:
             with self._lock:
-                self._table.usage.learn({ref: size for ref, size in sizes.items() if ref in self._table.usage})
+                unweighed = self._table.usage.unweighed()
+            if unweighed:  # tasks that were still at work when they were pinned
+                sizes = self._weigh(unweighed)
+                with self._lock:
+                    self._table.usage.learn({ref: size for ref, size in sizes.items() if ref in self._table.usage})
+                del sizes
+            del unweighed
+
+    def _ask_owners(self) -> tuple[set[bytes], set[bytes]]:
+        """Ask owners about one of their objects each; those that can't be asked any more, and those that hang.
+
+        One call an owner, not one for all: see `_ray._locations`. One that hung before is given less time.
+        """
+        with self._lock:
+            owners = self._table.owners()
+        silent: set[bytes] = set()
+        hanging: set[bytes] = set()
+        for owner in owners:
+            patience = _AGAIN_TIMEOUT_S if owner in self._hanging else _PROBE_TIMEOUT_S
+            with self._using:
+                with self._lock:
+                    sample = self._table.sample(owner)
+                try:
+                    if sample is not None and not _ray.owner_answers(sample, patience):
+                        silent.add(owner)
+                except TimeoutError:
+                    hanging.add(owner)
+                del sample
+        return silent, hanging
 
     def _talk_to_peers(self) -> None:
         """The peers' thread: gets back what this shard held, tells the others what is new, moves leases when the registry grows."""
-        peers = Peers(self._registry, self._replica, self._table, self._lock)
+        peers = Peers(
+            self._registry,
+            self._replica,
+            self._table,
+            self._lock,
+            self._using,
+            self._pack,
+            self._unpack,
+            self._passed_to_peer,
+        )
         if self._recovering:
             if peers.recover():
                 with self._lock:
@@ -381,20 +507,3 @@ class Shard:
             self._wake_peers.wait(_PEERS_PAUSE_S if behind or topology.before else _LONGEST_PAUSE_S)
             self._wake_peers.clear()
             time.sleep(_PEERS_BREATH_S)  # so that news travel together
-
-
-def _ask_owners(samples: dict[bytes, Ref], hanging_before: set[bytes]) -> tuple[set[bytes], set[bytes]]:
-    """Ask owners about one of their objects each; those that can't be asked any more, and those that hang.
-
-    One call an owner, not one for all: see `_ray._locations`. One that hung before is given less time.
-    """
-    silent: set[bytes] = set()
-    hanging: set[bytes] = set()
-    while samples:
-        owner, ref = samples.popitem()  # a sample is kept no longer than the question about it takes
-        try:
-            if not _ray.owner_answers(ref, _AGAIN_TIMEOUT_S if owner in hanging_before else _PROBE_TIMEOUT_S):
-                silent.add(owner)
-        except TimeoutError:
-            hanging.add(owner)
-    return silent, hanging

@@ -1,0 +1,177 @@
+"""Couriers, and what they are for: *anchoring*, by which the owners of objects learn who holds them.
+
+Ray lets an object live for those whom its owner knows. A process B that borrows a reference and passes it on tells the owner so only
+when its own count for the object reaches zero (or in the answer to the very task that brought the reference). If B is killed before,
+whoever got the reference from B holds nothing. This is so for a process that pins a reference which it borrows (it hangs the lease on
+itself), and for the registry, on which hangs everybody who resolved from it. Anchoring makes B's count touch zero on purpose:
+
+1. a courier takes the reference, too, and has said so;
+2. B's count goes to zero and up again (`_ray.touch_zero`): Ray tells the owner everybody to whom B passed the reference, the courier
+   among them, and forgets B;
+3. the courier gives the reference back to B and drops its own: Ray tells the owner of B.
+
+Nothing is copied. Between 2 and 3, some milliseconds, B's own hold hangs on the courier. So a shard, whose hold may be the last, uses
+both couriers, which are on different nodes where there are several; a client uses one, and has the registry give the reference back
+if the courier dies.
+
+What always holds: a courier keeps nothing longer than a hand-over takes; couriers are the cluster's, whichever registry uses them;
+they start when somebody needs them, and end when nobody has for a while. Another shard can't be a shard's courier: it may hold the
+same object itself, and then its count doesn't reach zero.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from .. import _ray
+
+if TYPE_CHECKING:
+    import ray
+
+    Ref = ray.ObjectRef[Any]
+
+COURIERS = 2
+STAYS_S = 60.0  # how long a courier waits for work
+_FORGETS_S = 10.0  # what was not asked for by then is dropped: who brought it has died, or was stopped for long
+_TICK_S = 2.0
+
+_handles: dict[tuple[_ray.Connection, int], Any] = {}
+
+
+class Courier:
+    """The actor's class."""
+
+    def __init__(self) -> None:
+        self._held: dict[bytes, tuple[float, list[Ref]]] = {}
+        self._asked_at = time.monotonic()
+        threading.Thread(target=self._tidy, name="safe_refs-time", daemon=True).start()
+
+    def hello(self) -> bool:
+        """Stay, somebody needs you."""
+        self._asked_at = time.monotonic()
+        return True
+
+    def hold(self, key: bytes, refs: list[Ref]) -> bool:
+        """Take references until they are asked for."""
+        self._asked_at = time.monotonic()
+        self._held[key] = (self._asked_at, refs)
+        return True
+
+    def give(self, keys: list[bytes]) -> tuple[list[Ref], bool]:
+        """Give references back, and drop them here; and, as a result of its own, whether all were here."""
+        self._asked_at = time.monotonic()
+        found = [self._held.pop(key, (0.0, []))[1] for key in keys]
+        return [ref for refs in found for ref in refs], all(found)
+
+    def where(self) -> tuple[str, int]:
+        """The node that it runs on, and its process id."""
+        return _ray.node_and_process()
+
+    def held(self) -> int:
+        """How many references it holds now."""
+        return sum(len(refs) for _, refs in self._held.values())
+
+    def end(self) -> None:
+        """End, unless somebody was quicker."""
+        import ray
+
+        if not self._held and time.monotonic() - self._asked_at > STAYS_S:
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+
+    def _tidy(self) -> None:
+        import ray
+
+        me = ray.get_runtime_context().current_actor
+        while True:
+            time.sleep(_TICK_S)
+            now = time.monotonic()
+            # Only keys: a loop's variables would keep the last references until the next turn.
+            for key in [key for key, held in list(self._held.items()) if now - held[0] > _FORGETS_S]:
+                self._held.pop(key, None)
+            if now - self._asked_at > STAYS_S:
+                me.end.remote()
+
+
+def courier(number: int) -> Any:
+    """The handle of one of the couriers, which is started if it doesn't run. Doesn't wait until it has started."""
+    connected = _ray.connection()
+    known = _handles.get((connected, number))
+    if known is None:
+        if len(_handles) > COURIERS * 16:
+            _handles.clear()
+        known = _handles[(connected, number)] = named(name(number), Courier, number)
+    return known
+
+
+def hold(number: int, key: bytes, refs: list[Ref]) -> Any:
+    """Have a courier take references: the reply to wait for; None if it can't be called now."""
+    return _call(number, "hold", key, refs)
+
+
+def give(number: int, keys: list[bytes]) -> Any:
+    """Have a courier give them back, which drops them there: the reply to wait for, or None.
+
+    What it gives back is dropped here at once: that Ray has told this process of it is what counts.
+    """
+    replies = _call(number, "give", keys, returns=2)
+    return None if replies is None else replies[1]
+
+
+def answered(number: int, reply: Any, timeout_s: float) -> bool:
+    """Whether a courier's answer has come in time, and was a yes; otherwise it is looked up anew, next time."""
+    import ray
+
+    try:
+        if reply is not None and ray.get(reply, timeout=timeout_s):
+            return True
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        pass
+    forget(number)
+    return False
+
+
+def _call(number: int, method: str, *args: Any, returns: int = 1) -> Any:
+    import ray
+
+    try:
+        return getattr(courier(number), method).options(num_returns=returns).remote(*args)
+    except ray.exceptions.RayActorError:
+        forget(number)
+        return None
+
+
+def forget(number: int) -> None:
+    """A courier has not answered: look it up anew, next time."""
+    _handles.pop((_ray.connection(), number), None)
+
+
+def name(number: int) -> str:
+    """The actor's name."""
+    return f"courier:{number}"
+
+
+def named(actor: str, class_: type, place: int = 0) -> Any:
+    """One of the cluster's helping actors, which is started if it doesn't run: on one node after the other, by `place`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    try:
+        return ray.get_actor(actor, namespace=_ray.NAMESPACE)
+    except ValueError:
+        pass
+    options: dict[str, Any] = {
+        "name": actor,
+        "namespace": _ray.NAMESPACE,
+        "get_if_exists": True,
+        "lifetime": "detached",
+        "num_cpus": 0,
+        # A crashed one starts anew by itself; what it held was held by others, too.
+        "max_restarts": -1,
+        "max_task_retries": 0,
+    }
+    nodes = _ray.nodes()
+    if nodes:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(nodes[place % len(nodes)], soft=True)
+    return ray.remote(class_).options(**options).remote()

@@ -1,0 +1,173 @@
+"""The orderly end of a process on which leases hang, as it couldn't be anchored when it pinned: it is anchored then.
+
+A process with threads of its own can't be anchored while they are at work: they would see Ray's error if they used a reference in
+that millisecond. When the process ends anyhow, that is worth the risk, and the rest of its threads go on with references that are as
+good as before. What this needs is a hook that runs before Ray tells the owners that this process is gone:
+
+- `exit_actor` and SIGTERM in a worker: both go through one function of Ray's that ends the work; ours runs before it.
+- The end of a driver: what was registered with `atexit` last runs first, so before Ray's own.
+- An actor whose last handle is dropped: Ray calls nothing in the process before it tells the owners. But an actor ends only when the
+  calls that it has made are answered. So a thread keeps a call open, to an *usher*, and looks whether the actor has been told to end.
+- `ray.kill`, SIGKILL, a node that goes: nothing can be done; the leases are lost, and the registry says so.
+
+What always holds: nothing here raises into the user's code; an end is delayed by at most a second or two, and only in processes on
+which leases hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .. import _ray
+from .._ray import Told
+from . import couriers
+
+if TYPE_CHECKING:
+    import ray
+
+    Ref = ray.ObjectRef[Any]
+
+logger = logging.getLogger("safe_refs")
+
+_TIMEOUT_S = 1.0
+_TRIES = 20
+_REPORT_S = 0.1  # Ray's news of the counts travel in the background
+_LOOK_S = 0.1
+_OPEN_S = 1.5  # how long an end is held up at most, so that the next look sees it; a new call is made halfway
+_TIDY_S = 5.0
+
+_hanging: dict[bytes, None] = {}
+_lock = threading.Lock()
+_hooked = False
+_watcher: threading.Thread | None = None
+
+
+class Usher:
+    """The actor's class: answers late, so that who asks does not end before. Async, as many may wait at once."""
+
+    def __init__(self) -> None:
+        self._asked_at = time.monotonic()
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def wait(self, seconds: float) -> None:
+        """Answer after so many seconds."""
+        self._asked_at = time.monotonic()
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+        await asyncio.sleep(seconds)
+
+    async def end(self) -> None:
+        """End, as nobody has asked for a while."""
+        import ray
+
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+
+    async def _leave(self) -> None:
+        import ray
+
+        me = ray.get_runtime_context().current_actor
+        while time.monotonic() - self._asked_at < couriers.STAYS_S:
+            await asyncio.sleep(_TIDY_S)
+        me.end.remote()
+
+
+def note(refs: Sequence[Ref]) -> None:
+    """Leases of these references hang on this process."""
+    global _hooked, _watcher
+    with _lock:
+        for ref in refs:
+            _hanging[ref.binary()] = None
+        if not _hooked:
+            _hooked = True
+            _ray.call_before_exit(hand_over)
+            atexit.register(hand_over)
+        if _ray.is_actor() and (_watcher is None or not _watcher.is_alive()):
+            watch = partial(_watch_own_actor, _open_call())  # made here, so that from now on no end goes unseen
+            _watcher = threading.Thread(target=watch, name="safe_refs-exit", daemon=True)
+            _watcher.start()
+
+
+def hand_over() -> None:
+    """This process is about to end: have the owners told to whom it passed references."""
+    try:
+        with _lock:
+            refs = _ray.references(_ray.still_counted(_hanging))
+            _hanging.clear()
+        if refs:
+            _anchor(refs)
+    except Exception:
+        logger.debug("the end of this process could not be prepared", exc_info=True)  # Ray is gone from it already
+
+
+def _anchor(refs: list[Ref]) -> None:
+    key = os.urandom(8)
+    number = os.getpid() % couriers.COURIERS
+    reply = couriers.hold(number, key, refs)
+    if not couriers.answered(number, reply, _TIMEOUT_S):
+        return
+    del reply
+    pause = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # other threads are at work: they are not to keep us from coming to an end
+    try:
+        left = refs
+        for _ in range(_TRIES):
+            told = _ray.touch_zero(left)
+            left = [ref for ref, state in zip(left, told, strict=True) if state is Told.BUSY]
+            if not left:
+                break
+            time.sleep(0.001)
+    finally:
+        sys.setswitchinterval(pause)
+    couriers.answered(number, couriers.give(number, [key]), _TIMEOUT_S)
+    time.sleep(_REPORT_S)
+
+
+def _open_call() -> Any:
+    """Begin a call that is open for a while; None if that can't be just now."""
+    import ray
+
+    try:
+        return couriers.named("usher", Usher).wait.remote(_OPEN_S)
+    except (ValueError, ray.exceptions.RayError):
+        return None  # it is being started, or has just died
+
+
+def _watch_own_actor(first: Any) -> None:
+    """The watching thread of an actor on which leases hang: hands over when it is told to end, and holds that up till then."""
+    calls: deque[Any] = deque([first], maxlen=4)  # each is dropped when its time has long been over
+    opened_at = tidied_at = time.monotonic()
+    while True:
+        try:
+            now = time.monotonic()
+            if _ray.is_told_to_end():
+                hand_over()
+                return
+            if now - opened_at > _OPEN_S / 2 or calls[-1] is None:
+                opened_at = now
+                calls.append(_open_call())
+            if now - tidied_at > _TIDY_S:
+                tidied_at = now
+                if not _tidy():
+                    return
+        except Exception:
+            logger.debug("could not look whether this actor ends", exc_info=True)  # Ray is gone from this process
+        time.sleep(_LOOK_S)
+
+
+def _tidy() -> bool:
+    """Forget references that this process doesn't have any more; whether some are left."""
+    with _lock:
+        counted = _ray.still_counted(_hanging)
+        for id_ in [id_ for id_ in _hanging if id_ not in counted]:
+            del _hanging[id_]
+        return bool(_hanging)

@@ -1,0 +1,297 @@
+"""A shard's side of anchoring (see `couriers`): which leases are unsettled, and the rounds that settle them.
+
+A lease is *unsettled* at a shard as long as the owners of its objects may not know the shard, or may not know to whom the shard
+passed them: it was pinned by a process that only borrowed the references, it was resolved, or it came from or went to another shard.
+A lease that came from a borrower *hangs* on that process until a round finds that the owners know this shard. If that process (or the
+shard that it came from) dies before, the objects are gone, whatever the shard holds, and the lease is lost.
+
+What always holds: `Unsettled` is pure, and is touched under the shard's lock only; a round never takes a count to zero unless both
+couriers hold the references; what a round could not settle is tried again, ever more seldom.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import _ray
+from .._ray import Told
+from . import couriers
+from .leases import LeaseTable
+
+if TYPE_CHECKING:
+    import ray
+
+    Ref = ray.ObjectRef[Any]
+
+logger = logging.getLogger("safe_refs.registry")
+
+_GATHERS_S = 0.2  # how long a round waits for company
+_LONGEST_PAUSE_S = 30.0
+_GRACE_S = 1.0  # what a dead process had reported still reaches the owner
+_PROBE_S = 0.3  # between two looks at whether the processes that leases hang on still live
+_MOST_REFERENCES = 256  # in a round
+_COURIER_TIMEOUT_S = 10.0
+_SOON_TRIES = 20
+_BUSY_TRIES = 50
+_BUSY_PAUSE_S = 0.01
+_KEEPS_COURIERS_S = couriers.STAYS_S / 3
+
+
+class _Entry:
+    """An unsettled lease: on which process it hangs, if on one; when to try next; how often that was in vain."""
+
+    __slots__ = ("copied", "doomed_at", "due_at", "hangs_on", "marks", "tries")
+
+    def __init__(self) -> None:
+        self.hangs_on = b""
+        self.due_at = 0.0
+        self.tries = 0
+        self.marks = 0
+        self.copied = False
+        self.doomed_at: float | None = None  # when the process that it hangs on was found dead
+
+
+class Unsettled:
+    """The unsettled leases of one shard.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._entries: dict[bytes, _Entry] = {}
+        self._queue: list[tuple[float, bytes]] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def note(self, lease: bytes, hangs_on: bytes = b"", *, copied: bool = False, soon: bool = False) -> None:
+        """A lease was passed on, or taken from a process that doesn't own its objects.
+
+        Args:
+            lease: its id.
+            hangs_on: the address of that process.
+            copied: it came from another shard.
+            soon: without waiting for company.
+        """
+        entry = self._entries.get(lease)
+        if entry is None:
+            entry = self._entries[lease] = _Entry()
+        elif not hangs_on and not soon and entry.due_at <= self._clock() + _GATHERS_S:
+            entry.marks += 1
+            return
+        entry.marks += 1
+        entry.tries = 0
+        if hangs_on:
+            entry.hangs_on, entry.doomed_at, entry.copied = hangs_on, None, copied
+        self._put(lease, entry, 0.0 if soon else _GATHERS_S)
+
+    def hangs_on(self, lease: bytes) -> bytes:
+        """The address of the process that a lease hangs on; empty if it doesn't."""
+        entry = self._entries.get(lease)
+        return b"" if entry is None else entry.hangs_on
+
+    def copies(self) -> int:
+        """How many leases came from other shards, and hang on them still."""
+        return sum(entry.copied for entry in self._entries.values())
+
+    def has(self, lease: bytes) -> bool:
+        """Whether a lease is unsettled."""
+        return lease in self._entries
+
+    def forget(self, lease: bytes) -> None:
+        """A lease isn't held any more."""
+        self._entries.pop(lease, None)
+
+    def keep_only(self, wanted: Callable[[bytes], bool]) -> None:
+        """Forget all other leases."""
+        self._entries = {lease: entry for lease, entry in self._entries.items() if wanted(lease)}
+
+    def take(self) -> Iterator[tuple[bytes, int]]:
+        """The leases that are due, soonest first, each with its marks, for `outcome`; those not taken stay due."""
+        now = self._clock()
+        while self._queue and self._queue[0][0] <= now:
+            due_at, lease = heapq.heappop(self._queue)
+            entry = self._entries.get(lease)
+            if entry is not None and entry.due_at == due_at:
+                entry.due_at = 0.0
+                yield lease, entry.marks
+
+    def next_in_s(self) -> float | None:
+        """Seconds until a lease may be due; None if none is unsettled."""
+        return max(0.0, self._queue[0][0] - self._clock()) if self._queue else None
+
+    def outcome(self, lease: bytes, marks: int, told: Told) -> bool:
+        """What a round found for a lease; True if what it holds is gone, as it hung on a process that is dead."""
+        entry = self._entries.get(lease)
+        if entry is None:
+            return False
+        if told is Told.YES:
+            entry.hangs_on, entry.doomed_at, entry.copied = b"", None, False
+            if entry.marks == marks:
+                del self._entries[lease]
+            else:
+                self._put(lease, entry, _GATHERS_S)  # it was passed on again meanwhile
+        elif told is Told.BUSY:
+            self._put(lease, entry, _BUSY_PAUSE_S)
+        elif entry.doomed_at is not None and self._clock() - entry.doomed_at > _GRACE_S:
+            del self._entries[lease]
+            return True
+        else:
+            entry.tries += 1
+            # Another shard is anchoring a copy by now, or a verdict is due: both soon.
+            patient = entry.doomed_at is None and not (entry.copied and entry.tries < _SOON_TRIES)
+            self._put(lease, entry, min(_GATHERS_S * 2**entry.tries, _LONGEST_PAUSE_S) if patient else _GATHERS_S)
+        return False
+
+    def hung_on(self) -> set[bytes]:
+        """The processes, not known to be dead, that leases hang on."""
+        return {entry.hangs_on for entry in self._entries.values() if entry.hangs_on and entry.doomed_at is None}
+
+    def doom(self, process: bytes) -> None:
+        """A process is dead: what hangs on it is lost, unless it told the owners before."""
+        now = self._clock()
+        for lease, entry in self._entries.items():
+            if entry.hangs_on == process and entry.doomed_at is None:
+                entry.doomed_at = now
+                self._put(lease, entry, 0.0)
+
+    def _put(self, lease: bytes, entry: _Entry, pause_s: float) -> None:
+        entry.due_at = self._clock() + pause_s
+        heapq.heappush(self._queue, (entry.due_at, lease))
+
+
+class Settler:
+    """What the settling thread of a shard does.
+
+    Args:
+        me: the shard's own handle; its `touch` runs in between other calls, when nobody else is using references.
+        table: what it holds.
+        unsettled: what is to be settled.
+        lock: guards both.
+    """
+
+    def __init__(self, me: Any, table: LeaseTable[Ref], unsettled: Unsettled, lock: threading.Lock) -> None:
+        self._me = me
+        self._table = table
+        self._unsettled = unsettled
+        self._lock = lock
+        self._batch: list[Ref] = []
+        self._pause_s = _BUSY_PAUSE_S
+        self._kept_couriers_at = -_KEEPS_COURIERS_S
+        self._looked_at = 0.0
+        self.wake = threading.Event()
+
+    def batch(self) -> Sequence[Ref]:
+        """The references to be touched, for the shard's own call."""
+        return self._batch
+
+    def run(self, closing: Callable[[], bool]) -> None:
+        """Settle what is due, until the shard closes."""
+        while not closing():
+            try:
+                self._keep_couriers()
+                self._look_for_dead()
+                while self._round():
+                    time.sleep(self._pause_s)
+            except Exception:
+                # Couriers that die, or Ray shutting down, must not end all later rounds.
+                logger.warning("a round of anchoring failed; the next one tries again", exc_info=True)
+                time.sleep(_GATHERS_S)
+            with self._lock:
+                pause = self._unsettled.next_in_s()
+                hung = bool(self._unsettled.hung_on())
+            longest = _PROBE_S if hung else _KEEPS_COURIERS_S
+            self.wake.wait(longest if pause is None else min(max(pause, _BUSY_PAUSE_S), longest))
+            self.wake.clear()
+
+    def _keep_couriers(self) -> None:
+        """Start the couriers, and keep them from ending."""
+        if time.monotonic() - self._kept_couriers_at >= _KEEPS_COURIERS_S:
+            self._kept_couriers_at = time.monotonic()
+            for number in range(couriers.COURIERS):
+                couriers.courier(number).hello.remote()
+
+    def _look_for_dead(self) -> None:
+        """Whether processes that leases hang on have died."""
+        if time.monotonic() - self._looked_at < _PROBE_S:
+            return
+        self._looked_at = time.monotonic()
+        with self._lock:
+            processes = self._unsettled.hung_on()
+        for process in processes:
+            if _ray.is_surely_dead(process):
+                with self._lock:
+                    self._unsettled.doom(process)
+
+    def _round(self) -> bool:
+        """One hand-over to the couriers and back, for as many leases as go together; whether there was something to do."""
+        leases: dict[bytes, int] = {}
+        refs: dict[bytes, Ref] = {}
+        with self._lock:
+            for lease, marks in self._unsettled.take():
+                items = self._table.items_of(lease)
+                if not items:
+                    self._unsettled.forget(lease)
+                    continue
+                leases[lease] = marks
+                refs.update((ref.binary(), ref) for ref in items)
+                if len(refs) >= _MOST_REFERENCES:
+                    break
+        if not leases:
+            return False
+        told = self._hand_over(list(refs.values()))
+        lost = []
+        with self._lock:
+            for lease, marks in leases.items():
+                found = {told.get(ref.binary(), Told.BUSY) for ref in self._table.items_of(lease)}
+                worst = next((state for state in (Told.UNKNOWN, Told.BUSY) if state in found), Told.YES)
+                maker = self._unsettled.hangs_on(lease)
+                if self._unsettled.outcome(lease, marks, worst):
+                    self._table.lose(lease, f"it hung on {_ray.describe(maker)}, which is dead")
+                    lost.append(lease)
+        if lost:
+            logger.warning(
+                "%d lease(s) are lost with the processes that pinned them, as these only borrowed the references",
+                len(lost),
+            )
+        refs.clear()
+        return True
+
+    def _hand_over(self, refs: list[Ref]) -> dict[bytes, Told]:
+        """Steps 1 to 3 of `couriers`; by object what came of it."""
+        import ray
+
+        key = os.urandom(8)
+        numbers = range(couriers.COURIERS)
+        replies = [couriers.hold(number, key, refs) for number in numbers]
+        held = [couriers.answered(number, replies.pop(0), _COURIER_TIMEOUT_S) for number in numbers]
+        self._batch = refs
+        told: list[Told] = []
+        try:
+            for _ in range(_BUSY_TRIES if all(held) else 0):
+                begun = time.monotonic()
+                told = [Told(value) for value in ray.get(self._me.touch.remote())]
+                # Counting all references takes its time where there are many: not more than a tenth of ours.
+                self._pause_s = max(_BUSY_PAUSE_S, 10 * (time.monotonic() - begun))
+                if Told.BUSY not in told:
+                    break
+                time.sleep(_BUSY_PAUSE_S)
+        finally:
+            self._batch = []
+            replies = [couriers.give(number, [key]) for number in numbers]
+        back = [
+            couriers.answered(number, reply, _COURIER_TIMEOUT_S) for number, reply in zip(numbers, replies, strict=True)
+        ]
+        if Told.YES in told and not any(back):
+            logger.error(
+                "both couriers died with %d reference(s) in their hands: leases may hold nothing any more", len(refs)
+            )
+        return {ref.binary(): state for ref, state in zip(refs, told, strict=False)}
