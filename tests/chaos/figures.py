@@ -62,6 +62,7 @@ class Report:
         payloads: that were made.
         spilled_bytes: that Ray wrote to disk.
         left_bytes: that the stores and disks held when all payloads had ended.
+        left: Ray's list of references at that time, if it was too much.
     """
 
     parameters: Parameters
@@ -75,6 +76,7 @@ class Report:
     payloads: int = 0
     spilled_bytes: int = 0
     left_bytes: int = 0
+    left: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()

@@ -27,7 +27,7 @@ _STORY_ENDS_S = 200.0
 _ENDS_S = 60.0  # when all is quiet, leases and bytes may take so long to go: what nobody knows of has its ttl
 _LIST_EVERY_S = 10.0
 # Ray keeps a mark of one byte for an object that somebody looked for after its owner's death. Any object of the storm's is larger.
-_MARKS_BYTES = 100_000
+_MARKS_BYTES = 1_500
 
 Say = Callable[[str], None]
 
@@ -120,9 +120,17 @@ def _check_left(report: Report, nodes: Cluster, rules: Rules, when: str) -> None
     while (left := _ray.store_usage().primary_bytes + nodes.spilled_bytes()) > _MARKS_BYTES:
         if time.monotonic() > deadline:
             report.note(Verdict("leaked", f"{left} bytes {when}"), "the stores")
+            report.left = _who_holds()
             break
         time.sleep(0.2)
     report.left_bytes = max(report.left_bytes, left)
+
+
+def _who_holds() -> list[str]:
+    """Ray's own list of references, by process, for whoever has to find out why something was left."""
+    from ray._private import internal_api
+
+    return str(internal_api.memory_summary()).splitlines()  # type: ignore[no-untyped-call]
 
 
 def _live() -> list[int]:
