@@ -66,9 +66,8 @@ leak: venv
 # A storm: the registry's shards, owners, borrowers, jobs and nodes are killed, by a plan drawn from the seed. See docs/chaos.md.
 SECONDS ?= 600
 SEED ?= 1
-CHAOS ?= --without-anchoring
 chaos: venv
-	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(CHAOS)
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

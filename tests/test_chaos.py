@@ -247,7 +247,7 @@ def run_storm(out: Path, *arguments: str) -> tuple[int, Any]:
 @pytest.mark.timeout(300)
 def test_a_minute_of_storm_costs_nothing(tmp_path: Path) -> None:
     """With two replicas, processes, shards, jobs and nodes may die: nothing is lost, early, leaked, hung or wrong."""
-    status, report = run_storm(tmp_path, "--seconds", "60", "--seed", "1", "--without-anchoring")
+    status, report = run_storm(tmp_path, "--seconds", "60", "--seed", "1")
     assert report["figures"] == dict.fromkeys(FIGURES, 0), report["traces"]
     assert status == 0
     done = report["actions"]
