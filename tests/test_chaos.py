@@ -113,6 +113,9 @@ def test_jobs_and_nodes_take_their_processes_along(ledger: Ledger, payload: Payl
     assert figure(ledger, payload, answer("get", "OwnerDiedError")) == "lost"
     ledger.dying(20.0, **{how: "a" if how == "job" else "node 1"})
     assert figure(ledger, payload, answer("get", "OwnerDiedError")) == ""
+    assert ledger.born("t9", "a.1", "a", "node 1").dying_at == 20.0, (
+        "nor do they spare who says hello with his last breath"
+    )
 
 
 def test_an_object_without_a_reason_to_be_gone_is_lost(ledger: Ledger, payload: Payload) -> None:

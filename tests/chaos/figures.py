@@ -80,6 +80,7 @@ class Report:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._unsaid: list[str] = []
 
     def note(self, verdict: Verdict, about: str) -> None:
         """Count a verdict."""
@@ -90,6 +91,13 @@ class Report:
                 self.excused += 1
             if (verdict.figure is not None or verdict.excused) and len(self.traces) < _MOST_TRACES:
                 self.traces.append(f"{verdict.figure or 'excused'}: {about}: {verdict.why}")
+                self._unsaid.append(self.traces[-1])
+
+    def news(self) -> list[str]:
+        """The traces that are new since this was last asked."""
+        with self._lock:
+            news, self._unsaid = self._unsaid, []
+            return news
 
     def count(self, what: Counter[str], name: str) -> None:
         """Count one more in one of the counters."""

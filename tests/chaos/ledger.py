@@ -122,13 +122,16 @@ class Ledger:
         self.shard_failures: list[Span] = []  # from the kill until the registry had recovered
         self.shard_pauses: list[Span] = []
         self.lost_nodes: dict[str, float] = {}
+        self.lost_jobs: dict[str, float] = {}
         self._number = 0
 
     def born(self, token: str, player: str, job: str, node: str) -> Process:
         """A process has said hello."""
         with self.lock:
             found = self.processes.setdefault(token, Process(token, player, job, node))
-            found.dying_at = min(found.dying_at, self.lost_nodes.get(node, NEVER))
+            # It may have said so with its last breath.
+            lost = (self.lost_nodes.get(node, NEVER), self.lost_jobs.get(job, NEVER))
+            found.dying_at = min(found.dying_at, *lost)
             return found
 
     def dying(self, at: float, *, token: str = "", job: str = "", node: str = "") -> None:
@@ -136,6 +139,8 @@ class Ledger:
         with self.lock:
             if node:
                 self.lost_nodes[node] = at
+            if job:
+                self.lost_jobs[job] = at
             for each in self.processes.values():
                 if (token and each.token == token) or (job and each.job == job) or (node and each.node == node):
                     each.dying_at = min(each.dying_at, at)

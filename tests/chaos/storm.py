@@ -94,6 +94,8 @@ def _watch(report: Report, stage: Stage, over: threading.Event, say: Say) -> Non
         if planted:
             faults.plant(planted.pop(0), stage, source)
         _check_listing(report, stage.rules)
+        for trace in report.news():
+            say(trace)
         figures = ", ".join(f"{name} {count}" for name, count in report.figures.items())
         told, done = sum(report.stories.values()), sum(report.actions.values())
         say(f"{time.monotonic() - begun:.0f} s: {told} stories, {done} failures; {figures}")
