@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread that is late would connect anew when the storm is broken off
     "RAY_allow_out_of_band_object_ref_serialization": "0",
     "SAFE_REFS_TIMEOUT": "30",
 }
