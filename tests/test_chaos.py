@@ -192,6 +192,21 @@ def test_without_anchoring_some_holds_are_excused(ledger: Ledger, payload: Paylo
     assert figure(ledger, payload, gone) == "lost"
 
 
+def test_a_borrower_that_dies_while_couriers_are_down_is_a_second_failure(ledger: Ledger, payload: Payload) -> None:
+    """With anchoring, what a borrower pinned just after a shard or a node had died may go with it; later it may not."""
+    borrower = ledger.born("t2", "b.0", "b", "node 2")
+    forwarded = ledger.order(100.0, borrower, sources=[payload])
+    ledger.made(forwarded, 101.0, b"forwarded")
+    ledger.dying(101.5, token="t2")  # noqa: S106 # a process's name, no secret
+    lost = answer("loads", "LeaseLostError", at=105.0)
+    for lost_at in (50.0, 104.0):
+        ledger.lost_nodes["node 3"] = lost_at
+        assert figure(ledger, forwarded, lost) == "lost"
+    ledger.lost_nodes["node 3"] = 90.0
+    assert figure(ledger, forwarded, lost) == "excused"
+    assert figure(ledger, payload, lost) == "lost"
+
+
 def test_one_replica_is_lost_with_its_shard_and_says_so(ledger: Ledger, payload: Payload) -> None:
     """With R = 1 a crash costs all leases; before one, none."""
     lost = answer("loads", "LeaseLostError")

@@ -156,6 +156,13 @@ class Ledger:
         with self.lock:
             self.shard_pauses.append(Span(at, until))
 
+    def lately(self, at: float) -> str:
+        """For whoever looks into a finding: which failures there were in the minute before a time."""
+        with self.lock:
+            shards = [f"a shard's {at - each.begun:.1f} s" for each in self.shard_failures if 0 <= at - each.begun < 60]
+            nodes = [f"a node's {at - each:.1f} s" for each in self.lost_nodes.values() if 0 <= at - each < 60]
+        return f" (failures before it was made: {', '.join([*shards, *nodes]) or 'none'})"
+
     def order(
         self,
         at: float,

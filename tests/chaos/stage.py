@@ -201,6 +201,8 @@ class Stage:
         self.report.count(self.report.calls, f"{reply.step} {reply.error}".strip())
         how = "forwarded" if payload.sources else f"of {payload.maker.player}"
         about = f"payload {payload.number} {how}, {ended - payload.made.begun:.1f} s old, at {ended:.2f} by {seat.name}"
+        if verdict.why:
+            about += self.ledger.lately(payload.made.ended)
         self.report.note(verdict, about)
 
     def _there(self, kept: Kept) -> bool:
