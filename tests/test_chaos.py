@@ -198,12 +198,16 @@ def test_a_borrower_that_dies_while_couriers_are_down_is_a_second_failure(ledger
     forwarded = ledger.order(100.0, borrower, sources=[payload])
     ledger.made(forwarded, 101.0, b"forwarded")
     ledger.dying(101.5, token="t2")  # noqa: S106 # a process's name, no secret
-    lost = answer("loads", "LeaseLostError", at=105.0)
+    lost = answer(
+        "loads", "LeaseLostError", at=105.0, message="lease 12345678 was lost: it hung on the process of worker 1"
+    )
     for lost_at in (50.0, 104.0):
         ledger.lost_nodes["node 3"] = lost_at
         assert figure(ledger, forwarded, lost) == "lost"
     ledger.lost_nodes["node 3"] = 90.0
     assert figure(ledger, forwarded, lost) == "excused"
+    assert figure(ledger, forwarded, lost._replace(message="")) == "lost"
+    assert figure(ledger, forwarded, answer("get", "ReferenceCountingAssertionError", at=105.0)) == "lost"
     assert figure(ledger, payload, lost) == "lost"
 
 

@@ -202,7 +202,9 @@ class Rules:
             # Where a borrower can't have its hold anchored, as shards or couriers are just down, the lease hangs on it.
             # Its own death on top of that is a second failure at the same time.
             hangs = [done for maker, done in payload.makers() if _died_soon_after(maker, done, answer.span.ended)]
-            if any(self._hard_to_anchor(done) for done in hangs):
+            # Only where the registry itself says so: that it knew makes the difference between a limit and a loss.
+            told = answer.error == "LeaseLostError" and "it hung on the process" in answer.message
+            if told and any(self._hard_to_anchor(done) for done in hangs):
                 return verdict._replace(figure=None, excused=True)
             return verdict
         # What a recovered shard holds hangs on the one that it got it from; so two failures, one after the other, are too many.
