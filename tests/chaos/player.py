@@ -145,10 +145,10 @@ class Player:
         reply = Reply(self._token, "loads")
         try:
             refs = self._loads(reply, order)
-            if order.keep:
-                self._kept[order.keep] = refs
             if order.get:
                 self._get(reply, refs, order.stamps)
+            if order.keep:  # only now: nobody asks for the drop of what could not be read
+                self._kept[order.keep] = refs
         except Exception as error:
             _note(reply, error)
         return reply
