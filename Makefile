@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-deep test-oldest check lint bench leak clean redis
+.PHONY: help venv demo test test-deep test-oldest check lint bench leak chaos clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
@@ -16,6 +16,7 @@ help:
 	@echo "make check        lint, format, types, tests"
 	@echo "make bench        what dumps and loads cost, against what they are built on"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
+	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
 	@echo "make test-oldest  all tests against the oldest Ray that is supported"
 
 venv: $(VENV)/.done
@@ -62,6 +63,12 @@ bench: venv
 
 leak: venv
 	$(BIN)/python -m benchmarks.leak
+
+# A storm: the registry's shards, owners, borrowers, jobs and nodes are killed, by a plan drawn from the seed. See docs/chaos.md.
+SECONDS ?= 600
+SEED ?= 1
+chaos: venv
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

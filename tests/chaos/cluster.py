@@ -1,0 +1,136 @@
+"""Nodes on this machine: a head, which stays, and others, which come and go. On loopback, in a folder of their own.
+
+What always holds: no other Ray on the machine is used or disturbed (not even the note of "the current cluster" that Ray leaves in its
+folder), and all that was started is ended with `close`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STORE_BYTES = 100 * 2**20
+_CPUS = 2
+# Ray gives a node that has fallen silent 15 s or more. Here it takes 5, so that more happens in a minute.
+_SYSTEM = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000}
+# By their titles. Others that a node starts, its agents, are not to be killed alone: the node would go with them, be it the head.
+_TASK_WORKERS = ("ray::IDLE", "ray::_value")
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread that is late would connect anew when the storm is broken off
+    "RAY_allow_out_of_band_object_ref_serialization": "0",
+    "SAFE_REFS_TIMEOUT": "30",
+}
+
+
+class Cluster:
+    """The nodes of a storm.
+
+    Args:
+        nodes: how many there are, with the head.
+    """
+
+    def __init__(self, nodes: int) -> None:
+        short = None if len(tempfile.gettempdir()) <= 30 else "/tmp"  # noqa: S108 # mkdtemp makes a private folder in it
+        self.folder = Path(tempfile.mkdtemp(prefix="storm-", dir=short))
+        os.environ.update(ENVIRONMENT, RAY_TMPDIR=str(self.folder))
+        import ray
+        from ray import cluster_utils
+
+        self._cluster: Any = cluster_utils.Cluster()
+        self._others: dict[str, Any] = {}
+        self._cluster.add_node(**_node(), include_dashboard=False, _system_config=_SYSTEM)
+        for _ in range(nodes - 1):
+            self.add()
+        ray.init(address=self.address, namespace="storm", log_to_driver=False, logging_level=logging.CRITICAL)
+
+    @property
+    def address(self) -> str:
+        """Where drivers connect."""
+        return str(self._cluster.address)
+
+    @property
+    def others(self) -> list[str]:
+        """Ids of the nodes that may be removed."""
+        return list(self._others)
+
+    def add(self) -> str:
+        """Another node; its id."""
+        node = self._cluster.add_node(**_node())
+        self._others[node.node_id] = node
+        return str(node.node_id)
+
+    def remove(self, node: str, *, hard: bool) -> None:
+        """Kill a node with all its processes; `hard` without any chance to say good-bye. Returns when they are gone."""
+        removed = self._others.pop(node)
+        if hard:
+            for pid in _family(removed):
+                kill(pid)
+        self._cluster.remove_node(removed, allow_graceful=not hard)
+
+    def workers(self) -> list[int]:
+        """Pids of the processes that run tasks, or wait for some, on any node."""
+        found = []
+        for node in [self._cluster.head_node, *self._others.values()]:
+            found += [pid for pid in _family(node) if _title(pid).startswith(_TASK_WORKERS)]
+        return sorted(found)
+
+    def spilled_bytes(self) -> int:
+        """Bytes on disk, in the spill folders of all nodes that live."""
+        return sum(path.stat().st_size for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file())
+
+    def close(self) -> None:
+        """End all."""
+        import ray
+
+        ray.shutdown()
+        self._cluster.shutdown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _family(node: Any) -> list[int]:
+    """Pids of a node's raylet, and of all that it has started."""
+    found = [int(node.all_processes["raylet"][0].process.pid)]
+    for pid in found:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                found += [int(each) for each in children.read_text().split()]
+            except OSError:
+                continue  # it has ended
+    return found
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _node() -> dict[str, Any]:
+    return {"num_cpus": _CPUS, "object_store_memory": STORE_BYTES}  # as for addresses, Ray's utility knows best
+
+
+def pause(pid: int, seconds: float) -> None:
+    """Stop a process for a while. One that ends meanwhile is no fault."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        pass
+
+
+def kill(pid: int) -> None:
+    """End a process by SIGKILL. One that has ended already is no fault."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

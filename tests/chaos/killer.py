@@ -1,0 +1,205 @@
+"""Carries out the plan. Each failure is written into the ledger before it is brought about.
+
+What always holds: a shard, or a node with one, is killed only when the registry has recovered from the last time, no shard is being
+paused, and fewer shards than there are replicas go at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from . import cluster
+from .cluster import Cluster
+from .figures import Report
+from .ledger import NEVER, Ledger
+from .plan import Action
+from .rules import Verdict
+from .shards import Place, Shards
+from .troupe import Seat, Troupe
+
+_RECOVERY_S = 90.0
+_SETTLES_S = 1.0  # what clients had to tell a dead shard, the others tell it within this
+_SHARD_PAUSE_S = (
+    1.5  # without anchoring, a load that gives up on a paused shard (after 2 s) would hang on the other one
+)
+
+T = TypeVar("T")
+
+
+class Killer:
+    """The killer. It works in the main thread, as Ray wants to set signal handlers when a node is added.
+
+    Args:
+        plan: what to do.
+        nodes: the cluster.
+        troupe: the players.
+        shards: the registry.
+        ledger: where to write it down.
+        report: where to count it.
+        fill: fills the store, and reads all of it back.
+    """
+
+    def __init__(
+        self,
+        plan: Sequence[Action],
+        nodes: Cluster,
+        troupe: Troupe,
+        shards: Shards,
+        ledger: Ledger,
+        report: Report,
+        fill: Callable[[], None],
+    ) -> None:
+        self._plan = plan
+        self._cluster = nodes
+        self._troupe = troupe
+        self._shards = shards
+        self._ledger = ledger
+        self._report = report
+        self._fill = fill
+        self._pauses: list[threading.Thread] = []
+        self._shard_paused_until = 0.0
+        self._places: dict[int, Place] = {}
+
+    def run(self) -> None:
+        """Do all of the plan that there is time for."""
+        begun = time.monotonic()
+        length = self._report.parameters.seconds
+        does = {
+            "worker": self._kill_worker,
+            "player": self._kill_player,
+            "job": self._kill_job,
+            "shard": self._kill_shard,
+            "node": self._kill_node,
+            "pause player": self._pause_player,
+            "pause shard": self._pause_shard,
+            "fill": self._fill_store,
+        }
+        for action in self._plan:
+            time.sleep(max(0.0, begun + action.at_s - time.monotonic()))
+            if time.monotonic() - begun > length:
+                break
+            done = does[action.kind](action)
+            self._report.count(self._report.actions, action.kind if done else f"{action.kind} (skipped)")
+        time.sleep(max(0.0, begun + length - time.monotonic()))
+        for pause in self._pauses:
+            pause.join()
+
+    def _fill_store(self, _: Action) -> bool:
+        self._fill()
+        return True
+
+    def _kill_worker(self, action: Action) -> bool:
+        victims = self._cluster.workers()
+        if not victims:
+            return False
+        cluster.kill(_choose(action, victims))
+        return True
+
+    def _kill_player(self, action: Action) -> bool:
+        seat = self._choose_seat(action)
+        if seat is None or seat.process is None:
+            return False
+        self._ledger.dying(time.monotonic(), token=seat.process.token)
+        if action.hard:
+            cluster.kill(seat.pid)
+        else:
+            seat.kill_by_ray()
+        return True
+
+    def _kill_job(self, action: Action) -> bool:
+        self._troupe.kill_job(_choose(action, self._troupe.jobs))
+        return True
+
+    def _kill_shard(self, action: Action) -> bool:
+        before = self._when_well()
+        shard = _choose(action, sorted(before))
+        begun = time.monotonic()
+        span = self._ledger.shard_dying(begun)
+        if action.hard:
+            cluster.kill(before[shard].pid)
+        else:
+            import ray
+
+            ray.kill(self._shards.handle(shard), no_restart=False)
+        self._await_recovery("shard", before, {shard}, begun)
+        span.ended = time.monotonic()
+        return True
+
+    def _kill_node(self, action: Action) -> bool:
+        before = self._when_well()
+        replicas = self._report.parameters.replicas
+        on = {node: {shard for shard, place in before.items() if place.node == node} for node in self._cluster.others}
+        nodes = [node for node, shards in on.items() if len(shards) < max(replicas, 2)]
+        if not nodes:
+            return False
+        node = _choose(action, nodes)
+        begun = time.monotonic()
+        span = self._ledger.shard_dying(begun) if on[node] else None
+        self._ledger.dying(begun, node=node)
+        self._cluster.remove(node, hard=action.hard)
+        if span is not None:
+            self._await_recovery("node, at once" if action.hard else "node, in order", before, on[node], begun)
+            span.ended = time.monotonic()
+        time.sleep(action.seconds)
+        self._cluster.add()
+        return True
+
+    def _pause_player(self, action: Action) -> bool:
+        seat = self._choose_seat(action)
+        if seat is None:
+            return False
+        self._pause(seat.pid, action.seconds)
+        return True
+
+    def _pause_shard(self, action: Action) -> bool:
+        places = self._when_well()
+        seconds = action.seconds if self._report.parameters.anchored else min(action.seconds, _SHARD_PAUSE_S)
+        now = time.monotonic()
+        self._shard_paused_until = now + seconds + _SETTLES_S
+        self._ledger.shard_pausing(now, self._shard_paused_until)
+        self._pause(places[_choose(action, sorted(places))].pid, seconds)
+        return True
+
+    def _pause(self, pid: int, seconds: float) -> None:
+        thread = threading.Thread(target=cluster.pause, args=(pid, seconds), daemon=True)
+        thread.start()
+        self._pauses.append(thread)
+
+    def _choose_seat(self, action: Action) -> Seat | None:
+        seats = [
+            seat
+            for seat in self._troupe.seats()
+            if seat.pid and seat.process is not None and seat.process.dying_at == NEVER
+        ]
+        return _choose(action, seats) if seats else None
+
+    def _when_well(self) -> dict[int, Place]:
+        """Wait until the registry is whole; where its shards are."""
+        deadline = time.monotonic() + _RECOVERY_S
+        time.sleep(max(0.0, self._shard_paused_until - time.monotonic()))
+        while True:
+            places = self._shards.places()
+            if len(places) == self._shards.count and self._shards.all_well():
+                if self._places and places != self._places:
+                    verdict = Verdict("wrong", f"died though nobody had killed it: {self._places}, now {places}")
+                    self._report.note(verdict, "a shard")
+                self._places = places
+                return places
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the registry is not whole {_RECOVERY_S:g} s after all was left alone: {places}")
+            time.sleep(0.1)
+
+    def _await_recovery(self, kind: str, before: dict[int, Place], killed: set[int], begun: float) -> None:
+        if self._shards.recovered(before, killed, _RECOVERY_S):
+            self._report.recovered(kind, time.monotonic() - begun)
+            self._places = self._shards.places()
+            time.sleep(_SETTLES_S)
+        else:
+            self._report.note(Verdict("hung", f"no recovery within {_RECOVERY_S:g} s"), f"kill of a {kind}")
+
+
+def _choose(action: Action, choices: Sequence[T]) -> T:
+    return choices[int(action.draw * len(choices))]

@@ -1,0 +1,205 @@
+"""The players of all jobs, as the storm sees them: where they are, whether they are free, and what they answer.
+
+What always holds: one order at a time to each player; the ledger knows the process that an order goes to before it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .ledger import NEVER, Ledger, Process
+from .player import NAMESPACE, Reply
+
+ROOT = Path(__file__).resolve().parents[2]
+_ORDER_TIMEOUT_S = 200.0  # longer than all that an order may wait for, one after the other
+_STARTS_S = 60.0
+
+
+class HungError(Exception):
+    """A player has not answered at all."""
+
+
+class Seat:
+    """A player by name. The process behind it changes when it is killed.
+
+    Args:
+        name: its name.
+        job: the job's name.
+        ledger: to tell who is there.
+        surprise: told of a process that died without being killed.
+    """
+
+    def __init__(self, name: str, job: str, ledger: Ledger, surprise: Callable[[str], None]) -> None:
+        self.name = name
+        self.job = job
+        self.busy = threading.Lock()
+        self.process: Process | None = None
+        self.pid = 0
+        self.doing = ""
+        self._ledger = ledger
+        self._surprise = surprise
+        self._handle: Any = None
+
+    def arrive(self, timeout_s: float) -> bool:
+        """Learn which process is there; False if none answers in time."""
+        import ray
+
+        try:
+            if self._handle is None:
+                self._handle = ray.get_actor(self.name, namespace=NAMESPACE)
+            hello = ray.get(self._handle.hello.remote(), timeout=timeout_s)
+        except (ValueError, ray.exceptions.RayError) as error:
+            self.doing = f"not answering: {type(error).__name__}"
+            return False
+        self.doing = ""
+        before = self.process
+        self.pid = hello.pid
+        self.process = self._ledger.born(hello.token, self.name, self.job, hello.node)
+        if before and before.token != hello.token and before.dying_at == NEVER and not before.doomed:
+            self._surprise(f"player {self.name} died though nobody had killed it")
+        return True
+
+    def ask(self, method: str, *args: Any) -> Reply | None:
+        """Give an order and wait for the answer; None if the player died meanwhile.
+
+        Raises:
+            HungError: no answer, although the process lives.
+        """
+        import ray
+
+        self.doing = f"{method} of {time.monotonic():.1f} by {self.pid}"
+        try:
+            reply: Reply = ray.get(getattr(self._handle, method).remote(*args), timeout=_ORDER_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            raise HungError(f"player {self.name} did not answer within {_ORDER_TIMEOUT_S:g} s") from None
+        except ray.exceptions.RayActorError:
+            self.pid = 0  # whoever sits down here next says hello first
+            return None
+        finally:
+            self.doing = ""
+        return reply
+
+    def kill_by_ray(self) -> None:
+        """`ray.kill`; it comes back as another process."""
+        import ray
+
+        ray.kill(self._handle, no_restart=False)
+
+
+class Job:
+    """A driver process with its players.
+
+    Args:
+        name: of the job.
+        address: of the cluster.
+        players: how many.
+        ledger: as for `Seat`.
+        surprise: as for `Seat`.
+    """
+
+    def __init__(self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
+        self.name = name
+        self.seats = [Seat(f"{name}.{number}", name, ledger, surprise) for number in range(players)]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self._driver = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.job"],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert self._driver.stdin is not None
+        self._driver.stdin.write(json.dumps({"address": address, "players": [seat.name for seat in self.seats]}) + "\n")
+        self._driver.stdin.flush()
+
+    def ready(self) -> bool:
+        """Wait until all players are there."""
+        deadline = time.monotonic() + _STARTS_S
+        for seat in self.seats:
+            while not seat.arrive(5.0):
+                if time.monotonic() > deadline or self._driver.poll() is not None:
+                    return False
+                time.sleep(0.2)
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL to the driver."""
+        self._driver.kill()
+        self._driver.communicate()
+
+    def end(self) -> None:
+        """Let the driver end in order, or kill it."""
+        try:
+            self._driver.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+class Troupe:
+    """All jobs and players.
+
+    Args:
+        address: of the cluster.
+        jobs: how many jobs.
+        players: how many in each.
+        ledger: as for `Seat`.
+        surprise: as for `Seat`.
+    """
+
+    def __init__(self, address: str, jobs: int, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
+        self._address = address
+        self._players = players
+        self._ledger = ledger
+        self._surprise = surprise
+        self._started = 0
+        self._lock = threading.Lock()
+        self.jobs = [self._begin() for _ in range(jobs)]
+        for job in self.jobs:
+            if not job.ready():
+                raise RuntimeError(f"job {job.name} did not start")
+
+    def seats(self) -> list[Seat]:
+        """All of them, now."""
+        with self._lock:
+            return [seat for job in self.jobs for seat in job.seats]
+
+    def take_seat(self, source: random.Random, wanted: Callable[[Seat], bool] = lambda _: True) -> Seat | None:
+        """A player that is free, lives, and is wanted, to be freed with `seat.busy.release()`; None if there is none now."""
+        seats = [seat for seat in self.seats() if wanted(seat)]
+        source.shuffle(seats)
+        for seat in seats:
+            if seat.busy.acquire(blocking=False):
+                alive = seat.process is not None and seat.process.dying_at == NEVER and seat.pid
+                if alive or seat.arrive(1.0):
+                    return seat
+                seat.busy.release()
+        return None
+
+    def kill_job(self, job: Job) -> None:
+        """Kill a job's driver; another job comes in its place."""
+        self._ledger.dying(time.monotonic(), job=job.name)
+        job.kill()
+        # A process that had not yet said hello dies with the others.
+        new = self._begin()
+        with self._lock:
+            self.jobs[self.jobs.index(job)] = new
+        new.ready()
+
+    def end(self) -> None:
+        """End all jobs in order."""
+        at = time.monotonic()
+        for job in self.jobs:
+            self._ledger.dying(at, job=job.name)
+        for job in self.jobs:
+            job.end()
+
+    def _begin(self) -> Job:
+        self._started += 1
+        return Job(f"job{self._started}", self._address, self._players, self._ledger, self._surprise)
