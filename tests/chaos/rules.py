@@ -20,7 +20,6 @@ MOURNED_S = (
     30.0  # a lease may outlive its owner so long: Ray has to notice the death of a node, and the registry to ask
 )
 HANDED_OVER_S = 5.0  # without anchoring: after so long without it, a borrower's hold has surely been handed over
-COURIERS_BACK_S = 35.0  # with anchoring: a process that found no courier doesn't try again for 30 s
 
 _ENDS = ("LeaseReleasedError", "LeaseExpiredError", "LeaseUsedUpError", "OwnerGoneError")
 _OWNER_DIED = ("OwnerDiedError", "OwnerGoneError")
@@ -199,13 +198,6 @@ class Rules:
         if self._replicas == 1:
             return verdict._replace(figure=None, excused=True) if failures else verdict
         if self._anchored:
-            # Where a borrower can't have its hold anchored, as shards or couriers are just down, the lease hangs on it.
-            # Its own death on top of that is a second failure at the same time.
-            hangs = [done for maker, done in payload.makers() if _died_soon_after(maker, done, answer.span.ended)]
-            # Only where the registry itself says so: that it knew makes the difference between a limit and a loss.
-            told = answer.error == "LeaseLostError" and "it hung on the process" in answer.message
-            if told and any(self._hard_to_anchor(done) for done in hangs):
-                return verdict._replace(figure=None, excused=True)
             return verdict
         # What a recovered shard holds hangs on the one that it got it from; so two failures, one after the other, are too many.
         weak = failures >= self._replicas
@@ -215,11 +207,6 @@ class Rules:
 
     def _failures_since(self, since: float, until: float) -> int:
         return sum(each.ended >= since and each.begun <= until for each in self._ledger.shard_failures)
-
-    def _hard_to_anchor(self, at: float) -> bool:
-        lost_nodes = [Span(each, each) for each in self._ledger.lost_nodes.values()]
-        failures = [*self._ledger.shard_failures, *lost_nodes]
-        return any(each.begun <= at <= each.ended + COURIERS_BACK_S for each in failures)
 
     def _registry_failing(self, span: Span) -> bool:
         failures = [*self._ledger.shard_failures, *self._ledger.shard_pauses]
