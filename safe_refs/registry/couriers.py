@@ -171,6 +171,7 @@ def named(actor: str, class_: type, place: int = 0) -> Any:
         "get_if_exists": True,
         "lifetime": "detached",
         "num_cpus": 0,
+        "memory": 1,  # as Ray sends an actor that asks for nothing to any node, whatever its affinity
         # A crashed one starts anew by itself; what it held was held by others, too.
         "max_restarts": -1,
         "max_task_retries": 0,
