@@ -34,7 +34,7 @@ logger = logging.getLogger("safe_refs")
 _COURIER_PATIENCE_S = 5.0  # a courier that starts takes a second or two
 _COURIER_PAUSE_S = 0.1
 _DOWN_S = 5.0  # couriers that could not be had are not waited for by each and every call
-_RECENT_S = 2.0  # by then Ray's news of a hand-over, and the registry's own anchoring, have long arrived
+_RECENT_S = 2.0  # by then Ray's news of a hand-over have long arrived
 _MOST_RECENT = 4096
 _TRIES = 8
 _FIRST_PAUSE_S = 0.0005
@@ -136,29 +136,30 @@ def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) 
     moment ago; and it knows at the end of this task if the task brought the reference. So the former are waited for, a little.
     """
     pause_s = _FIRST_PAUSE_S
+    hurried: set[LeaseAddress] = set()
     for _ in range(_TRIES):
         told = _ray.touch_zero(refs)
         now = time.monotonic()
-        untold = []
-        again: dict[LeaseAddress, None] = {}
+        untold: list[Ref] = []
+        sources: dict[LeaseAddress, None] = {}
         soon = False
         for ref, state in zip(refs, told, strict=True):
+            at, source = _recent.get(ref.binary(), (0.0, None))
             if state is Told.YES:
                 _note_recent(ref.binary(), now, None)
-                continue
-            untold.append(ref)
-            at, source = _recent.get(ref.binary(), (0.0, None))
-            if state is Told.UNKNOWN and now - at < _RECENT_S and source is not None:
-                again[source] = None
-            soon = soon or state is Told.BUSY or now - at < _RECENT_S
-        if not untold or not soon:
+            elif state is Told.UNKNOWN and source is not None and not _matters(source, registry, lease):
+                pass  # who holds it now has held it before, and is known, or will be, by itself
+            else:
+                untold.append(ref)
+                if state is Told.UNKNOWN and source is not None and source not in hurried:
+                    sources[source] = None
+                soon = soon or state is Told.BUSY or (source is None and now - at < _RECENT_S)
+        if not untold or not (soon or sources):
             return untold
-        again = {each: None for each in again if _matters(each, registry, lease)}
-        if again:
-            until = min(deadline, now + _HURRY_S)
-            for source in again:
-                contact.hurry(_ray.connection(), source.registry, [source.lease], until)
-        else:
+        for source in sources:
+            contact.hurry(_ray.connection(), source.registry, [source.lease], min(deadline, now + _HURRY_S))
+        hurried.update(sources)
+        if not sources:
             time.sleep(pause_s)
             pause_s *= 2
         refs = untold

@@ -26,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .. import _ray
@@ -45,10 +46,13 @@ _LOOK_S = 0.1
 _OPEN_S = 1.5  # how long an end is held up at most, so that the next look sees it; a new call is made halfway
 _CLOSING_S = 3 * _TIMEOUT_S
 _TIDY_S = 5.0
+_BACKLOG_S = 2.0
+_MOST_AT_ONCE = 100
 
 _hanging: dict[bytes, list[tuple[str, bytes]]] = {}  # by object, the leases of it: registry and id
 _lock = threading.Lock()
 _hooked = False
+_backlog_at = 0.0
 _watcher: threading.Thread | None = None
 
 
@@ -98,8 +102,12 @@ def note(refs: Sequence[Ref], registry: str, lease: bytes) -> None:
 
 
 def backlog() -> list[Ref]:
-    """References of leases that hang on this process, and that it still has."""
-    return _ray.references(_ray.still_counted(_hanging)) if _hanging else []
+    """Some references of leases that hang on this process, and that it still has; none if there were some a moment ago."""
+    global _backlog_at
+    if not _hanging or time.monotonic() - _backlog_at < _BACKLOG_S:
+        return []
+    _backlog_at = time.monotonic()
+    return _ray.references(islice(_ray.still_counted(_hanging), _MOST_AT_ONCE))
 
 
 def forget(ids: Iterable[bytes]) -> None:
