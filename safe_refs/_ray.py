@@ -370,7 +370,9 @@ def touch_zero(refs: Sequence[ray.ObjectRef[Any]]) -> list[Told]:
     Private: `get_all_reference_counts` and the calls that `ObjectRef` itself makes when it begins and ends, seen since Ray 2.52.
 
     Args:
-        refs: each object once. Somebody else must hold them by now, and have said so to this process by answering a call.
+        refs: each object once. Somebody else must hold them by now, and have said so to this process by answering a call that brought
+            them, since they were touched last: who holds is what there is to tell, and by what remains of that it is seen whether
+            it was told.
     """
     import ray
 

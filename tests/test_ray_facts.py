@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +146,98 @@ def test_copyreg_is_asked_by_pickle_and_never_by_rays_own_pickler(cluster: str) 
     finally:
         copyreg.pickle(ray.ObjectRef, ours)
     calls.clear()
+
+
+class Keeper:
+    """Keeps references; and takes a count to zero in a call of its own, as a borrower does."""
+
+    def keep(self, refs: list[Any], seconds: float = 0.0) -> None:
+        self.refs = refs
+        time.sleep(seconds)
+
+    def give(self) -> list[Any]:
+        refs, self.refs = self.refs, []
+        return refs
+
+    def count(self) -> Any:
+        gc.collect()
+        counts = _ray._core_worker().get_all_reference_counts()
+        return [counts.get(ref.hex().encode()) for ref in self.refs]
+
+    def touch(self) -> list[_ray.Told]:
+        return _ray.touch_zero(self.refs)
+
+    def touch_while_in_flight(self, other: Any) -> list[_ray.Told]:
+        waiting = other.keep.remote(self.refs, 1.0)
+        told = _ray.touch_zero(self.refs)
+        ray.get(waiting, timeout=30)
+        return told
+
+    def pass_on(self, other: Any) -> None:
+        ray.get(other.keep.remote(self.refs), timeout=30)
+
+    def read(self) -> int:
+        value: int = ray.get(self.refs[0], timeout=10)
+        return value
+
+
+def test_a_touch_of_zero_tells_the_owner_and_changes_no_count(cluster: str) -> None:
+    """The owner knows a borrower to which it gave the reference, and forgets it when it touches zero."""
+    borrower, courier = as_actor(Keeper).remote(), as_actor(Keeper).remote()
+    ray.get(borrower.keep.remote([ray.put(5)]), timeout=60)
+    ray.get(borrower.pass_on.remote(courier), timeout=60)
+    before = ray.get(borrower.count.remote(), timeout=60)
+    assert ray.get(borrower.touch.remote(), timeout=60) == [_ray.Told.YES]
+    ray.get(borrower.pass_on.remote(courier), timeout=60)
+    assert ray.get(borrower.touch.remote(), timeout=60) == [_ray.Told.UNKNOWN]
+    assert ray.get(borrower.count.remote(), timeout=60) == before == [{"local": 1, "submitted": 0}]
+
+
+def test_a_reference_in_flight_cannot_be_touched(cluster: str) -> None:
+    """Until the call that carries it is answered."""
+    borrower, other = as_actor(Keeper).remote(), as_actor(Keeper).remote()
+    ray.get([borrower.keep.remote([ray.put(6)]), other.keep.remote([])], timeout=60)
+    assert ray.get(borrower.touch_while_in_flight.remote(other), timeout=60) == [_ray.Told.BUSY]
+    assert ray.get(borrower.read.remote(), timeout=60) == 6
+
+
+def test_a_process_knows_its_own_address(cluster: str) -> None:
+    """It contains what an owner's address does, so that objects that a process borrows can be told from its own."""
+    mine = ray.put(1)
+    keeper = as_actor(Keeper).remote()
+    ray.get(keeper.keep.remote([ray.put(2)]), timeout=60)
+    [theirs] = ray.get(keeper.give.remote(), timeout=60)
+    other = as_actor(Keeper).remote()
+    made = ray.get(other.__ray_call__.remote(lambda _: [ray.put(3)]), timeout=60)
+    assert _ray.borrowed([mine, theirs, *made]) == made
+    assert not _ray.is_surely_dead(_ray.own_address())
+
+
+def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) -> None:
+    """Once its last handle is dropped the control store says so, while a call of its own is still open."""
+    path = tmp_path / "told"
+
+    class Ending:
+        def begin(self, other: Any) -> None:
+            import threading
+
+            def watch() -> None:
+                waiting = other.keep.remote([], 3.0)
+                deadline = time.monotonic() + 20
+                while not _ray.is_told_to_end() and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                path.write_text("told")
+                del waiting
+
+            threading.Thread(target=watch, daemon=True).start()
+
+    other, ending = as_actor(Keeper).remote(), as_actor(Ending).remote()
+    ray.get(other.keep.remote([]), timeout=60)
+    ray.get(ending.begin.remote(other), timeout=60)
+    time.sleep(0.5)
+    del ending
+    gc.collect()
+    deadline = time.monotonic() + 15
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists()
