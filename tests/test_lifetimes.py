@@ -20,8 +20,8 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray, config
-from tests.conftest import PRELUDE, Driver, as_actor
+from safe_refs import config
+from tests.conftest import PRELUDE, Driver, as_actor, is_empty
 from tests.test_registry import wait_until
 
 MB = 2**20
@@ -399,4 +399,4 @@ def test_a_lease_with_a_living_owner_outlives_other_deaths(registry: str) -> Non
     assert ray.get(safe_refs.loads(payload), timeout=20) == b"x" * MB
     assert json.loads(json.dumps(safe_refs.release(payload))) == 1
     gc.collect()
-    assert _ray.wait_for_store(8, 3).used_bytes <= 8
+    assert is_empty(3)

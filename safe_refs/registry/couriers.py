@@ -37,16 +37,25 @@ if TYPE_CHECKING:
 FOR_SHARDS = (0, 1)
 FOR_CLIENTS = 2
 STAYS_S = 60.0  # how long a courier waits for work
-_FORGETS_S = 10.0  # what was not asked for by then is dropped: who brought it has died, or was stopped for long
-_TICK_S = 2.0
+_FORGETS_S = (
+    10.0,
+    10.0,
+    3.0,
+)  # a shard's hold may be the last, so that it is given time; a client has the shard's to go back to
+_TICK_S = 1.0
 
 _handles: dict[tuple[_ray.Connection, int], Any] = {}
 
 
 class Courier:
-    """The actor's class."""
+    """The actor's class.
 
-    def __init__(self) -> None:
+    Args:
+        forgets_s: what was not asked for by then is dropped: who brought it has died, or was stopped for long.
+    """
+
+    def __init__(self, forgets_s: float) -> None:
+        self._forgets_s = forgets_s
         self._held: dict[bytes, tuple[float, list[Ref]]] = {}
         self._asked_at = time.monotonic()
         threading.Thread(target=self._tidy, name="safe_refs-time", daemon=True).start()
@@ -91,7 +100,7 @@ class Courier:
             time.sleep(_TICK_S)
             now = time.monotonic()
             # Only keys: a loop's variables would keep the last references until the next turn.
-            for key in [key for key, held in list(self._held.items()) if now - held[0] > _FORGETS_S]:
+            for key in [key for key, held in list(self._held.items()) if now - held[0] > self._forgets_s]:
                 self._held.pop(key, None)
             if now - self._asked_at > STAYS_S:
                 me.end.remote()
@@ -104,7 +113,7 @@ def courier(number: int) -> Any:
     if known is None:
         if len(_handles) > 64:
             _handles.clear()
-        known = _handles[(connected, number)] = named(name(number), Courier, number)
+        known = _handles[(connected, number)] = named(name(number), Courier, _FORGETS_S[number], place=number)
     return known
 
 
@@ -156,7 +165,7 @@ def name(number: int) -> str:
     return f"courier:{number}"
 
 
-def named(actor: str, class_: type, place: int = 0) -> Any:
+def named(actor: str, class_: type, *args: Any, place: int = 0) -> Any:
     """One of the cluster's helping actors, which is started if it doesn't run: on one node after the other, by `place`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -179,4 +188,4 @@ def named(actor: str, class_: type, place: int = 0) -> Any:
     nodes = _ray.nodes()
     if nodes:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(nodes[place % len(nodes)], soft=True)
-    return ray.remote(class_).options(**options).remote()
+    return ray.remote(class_).options(**options).remote(*args)
