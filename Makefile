@@ -37,8 +37,9 @@ redis:
 demo: venv
 	$(BIN)/safe-refs demo
 
+# Two at a time, each with a Ray of its own: most tests wait for something most of the time.
 test: venv redis
-	$(PYTEST)
+	$(PYTEST) -n 2 --dist loadscope
 
 # What takes too long for every day: long waits, and ten thousand programs for the rules.
 test-deep: venv
@@ -47,7 +48,7 @@ test-deep: venv
 test-oldest: redis
 	$(MAKE) venv VENV=.venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.52.0'
-	.venv-oldest/bin/python -m pytest
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadscope
 
 lint: venv
 	$(BIN)/ruff check .

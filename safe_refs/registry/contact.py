@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .. import _ray, config
@@ -218,28 +218,29 @@ def ask_each(
     return replies
 
 
-def hurry(connected: _ray.Connection, registry: str, leases: Sequence[bytes], until: float) -> bool:
+def hurry(connected: _ray.Connection, registry: str, leases: Collection[bytes], until: float) -> bool:
     """Have a registry anchor what it holds and handed out of these leases; whether that is done in time."""
-    waiting = list(leases)
-    while waiting:
-        try:
-            found = topology(connected, registry, start=False)
-        except (NoRegistryError, ValueError):
+    while True:
+        left = unsettled(connected, registry, leases, until)
+        if not left:
+            return left is not None
+        if time.monotonic() > until:
             return False
-        calls = {
-            shard: ([lease for lease in waiting if shard in found.everywhere(lease)],) for shard in range(found.shards)
-        }
-        calls = {shard: args for shard, args in calls.items() if args[0]}
-        replies = ask_each(connected, registry, "hurry", calls, until, start=False)
-        unsettled = [reply for reply in replies.values() if isinstance(reply, list)]
-        if not unsettled:
-            return False
-        waiting = [lease for lease in waiting if any(lease in reply for reply in unsettled)]
-        if waiting and time.monotonic() > until:
-            return False
-        if waiting:
-            time.sleep(_HURRY_PAUSE_S)
-    return True
+        leases = left
+        time.sleep(_HURRY_PAUSE_S)
+
+
+def unsettled(connected: _ray.Connection, registry: str, leases: Collection[bytes], until: float) -> set[bytes] | None:
+    """Have a registry anchor these leases soon: which are unsettled yet, at one holder at least; None if nobody answers."""
+    try:
+        found = topology(connected, registry, start=False)
+    except (NoRegistryError, ValueError):
+        return None
+    calls = {shard: ([lease for lease in leases if shard in found.everywhere(lease)],) for shard in range(found.shards)}
+    calls = {shard: args for shard, args in calls.items() if args[0]}
+    replies = ask_each(connected, registry, "hurry", calls, until, start=False)
+    answers = [reply for reply in replies.values() if isinstance(reply, list)]
+    return {lease for reply in answers for lease in reply} if answers else None
 
 
 def late(registry: str, timeout: float) -> RegistryUnavailableError:

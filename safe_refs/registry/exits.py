@@ -48,11 +48,13 @@ _CLOSING_S = 3 * _TIMEOUT_S
 _TIDY_S = 5.0
 _BACKLOG_S = 2.0
 _MOST_AT_ONCE = 100
+_MANY = 1000
 
 _hanging: dict[bytes, list[tuple[str, bytes]]] = {}  # by object, the leases of it: registry and id
 _lock = threading.Lock()
 _hooked = False
 _backlog_at = 0.0
+_tidied_at = 0.0
 _watcher: threading.Thread | None = None
 
 
@@ -88,6 +90,8 @@ class Usher:
 def note(refs: Sequence[Ref], registry: str, lease: bytes) -> None:
     """A lease of these references hangs on this process."""
     global _hooked, _watcher
+    if len(_hanging) >= _MANY:
+        _tidy()
     with _lock:
         for ref in refs:
             _hanging.setdefault(ref.binary(), []).append((registry, lease))
@@ -107,6 +111,7 @@ def backlog() -> list[Ref]:
     if not _hanging or time.monotonic() - _backlog_at < _BACKLOG_S:
         return []
     _backlog_at = time.monotonic()
+    _tidy()
     return _ray.references(islice(_ray.still_counted(_hanging), _MOST_AT_ONCE))
 
 
@@ -172,7 +177,7 @@ def _open_call(seconds: float = _OPEN_S) -> Any:
 def _watch_own_actor(first: Any) -> None:
     """The watching thread of an actor on which leases hang: hands over when it is told to end, and holds that up till then."""
     calls: deque[Any] = deque([first], maxlen=4)  # each is dropped when its time has long been over
-    opened_at = tidied_at = time.monotonic()
+    opened_at = time.monotonic()
     while True:
         try:
             now = time.monotonic()
@@ -183,19 +188,32 @@ def _watch_own_actor(first: Any) -> None:
             if now - opened_at > _OPEN_S / 2 or calls[-1] is None:
                 opened_at = now
                 calls.append(_open_call())
-            if now - tidied_at > _TIDY_S:
-                tidied_at = now
-                if not _tidy():
-                    return
+            if not _tidy():
+                return
         except Exception:
             logger.debug("could not look whether this actor ends", exc_info=True)  # Ray is gone from this process
         time.sleep(_LOOK_S)
 
 
 def _tidy() -> bool:
-    """Forget references that this process doesn't have any more; whether some are left."""
+    """Forget references that this process lost and leases that hang no longer, now and then; whether some are left."""
+    global _tidied_at
+    if time.monotonic() - _tidied_at < _TIDY_S:
+        return True
+    _tidied_at = time.monotonic()
+    counted = _ray.still_counted(list(_hanging))
+    connected, until = _ray.connection(), time.monotonic() + _TIMEOUT_S
+    found = {lease for leases in list(_hanging.values()) for lease in leases}
+    still: set[tuple[str, bytes]] = set()
+    for registry in {registry for registry, _ in found}:
+        theirs = {lease for other, lease in found if other == registry}
+        answer = contact.unsettled(connected, registry, theirs, until)
+        still.update((registry, lease) for lease in (theirs if answer is None else answer))
     with _lock:
-        counted = _ray.still_counted(_hanging)
-        for id_ in [id_ for id_ in _hanging if id_ not in counted]:
-            del _hanging[id_]
+        for id_, leases in list(_hanging.items()):
+            left = [lease for lease in leases if lease in still or lease not in found]
+            if id_ in counted and left:
+                _hanging[id_] = left
+            else:
+                del _hanging[id_]
         return bool(_hanging)

@@ -145,7 +145,7 @@ class Unsettled:
             else:
                 self._put(lease, entry, _GATHERS_S)  # it was passed on again meanwhile
         elif told is Told.BUSY:
-            self._put(lease, entry, _BUSY_PAUSE_S)
+            self._put(lease, entry, _GATHERS_S)
         elif entry.doomed_at is not None and self._clock() - entry.doomed_at > _GRACE_S:
             del self._entries[lease]
             return True
@@ -197,6 +197,7 @@ class Settler:
         self._pause_s = _BUSY_PAUSE_S
         self._kept_couriers_at = -_KEEPS_COURIERS_S
         self._looked_at = 0.0
+        self._no_couriers_until = 0.0  # couriers that hang are not to make all calls wait
         self.wake = threading.Event()
 
     def touch_batch(self) -> list[Told]:
@@ -259,8 +260,15 @@ class Settler:
         if not leases:
             return False
         told: dict[bytes, Told] = {}
+        waiting = list(refs.values())
+        refs.clear()
         try:
-            told = self._hand_over(list(refs.values()))
+            # A large lease is taken in parts, so that calls come in between.
+            while waiting:
+                part, waiting = waiting[:_MOST_REFERENCES], waiting[_MOST_REFERENCES:]
+                told.update(self._hand_over(part))
+                if waiting:
+                    time.sleep(self._pause_s)
         finally:
             self._note_outcome(leases, told)
         return True
@@ -289,9 +297,14 @@ class Settler:
         it, the couriers among them, to whoever pinned.
         """
         told = [Told.BUSY] * len(refs)
+        if time.monotonic() < self._no_couriers_until:
+            return told
         replies = [couriers.hold(number, key, list(refs)) for number in _OURS]
         held = [couriers.answered(number, replies.pop(0), _HOLD_S) for number in _OURS]
-        for _ in range(_BUSY_TRIES if all(held) else 0):
+        if not all(held):
+            self._no_couriers_until = time.monotonic() + _HOLD_S
+            return told
+        for _ in range(_BUSY_TRIES):
             left = [index for index, state in enumerate(told) if state is Told.BUSY]
             if not left:
                 break
