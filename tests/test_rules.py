@@ -302,3 +302,14 @@ def test_an_end_remembers_the_use_that_it_came_by(table: LeaseTable[str], clock:
             assert [each.ended_by(lease, use) for use in (b"mine", b"another's", b"")] == [True, False, False]
     table.release(C, ME)
     assert not table.ended_by(C, b"")
+
+
+def test_an_end_is_told_as_such_in_a_later_epoch_too(table: LeaseTable[str]) -> None:
+    """A reader who hears "lost" goes on to the other replica, which may not have heard of the end."""
+    pin(table, A, "x")
+    table.release(A, ME)
+    table.begin_anew(b"epoch..2", 4)
+    with pytest.raises(LeaseReleasedError):
+        resolve(table, A)
+    with pytest.raises(LeaseLostError):
+        resolve(table, B)

@@ -604,11 +604,11 @@ class LeaseTable(Generic[T]):
             del self._ended[lease]
 
     def _why(self, lease: bytes, epoch: bytes, generation: int) -> LeaseError:
-        """The error that says what became of a lease that isn't live."""
+        """The error that says what became of a lease that isn't live: how it ended, if that is known, be it of an older epoch."""
         short = lease[:4].hex()
-        if epoch != self.epoch:
-            return LeaseLostError.of(short, self.registry, generation, self.generation)
         end = self._ended.get(lease)
+        if end is None and epoch != self.epoch:
+            return LeaseLostError.of(short, self.registry, generation, self.generation)
         if end is None and lease in self._lost:
             at, reason = self._lost[lease]
             return LeaseLostError.because(short, self.registry, self.generation, at, reason)
