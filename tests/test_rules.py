@@ -313,3 +313,20 @@ def test_an_end_is_told_as_such_in_a_later_epoch_too(table: LeaseTable[str]) -> 
         resolve(table, A)
     with pytest.raises(LeaseLostError):
         resolve(table, B)
+
+
+@pytest.mark.parametrize(("ttl", "other", "longest"), [(10.0, 20.0, 20.0), (20.0, 10.0, 20.0), (None, 10.0, None)])
+def test_two_renewals_of_one_number_merge_to_the_longer(
+    clock: Clock, ttl: float | None, other: float | None, longest: float | None
+) -> None:
+    """Each replica may count one while the other is down; whatever is told first, both end with the same time."""
+    tables = [make_table(clock), make_table(clock)]
+    for table, wanted in zip(tables, (ttl, other), strict=True):
+        pin(table, A, "x", ttl=5.0)
+        assert table.renew(A, EPOCH, 3, wanted) == 1
+    for table, peer in (tables, tables[::-1]):
+        copy = peer.copy(A)
+        assert copy is not None
+        assert table.take_over(copy)
+        assert table.take_over(copy)
+    assert [table.expires_in_s(A, EPOCH, 3) for table in tables] == [longest, longest]

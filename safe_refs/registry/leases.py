@@ -37,6 +37,10 @@ from .usage import Usage
 T = TypeVar("T")
 
 
+def _length(ttl: float | None) -> float:
+    return math.inf if ttl is None else ttl
+
+
 class _Lease(Generic[T]):
     """A live lease."""
 
@@ -301,6 +305,7 @@ class LeaseTable(Generic[T]):
     def take_over(self, copy: Copy) -> bool:
         """Hold a copy of another shard's lease, or learn from it of uses and renewals; False if the lease has ended here.
 
+        Of two renewals with one number (each shard counted one while the other was down), the longer one counts.
         Limits don't count: the lease was let in where it was made.
         """
         if copy.lease in self._ended:
@@ -311,7 +316,7 @@ class LeaseTable(Generic[T]):
             now = self._clock()
             held = self._begin(copy.lease, copy.items, copy.owners, copy.terms, copy.origin, now - copy.age_s)
             held.renewals = copy.renewals - 1
-        if copy.renewals > held.renewals:
+        if (copy.renewals, _length(copy.terms.ttl)) > (held.renewals, _length(held.terms.ttl)):
             self._set_time(copy.lease, held, copy.terms.ttl, copy.left_s, copy.renewals)
         held.used |= copy.used
         if held.uses_left is not None and held.uses_left <= 0:
