@@ -12,13 +12,15 @@ others, and if too few of them could tell it what it held, it is *lossy*: it say
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 from .leases import Copy, Ending, LeaseTable
 from .topology import Topology
 
 T = TypeVar("T")
+
+_LONGEST_CALL_S = 600.0  # after it, no call is still under way to one shard that another has carried out
 
 
 class Parcel(NamedTuple):
@@ -37,15 +39,25 @@ class Replica(Generic[T]):
         topology: of its registry.
         table: what it holds.
         restarted: whether it held leases before, which it has to get back from the others.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, shard: int, topology: Topology, table: LeaseTable[T], restarted: bool) -> None:
+    def __init__(
+        self,
+        shard: int,
+        topology: Topology,
+        table: LeaseTable[T],
+        restarted: bool,
+        clock: Callable[[], float],
+    ) -> None:
         self.shard = shard
         self.topology = topology
         self._table = table
         self._news: dict[int, OrderedDict[bytes, None]] = {}
         self._to_hear = set(self.others()) if restarted else set[int]()
         self._silent: set[int] = set()  # others that could not tell what this shard held, as they restarted themselves
+        self._clock = clock
+        self._asked: dict[int, float] = {}  # others that came back and asked what they held, and when
         self._unheard: set[int] = set()  # others that this shard gave up waiting for, when it recovered
 
     def others(self) -> list[int]:
@@ -94,6 +106,22 @@ class Replica(Generic[T]):
                     owed = True
         return owed
 
+    def owe_returned(self, leases: Iterable[bytes]) -> bool:
+        """This shard has heard something of leases that all holders are told: whether one is to hear it from here, too.
+
+        One that came back is. It may have heard it before its crash only, and have asked here before it was known.
+        """
+        for shard in [shard for shard, at in self._asked.items() if self._clock() > at + _LONGEST_CALL_S]:
+            del self._asked[shard]
+        owed = False
+        if self._asked:
+            for lease in leases:
+                for shard in self.topology.everywhere(lease):
+                    if shard in self._asked:
+                        self.owe_one(lease, shard)
+                        owed = True
+        return owed
+
     def owe_one(self, lease: bytes, shard: int) -> None:
         """One other holder is to hear of a lease: it could not be reached when the lease was made."""
         self._news.setdefault(shard, OrderedDict())[lease] = None
@@ -128,6 +156,10 @@ class Replica(Generic[T]):
 
     def receive(self, parcel: Parcel) -> list[bytes]:
         """Take what another shard tells: endings first, as they beat copies. Which leases were not held here before."""
+        told: list[bytes] = []
+        if self._asked:
+            told = [*(ending.lease for ending in parcel.endings), *(copy.lease for copy in parcel.copies)]
+        before = [self._known_of(lease) for lease in told]
         for ending in parcel.endings:
             self._table.adopt(ending)
         new = [copy.lease for copy in parcel.copies if not self._table.items_of(copy.lease)]
@@ -135,10 +167,17 @@ class Replica(Generic[T]):
             # One that had ended here is news for the sender, in case it hasn't heard.
             if not self._table.take_over(copy):
                 self.owe([copy.lease])
+        self.owe_returned([lease for lease, known in zip(told, before, strict=True) if self._known_of(lease) != known])
         return new
 
+    def _known_of(self, lease: bytes) -> tuple[object, ...]:
+        """What can change of a lease."""
+        copy = self._table.copy(lease)
+        return (self._table.ending(lease) is not None,) if copy is None else (copy.used, copy.renewals, copy.terms.ttl)
+
     def shared_with(self, shard: int) -> list[bytes]:
-        """Ids of all leases, live or ended, that `shard` holds too, or is to hold."""
+        """Ids of all leases, live or ended, that `shard`, which asks as it came back, is to hold."""
+        self._asked[shard] = self._clock()
         live, ended = self._table.ids()
         return [lease for lease in (*ended, *live) if shard in self.topology.everywhere(lease)]
 

@@ -97,7 +97,7 @@ class Shard:
             wall=time.time,
             limits=limits.share(topology.shards, topology.replicas),
         )
-        self._replica = Replica(shard, topology, self._table, restarted)
+        self._replica = Replica(shard, topology, self._table, restarted, time.monotonic)
         self._identify()
         self._recovering = restarted
         self._closing = False
@@ -149,6 +149,8 @@ class Shard:
                 if sizes:
                     self._table.usage.learn(sizes)
                 self._table.pin(lease, refs, owners, terms, Origin(*maker))
+                if self._replica.owe_returned([lease]):
+                    self._wake_peers.set()
                 if borrower:
                     self._unsettled.note(lease, borrower)
         except SafeRefsError as refusal:

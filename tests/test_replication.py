@@ -1,0 +1,66 @@
+"""What replicas owe each other, without Ray: the rules of `replication`, one at a time. The clock is the test's."""
+
+from __future__ import annotations
+
+from safe_refs.registry.leases import LeaseTable
+from safe_refs.registry.replication import Replica
+from safe_refs.registry.topology import Topology
+from tests.test_rules import ME, A, B, C, Clock, make_table, pin
+
+TOPOLOGY = Topology(version=1, shards=2, replicas=2)
+
+
+def make(shard: int, clock: Clock, restarted: bool = False) -> tuple[LeaseTable[str], Replica[str]]:
+    table = make_table(clock)
+    return table, Replica(shard, TOPOLOGY, table, restarted, clock)
+
+
+def tell(one: Replica[str], other: Replica[str]) -> list[bytes]:
+    """Deliver all news of one shard to the other; of which leases there were some."""
+    news = one.take_news(other.shard, 100)
+    other.receive(one.parcel(news))
+    return news
+
+
+def test_a_pin_that_one_shard_lost_and_the_other_got_late_reaches_both() -> None:
+    """A shard carries out a pin, crashes, comes back and asks; only then the pin arrives at the other."""
+    clock = Clock()
+    (one, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
+    back.receive(peer.parcel(peer.shared_with(0)))
+    back.hear(1, peer.knows_of(0))
+    pin(two, A, "x")
+    assert peer.owe_returned([A])
+    assert tell(peer, back) == [A]
+    assert one.items_of(A) == ("x",)
+    assert not back.owe_returned([A])
+
+
+def test_an_end_that_comes_late_reaches_who_came_back_from_who_told_it() -> None:
+    """A shard ends a lease, crashes before its news arrive, and is told by the other that the lease lives."""
+    clock = Clock()
+    (one, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
+    pin(two, A, "x")
+    back.receive(peer.parcel(peer.shared_with(0)))
+    back.hear(1, peer.knows_of(0))
+    gone, crashed = make(0, clock)
+    gone.release(A, ME)
+    peer.receive(crashed.parcel([A]))
+    assert tell(peer, back) == [A]
+    assert one.items_of(A) == ()
+    peer.receive(crashed.parcel([A]))
+    assert tell(peer, back) == tell(back, peer) == []
+
+
+def test_who_never_crashed_or_long_ago_is_told_nothing_twice() -> None:
+    """What is pinned reaches all holders by itself, so that it costs no news when all is well."""
+    clock = Clock()
+    (_, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
+    for lease in (A, B):
+        pin(two, lease, "x")
+    assert not peer.owe_returned([A])
+    assert sorted(peer.shared_with(0)) == [A, B]
+    assert peer.owe_returned([B])
+    assert tell(peer, back) == [B]
+    clock.now += 601.0
+    pin(two, C, "x")
+    assert not peer.owe_returned([C])
