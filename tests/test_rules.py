@@ -330,3 +330,30 @@ def test_two_renewals_of_one_number_merge_to_the_longer(
         assert table.take_over(copy)
         assert table.take_over(copy)
     assert [table.expires_in_s(A, EPOCH, 3) for table in tables] == [longest, longest]
+
+
+def test_an_end_remembers_the_uses_before_the_last_one(clock: Clock) -> None:
+    """One that was granted by the first shard is granted by the second, even if it hears first that another was the last."""
+    first, second = make_table(clock), make_table(clock)
+    for table in (first, second):
+        pin(table, A, "x", uses=2)
+    for use in (b"mine", b"another's"):
+        first.resolve(A, EPOCH, 3, slot=None, take=False, origin=ME, use=use)
+    ending = first.ending(A)
+    assert ending is not None
+    second.adopt(ending)
+    assert [second.ended_by(A, use) for use in (b"mine", b"another's", b"a third")] == [True, True, False]
+
+
+def test_uses_that_two_shards_granted_in_all_too_many_are_good_for_nothing_more(clock: Clock) -> None:
+    """Each granted some while the other was down: what one of them granted is not confirmed by the other."""
+    first, second = make_table(clock), make_table(clock)
+    for table, uses in ((first, (b"1", b"2")), (second, (b"3",))):
+        pin(table, A, "x", uses=2)
+        for use in uses:
+            table.resolve(A, EPOCH, 3, slot=None, take=False, origin=ME, use=use)
+    ending = first.ending(A)
+    assert ending is not None
+    second.adopt(ending)
+    assert not any(second.ended_by(A, use) for use in (b"1", b"2", b"3"))
+    assert all(first.ended_by(A, use) for use in (b"1", b"2"))

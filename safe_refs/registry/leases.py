@@ -36,6 +36,8 @@ from .usage import Usage
 
 T = TypeVar("T")
 
+_MOST_USES_REMEMBERED = 16  # of an ended lease; a hundred thousand of those are remembered
+
 
 def _length(ttl: float | None) -> float:
     return math.inf if ttl is None else ttl
@@ -96,7 +98,7 @@ class Copy(NamedTuple):
 class Ending(NamedTuple):
     """The news that a lease has ended, on its way to another shard.
 
-    How, seconds ago, when (wall clock), by whom, on what terms, and by which use, if by one.
+    How, seconds ago, when (wall clock), by whom, on what terms, and which uses it had, where they count; see `ended_by`.
     """
 
     lease: bytes
@@ -105,7 +107,7 @@ class Ending(NamedTuple):
     at: float
     by: str
     terms: Terms
-    use: bytes = b""
+    uses: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,14 @@ class Page(Generic[T]):
 
 
 class _End(NamedTuple):
-    """How a lease ended: which of the counters of `RegistryStats`, when (both clocks), by whom, on what terms, by which use."""
+    """How a lease ended: which of the counters of `RegistryStats`, when (both clocks), by whom, on what terms, after which uses."""
 
     how: str
     since: float
     at: float
     by: str
     terms: Terms
-    use: bytes = b""
+    uses: tuple[bytes, ...] = ()
 
 
 class LeaseTable(Generic[T]):
@@ -291,16 +293,20 @@ class LeaseTable(Generic[T]):
         return Copy(lease, held.items, held.owners, held.terms, held.origin, age, left, held.renewals, held.used)
 
     def ended_by(self, lease: bytes, use: bytes) -> bool:
-        """Whether a lease has ended by this very use."""
+        """Whether a lease that has ended was given out for this very use before.
+
+        A shard that is asked second may have heard of the end first, and is not to refuse what the other granted. It can tell for a
+        take, and for leases of up to 16 uses.
+        """
         end = self._ended.get(lease)
-        return end is not None and use != b"" and end.use == use
+        return end is not None and use in end.uses
 
     def ending(self, lease: bytes) -> Ending | None:
         """The news of an ended lease for another shard; None if it isn't ended, or forgotten."""
         end = self._ended.get(lease)
         if end is None:
             return None
-        return Ending(lease, end.how, self._clock() - end.since, end.at, end.by, end.terms, end.use)
+        return Ending(lease, end.how, self._clock() - end.since, end.at, end.by, end.terms, end.uses)
 
     def take_over(self, copy: Copy) -> bool:
         """Hold a copy of another shard's lease, or learn from it of uses and renewals; False if the lease has ended here.
@@ -325,12 +331,16 @@ class LeaseTable(Generic[T]):
 
     def adopt(self, ending: Ending) -> bool:
         """Another shard says that a lease has ended: so it has here; whether it was live until now. Ended beats live."""
-        live = ending.lease in self._live
-        if live:
+        held = self._live.get(ending.lease)
+        live = held is not None
+        if held is not None:
+            if held.terms.uses is not None and len(held.used.union(ending.uses)) > held.terms.uses:
+                # Both shards have granted uses while the other was down, in all too many: none is good for a grant here.
+                ending = ending._replace(uses=())
             self._end(ending.lease, ending.how, ending.by)
         if live or ending.lease not in self._ended:
             since = self._clock() - ending.ago_s
-            self._ended[ending.lease] = _End(ending.how, since, ending.at, ending.by, ending.terms, ending.use)
+            self._ended[ending.lease] = _End(ending.how, since, ending.at, ending.by, ending.terms, ending.uses)
             self._forget_old()
         return live
 
@@ -581,7 +591,9 @@ class LeaseTable(Generic[T]):
     def _end(self, lease: bytes, how: str, by: str, use: bytes = b"") -> None:
         held = self._let_go(lease)
         self._ends[how] += 1
-        self._remember(lease, how, by, held.terms, use)
+        last = {use} if use else set[bytes]()
+        uses = tuple(held.used | last) if len(held.used) <= _MOST_USES_REMEMBERED else tuple(last)
+        self._remember(lease, how, by, held.terms, uses)
 
     def _let_go(self, lease: bytes) -> _Lease[T]:
         """A live lease, which from now on holds nothing."""
@@ -595,8 +607,8 @@ class LeaseTable(Generic[T]):
         self.usage.drop(held.items, held.origin.job)
         return held
 
-    def _remember(self, lease: bytes, how: str, by: str, terms: Terms, use: bytes = b"") -> None:
-        self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms, use)
+    def _remember(self, lease: bytes, how: str, by: str, terms: Terms, uses: tuple[bytes, ...] = ()) -> None:
+        self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms, uses)
         self._forget_old()
 
     def _forget_old(self) -> None:
