@@ -131,7 +131,13 @@ class Shards:
     def start(self, shard: int, epoch: int, restarted: bool) -> int:
         """A shard begins, empty."""
         table = self._table_class(
-            registry="r", epoch=_epoch(epoch), generation=epoch, clock=_clock, wall=_clock, limits=self._limits
+            registry="r",
+            epoch=_epoch(epoch),
+            generation=epoch,
+            clock=_clock,
+            wall=_clock,
+            limits=self._limits,
+            alone=False,
         )
         return self._freeze(shard, table, self._replica_class(shard, TOPOLOGY, table, restarted, _clock))
 

@@ -128,6 +128,7 @@ def pin(
     """
     deadline = time.monotonic() + timeout
     held: set[int] = set()
+    answer = b""
     hand_over: anchoring.HandOver | None = None
     try:
         borrowed = _ray.borrowed(refs)
@@ -157,7 +158,7 @@ def pin(
                     raise contact.late(registry, timeout)
                 if isinstance(reply, bytes) and reply != STALE:
                     held.add(shard)
-                    answer = reply
+                    answer = max(answer, reply, key=_generation)
             if STALE in replies.values() or None in replies.values():
                 contact.forget_topology(connected, registry)
             elif held.issuperset(holders) or (held and _repair(connected, registry, lease, held, holders, deadline)):
@@ -628,6 +629,11 @@ def _remember_identity(connected: _ray.Connection, registry: str, packed: bytes)
         _identities.clear()
     _identities[(connected, registry)] = identity
     return identity
+
+
+def _generation(packed: bytes) -> int:
+    """A shard may not have heard yet that another has begun a new epoch."""
+    return int.from_bytes(packed[8:], "big")
 
 
 def _by_shard(topology: Topology, leases: Iterable[bytes]) -> dict[int, list[bytes]]:

@@ -130,6 +130,7 @@ class _End(NamedTuple):
     by: str
     terms: Terms
     uses: tuple[bytes, ...] = ()
+    unseen: bool = False  # a release of what this table never held
 
 
 class LeaseTable(Generic[T]):
@@ -142,6 +143,7 @@ class LeaseTable(Generic[T]):
         clock: monotonic seconds; everything that ends by time goes by it.
         wall: seconds since the epoch; only for telling people when something was.
         limits: what may be held at most.
+        alone: whether no other table holds the same leases.
     """
 
     def __init__(
@@ -153,8 +155,10 @@ class LeaseTable(Generic[T]):
         clock: Callable[[], float],
         wall: Callable[[], float],
         limits: Limits | None = None,
+        alone: bool = True,
     ) -> None:
         self.registry = registry
+        self.alone = alone
         self.epoch = epoch
         self.generation = generation
         self.usage: Usage[T] = Usage(limits or Limits())
@@ -251,7 +255,7 @@ class LeaseTable(Generic[T]):
             self._end(lease, "released", str(origin))
             return 1
         if lease not in self._ended:
-            self._remember(lease, "released", str(origin), Terms())
+            self._remember(lease, "released", str(origin), Terms(), unseen=True)
         return 0
 
     def renew(self, lease: bytes, epoch: bytes, generation: int, ttl: float | None, renewals: int = 0) -> int:
@@ -607,8 +611,10 @@ class LeaseTable(Generic[T]):
         self.usage.drop(held.items, held.origin.job)
         return held
 
-    def _remember(self, lease: bytes, how: str, by: str, terms: Terms, uses: tuple[bytes, ...] = ()) -> None:
-        self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms, uses)
+    def _remember(
+        self, lease: bytes, how: str, by: str, terms: Terms, uses: tuple[bytes, ...] = (), *, unseen: bool = False
+    ) -> None:
+        self._ended[lease] = _End(how, self._clock(), self._wall(), by, terms, uses, unseen)
         self._forget_old()
 
     def _forget_old(self) -> None:
@@ -624,7 +630,9 @@ class LeaseTable(Generic[T]):
         """The error that says what became of a lease that isn't live: how it ended, if that is known, be it of an older epoch."""
         short = lease[:4].hex()
         end = self._ended.get(lease)
-        if end is None and epoch != self.epoch:
+        # Where there are replicas a release ends what another may hold still. Where there are none, the lease was lost before it.
+        known = end is not None and (not end.unseen or not self.alone)
+        if (end is None or not known) and epoch != self.epoch:
             return LeaseLostError.of(short, self.registry, generation, self.generation)
         if end is None and lease in self._lost:
             at, reason = self._lost[lease]

@@ -96,6 +96,7 @@ class Shard:
             clock=time.monotonic,
             wall=time.time,
             limits=limits.share(topology.shards, topology.replicas),
+            alone=topology.replicas == 1,
         )
         self._replica = Replica(shard, topology, self._table, restarted, time.monotonic)
         self._identify()
