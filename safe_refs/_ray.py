@@ -84,6 +84,21 @@ def connection() -> Connection:
     )
 
 
+def fetch(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
+    """`ray.get` that never starts a Ray, for threads: `ray.get` itself does, in a process that has just left its cluster.
+
+    Private: that `ray.get` is wrapped (`__wrapped__`), seen since Ray 2.52; without it, a moment of the same risk is left.
+
+    Raises:
+        RegistryUnavailableError: Ray isn't initialized here.
+    """
+    import ray
+
+    connection()
+    get: Any = getattr(ray.get, "__wrapped__", ray.get)
+    return get(ref, timeout=timeout_s)
+
+
 def node_and_process() -> tuple[str, int]:
     """This process's node id (56 hexadecimal digits) and process id."""
     import ray

@@ -26,7 +26,7 @@ from safe_refs.registry import anchoring, client, couriers
 from safe_refs.registry.records import Query
 from safe_refs.registry.settling import Unsettled
 from safe_refs.registry.topology import actor_name
-from tests.conftest import Driver, as_actor, is_empty
+from tests.conftest import Driver, as_actor, is_empty, run_python
 from tests.shards import Start, start
 
 __all__ = ["start"]  # a fixture
@@ -590,3 +590,23 @@ def test_a_courier_that_cannot_be_had_is_waited_for_only_once(cluster: str) -> N
     time.sleep(3)
     assert [opens(payload) for payload in payloads] == [0, 1, 2, 0]
     safe_refs.release(payloads)
+
+
+def test_a_process_that_leaves_ray_is_left_alone() -> None:
+    """A driver that pinned what it borrowed, and shut Ray down, goes on without one: no thread of safe_refs starts another."""
+    found = run_python(
+        """
+        import json, time, ray, safe_refs
+        from tests.conftest import as_actor
+        from tests.test_anchoring import Owner
+        options = dict(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+        ray.init("local", logging_level="error", _node_ip_address="127.0.0.1", **options)
+        owner = as_actor(Owner).remote()
+        for ref in ray.get([owner.make.remote(n) for n in range(10)]):
+            safe_refs.dumps(ref[0])
+        ray.shutdown()
+        time.sleep(3)
+        print(json.dumps(ray.is_initialized()))
+        """
+    )
+    assert found is False

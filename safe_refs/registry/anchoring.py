@@ -202,7 +202,7 @@ def _return_later(loan: _Loan) -> None:
 
 def _return_loans() -> None:
     """The returning thread: asks couriers to give back, and sees to it that they do."""
-    asked: deque[tuple[float, Any, list[_Loan]]] = deque()
+    asked: deque[tuple[float, _ray.Connection, Any, list[_Loan]]] = deque()
     while True:
         _lent.wait(_WATCH_S if asked else None)
         _lent.clear()
@@ -212,9 +212,13 @@ def _return_loans() -> None:
                 loans.append(_loans.popleft())
             now = time.monotonic()
             if loans:
-                asked.append((now, couriers.give(couriers.FOR_CLIENTS, [loan.key for loan in loans]), loans))
+                connected = _ray.connection()
+                reply = couriers.give(couriers.FOR_CLIENTS, [loan.key for loan in loans])
+                asked.append((now, connected, reply, loans))
             while asked and now - asked[0][0] > _WATCH_S:
-                _, reply, loans = asked.popleft()
+                _, connected, reply, loans = asked.popleft()
+                if connected != _ray.connection():
+                    continue  # that cluster is left
                 if not couriers.answered(couriers.FOR_CLIENTS, reply, _COURIER_PATIENCE_S):
                     for loan in loans:
                         _ask_back(loan)

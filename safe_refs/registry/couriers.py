@@ -136,7 +136,7 @@ def answered(number: int, reply: Any, timeout_s: float) -> bool:
     import ray
 
     try:
-        if reply is not None and ray.get(reply, timeout=timeout_s):
+        if reply is not None and _ray.fetch(reply, timeout_s):
             return True
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
         pass
