@@ -66,11 +66,12 @@ class HandOver(NamedTuple):
 
 
 class _Loan(NamedTuple):
-    """What the courier is to give back: its key there, and the lease that holds the same."""
+    """What the courier is to give back: its key there, and the lease that holds the same; by their ids, what that is."""
 
     key: bytes
     registry: str
     lease: bytes
+    ids: tuple[bytes, ...]
 
 
 def begin(refs: Sequence[Ref]) -> HandOver | None:
@@ -89,7 +90,7 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
         hand_over = _wait_for_courier(hand_over, deadline)
     if hand_over is not None:
         untold = {ref.binary() for ref in _tell_owners(hand_over.refs, registry, lease, deadline)}
-        _return_later(_Loan(hand_over.key, registry, lease))
+        _return_later(_Loan(hand_over.key, registry, lease, tuple(ref.binary() for ref in hand_over.refs)))
         exits.forget(ref.binary() for ref in hand_over.refs if ref.binary() not in untold)
         refs = [ref for ref in refs if ref.binary() in untold]
         if not refs:
@@ -231,4 +232,4 @@ def _ask_back(loan: _Loan) -> None:
     connected = _ray.connection()
     for shard in _topology(loan.registry).everywhere(loan.lease):
         # What comes back is dropped at once: that Ray has told this process of it is what counts.
-        contact.known_handle(connected, loan.registry, shard).hand_back.remote(loan.lease)
+        contact.known_handle(connected, loan.registry, shard).hand_back.remote(loan.ids)

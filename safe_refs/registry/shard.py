@@ -325,11 +325,17 @@ class Shard:
         self._settler.wake.set()
         return waiting
 
-    def hand_back(self, lease: bytes) -> list[Ref]:
-        """What a live lease holds, for a process whose courier died while it anchored; no use of it."""
+    def hand_back(self, ids: Sequence[bytes]) -> list[Ref]:
+        """Objects that some live lease holds, for a process whose courier died while it anchored; no use of the leases."""
+        wanted = set(ids)
         with self._lock:
-            self._pass_on([lease], soon=True)
-            return list(self._table.items_of(lease))
+            leases = {id_: lease for lease in self._table.ids()[0] for id_ in self._held_ids(lease) if id_ in wanted}
+            found = {ref.binary(): ref for lease in leases.values() for ref in self._table.items_of(lease)}
+            self._pass_on(list(dict.fromkeys(leases.values())), soon=True)
+        return [ref for id_, ref in found.items() if id_ in wanted]
+
+    def _held_ids(self, lease: bytes) -> list[bytes]:
+        return [ref.binary() for ref in self._table.items_of(lease)]
 
     def touch(self) -> list[int]:
         """Take the counts of the settler's batch to zero and up again. No other call is carried out meanwhile."""
