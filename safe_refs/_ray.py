@@ -278,7 +278,7 @@ def borrowed(refs: Iterable[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
 
 
 def still_counted(ids: Iterable[bytes]) -> set[bytes]:
-    """Those of these objects that this process still has references to. Private: see `any_counted`."""
+    """Those of these objects that this process still has references to. Private: see `counted`."""
     counts = _core_worker().get_all_reference_counts()
     return {id_ for id_ in ids if counts.get(id_.hex().encode(), {}).get("local")}
 
@@ -468,14 +468,14 @@ def sizes(refs: Iterable[ray.ObjectRef[Any]], timeout_s: float) -> dict[ray.Obje
     return found
 
 
-def any_counted(ids: Iterable[str]) -> bool:
-    """Whether this process still counts references for any of these object ids (hexadecimal).
+def counted(ids: Iterable[bytes]) -> list[bytes]:
+    """Those of these objects that this process still knows anything of, be it only who else holds them.
 
     Private: `CoreWorker.get_all_reference_counts`, seen since Ray 2.52; its keys are hexadecimal in bytes. Used by `shutdown`,
-    which waits until what it let go of is really gone; without it, it would have to wait a fixed time.
+    which waits until what it let go of is really gone, and by couriers; without it, they would have to wait a fixed time.
     """
     counts = _core_worker().get_all_reference_counts()
-    return any(id_.encode() in counts for id_ in ids)
+    return [id_ for id_ in ids if id_.hex().encode() in counts]
 
 
 def store_usage() -> StoreUsage:

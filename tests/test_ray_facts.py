@@ -104,10 +104,10 @@ def test_counted_references_are_seen(cluster: str) -> None:
     """A reference counts as long as somebody in the process has it."""
     ref = ray.put(1)
     id_ = ref.hex()
-    assert _ray.any_counted([id_])
+    assert _ray.counted([bytes.fromhex(id_)])
     del ref
     gc.collect()
-    assert not _ray.any_counted([id_])
+    assert not _ray.counted([bytes.fromhex(id_)])
 
 
 def test_store_usage_is_what_is_in_the_store(cluster: str) -> None:

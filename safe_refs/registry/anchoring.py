@@ -39,11 +39,14 @@ _MOST_RECENT = 4096
 _TRIES = 8
 _FIRST_PAUSE_S = 0.0005
 _HURRY_S = 3.0
+_HEARD_S = 0.5
 _WATCH_S = 0.5
 
 # Objects that this process got, or anchored, a moment ago, so that their owners may not know it just now: when, and the lease that it
 # resolved them from, if it did.
 _recent: dict[bytes, tuple[float, LeaseAddress | None]] = {}
+# Objects of which owners were told, and may not have heard yet: when, and the courier's life then.
+_said: dict[bytes, tuple[float, bytes]] = {}
 _down_until = 0.0
 _loans: deque[_Loan] = deque()
 _lent = threading.Event()
@@ -86,11 +89,15 @@ def begin(refs: Sequence[Ref]) -> HandOver | None:
 
 def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease: bytes, deadline: float) -> None:
     """The registry holds `refs` now: have their owners told, or note that the lease hangs on this process."""
-    if hand_over is not None:
-        hand_over = _wait_for_courier(hand_over, deadline)
-    if hand_over is not None:
-        untold = {ref.binary() for ref in _tell_owners(hand_over.refs, registry, lease, deadline)}
+    held = None if hand_over is None else _wait_for_courier(hand_over, deadline)
+    if held is not None:
+        hand_over, life, behind = held
+        told, untold = _tell_owners(hand_over.refs, registry, lease, deadline)
         _return_later(_Loan(hand_over.key, registry, lease, tuple(ref.binary() for ref in hand_over.refs)))
+        if len(told) > 1 or (told and behind):
+            untold.update(_wait_for_owners(life, told, deadline))
+        else:
+            _said.update(dict.fromkeys(told, (time.monotonic(), life)))
         exits.forget(ref.binary() for ref in hand_over.refs if ref.binary() not in untold)
         refs = [ref for ref in refs if ref.binary() in untold]
         if not refs:
@@ -114,39 +121,57 @@ def note_resolved(address: LeaseAddress, refs: Sequence[Ref]) -> None:
 
 def _send(refs: list[Ref]) -> HandOver:
     key = os.urandom(8)
-    return HandOver(key, refs, couriers.hold(couriers.FOR_CLIENTS, key, refs))
+    lately = time.monotonic() - _RECENT_S
+    said: dict[bytes, list[bytes]] = {}
+    for id_, (at, life) in list(_said.items()):
+        if at > lately:
+            said.setdefault(life, []).append(id_)
+    _said.clear()
+    again = {ref.binary() for ref in refs}
+    for life, ids in said.items():
+        if not again.isdisjoint(ids):
+            # Who holds the same once more would be asked about this time only, and forgets whom it gave it back to last time.
+            said[life] = _wait_for_owners(life, ids, time.monotonic() + _HEARD_S)
+    return HandOver(key, refs, couriers.hold(couriers.FOR_CLIENTS, key, refs, *said.items()))
 
 
-def _wait_for_courier(hand_over: HandOver, deadline: float) -> HandOver | None:
-    """Wait until the courier holds the references, and send them again if it has died; None if it can't be had."""
+def _wait_for_courier(hand_over: HandOver, deadline: float) -> tuple[HandOver, bytes, list[bytes]] | None:
+    """Wait until the courier holds the references, and send them again if it has died; None if it can't be had.
+
+    With the hand-over come the courier's life, and what owners were told before and have not heard yet.
+    """
     global _down_until
     until = min(deadline, time.monotonic() + _COURIER_PATIENCE_S)
-    while not couriers.answered(couriers.FOR_CLIENTS, hand_over.reply, max(until - time.monotonic(), 0.001)):
+    while True:
+        answer = couriers.answer(couriers.FOR_CLIENTS, hand_over.reply, max(until - time.monotonic(), 0.001))
+        if answer is not None:
+            return hand_over, *answer
         if time.monotonic() + _COURIER_PAUSE_S > until:
             _down_until = time.monotonic() + _DOWN_S
             return None
         time.sleep(_COURIER_PAUSE_S)
         hand_over = _send(hand_over.refs)
-    return hand_over
 
 
-def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) -> list[Ref]:
-    """Steps 2 of `couriers`; those references of which the owners could not be told.
+def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) -> tuple[list[bytes], set[bytes]]:
+    """Step 2 of `couriers`: the objects of which the owners were told, and those of which they had to be, and could not.
 
     An owner that doesn't know this process can't be. It will know soon if this process anchored the same object, or resolved it, a
     moment ago; and it knows at the end of this task if the task brought the reference. So the former are waited for, a little.
     """
     pause_s = _FIRST_PAUSE_S
     hurried: set[LeaseAddress] = set()
+    told: list[bytes] = []
     for _ in range(_TRIES):
-        told = _ray.touch_zero(refs)
+        states = _ray.touch_zero(refs)
         now = time.monotonic()
         untold: list[Ref] = []
         sources: dict[LeaseAddress, None] = {}
         soon = False
-        for ref, state in zip(refs, told, strict=True):
+        for ref, state in zip(refs, states, strict=True):
             at, source = _recent.get(ref.binary(), (0.0, None))
             if state is Told.YES:
+                told.append(ref.binary())
                 _note_recent(ref.binary(), now, None)
             elif state is Told.UNKNOWN and source is not None and not _matters(source, registry, lease):
                 pass  # who holds it now has held it before, and is known, or will be, by itself
@@ -155,16 +180,32 @@ def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) 
                 if state is Told.UNKNOWN and source is not None and source not in hurried:
                     sources[source] = None
                 soon = soon or state is Told.BUSY or (source is None and now - at < _RECENT_S)
+        refs = untold
         if not untold or not (soon or sources):
-            return untold
+            break
         for source in sources:
             contact.hurry(_ray.connection(), source.registry, [source.lease], min(deadline, now + _HURRY_S))
         hurried.update(sources)
         if not sources:
             time.sleep(pause_s)
             pause_s *= 2
-        refs = untold
-    return refs
+    return told, {ref.binary() for ref in refs}
+
+
+def _wait_for_owners(life: bytes, told: list[bytes], deadline: float) -> list[bytes]:
+    """Wait until the owners have heard; those objects of which they have not in time.
+
+    Ray sends an owner one message at once, and further ones when it has asked for more; till then they would be lost with this
+    process. A single message for an owner that has heard all before needs no waiting.
+    """
+    pause_s = _FIRST_PAUSE_S
+    until = min(deadline, time.monotonic() + _HEARD_S)
+    while True:
+        told = couriers.unheard(couriers.FOR_CLIENTS, life, told, max(until - time.monotonic(), 0.001))
+        if not told or time.monotonic() + pause_s > until:
+            return told
+        time.sleep(pause_s)
+        pause_s *= 2
 
 
 def _matters(source: LeaseAddress, registry: str, lease: bytes) -> bool:
@@ -220,7 +261,7 @@ def _return_loans() -> None:
                 _, connected, reply, loans = asked.popleft()
                 if connected != _ray.connection():
                     continue  # that cluster is left
-                if not couriers.answered(couriers.FOR_CLIENTS, reply, _COURIER_PATIENCE_S):
+                if not couriers.answer(couriers.FOR_CLIENTS, reply, _COURIER_PATIENCE_S):
                     for loan in loans:
                         _ask_back(loan)
         except Exception:

@@ -21,6 +21,7 @@ same object itself, and then its count doesn't reach zero.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,9 @@ class Courier:
     def __init__(self, forgets_s: float) -> None:
         self._forgets_s = forgets_s
         self._held: dict[bytes, tuple[float, list[Ref]]] = {}
+        self._life = os.urandom(
+            8
+        )  # one that starts anew knows nothing, and is not to be taken for one that is done with it
         self._asked_at = time.monotonic()
         threading.Thread(target=self._tidy, name="safe_refs-time", daemon=True).start()
 
@@ -65,17 +69,24 @@ class Courier:
         self._asked_at = time.monotonic()
         return True
 
-    def hold(self, key: bytes, refs: list[Ref]) -> bool:
-        """Take references until they are asked for."""
+    def hold(self, key: bytes, refs: list[Ref], *given: tuple[bytes, list[bytes]]) -> tuple[bytes, list[bytes]]:
+        """Take references until they are asked for; which life of the courier this is, and `unheard` of what it gave back before."""
         self._asked_at = time.monotonic()
         self._held[key] = (self._asked_at, refs)
-        return True
+        return self._life, [id_ for each in given for id_ in self.unheard(*each)]
 
-    def give(self, keys: list[bytes]) -> tuple[list[Ref], bool]:
-        """Give references back, and drop them here; and, as a result of its own, whether all were here."""
+    def give(self, keys: list[bytes]) -> tuple[list[Ref], bytes]:
+        """Give references back, and drop them; as a result of its own, which life this is, or nothing if some weren't here."""
         self._asked_at = time.monotonic()
         found = [self._held.pop(key, (0.0, []))[1] for key in keys]
-        return [ref for refs in found for ref in refs], all(found)
+        return [ref for refs in found for ref in refs], self._life if all(found) else b""
+
+    def unheard(self, life: bytes, ids: list[bytes]) -> list[bytes]:
+        """Of these objects, given back in that life, those that are known here still, as their owners have not asked for them.
+
+        An owner asks when it has heard from who brought the reference.
+        """
+        return ids if life != self._life else _ray.counted(ids)
 
     def where(self) -> tuple[str, int]:
         """The node that it runs on, and its process id."""
@@ -117,9 +128,9 @@ def courier(number: int) -> Any:
     return known
 
 
-def hold(number: int, key: bytes, refs: list[Ref]) -> Any:
-    """Have a courier take references: the reply to wait for; None if it can't be called now."""
-    return _call(number, "hold", key, refs)
+def hold(number: int, key: bytes, refs: list[Ref], *given: tuple[bytes, list[bytes]]) -> Any:
+    """Have a courier take references: the reply to wait for (see `Courier.hold`); None if it can't be called now."""
+    return _call(number, "hold", key, refs, *given)
 
 
 def give(number: int, keys: list[bytes]) -> Any:
@@ -131,17 +142,23 @@ def give(number: int, keys: list[bytes]) -> Any:
     return None if replies is None else replies[1]
 
 
-def answered(number: int, reply: Any, timeout_s: float) -> bool:
-    """Whether a courier's answer has come in time, and was a yes; otherwise it is looked up anew, next time."""
+def unheard(number: int, life: bytes, ids: list[bytes], timeout_s: float) -> list[bytes]:
+    """Of these objects, that a courier gave back in that life, those whose owners may not have heard of it."""
+    told: list[bytes] | None = answer(number, _call(number, "unheard", life, ids), timeout_s)
+    return ids if told is None else told
+
+
+def answer(number: int, reply: Any, timeout_s: float) -> Any:
+    """A courier's answer; None if none came in time: it is looked up anew, next time."""
     import ray
 
-    try:
-        if reply is not None and _ray.fetch(reply, timeout_s):
-            return True
-    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        pass
+    if reply is not None:
+        try:
+            return _ray.fetch(reply, timeout_s)
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+            pass
     forget(number)
-    return False
+    return None
 
 
 def _call(number: int, method: str, *args: Any, returns: int = 1) -> Any:

@@ -142,7 +142,7 @@ def hand_over() -> None:
 def _anchor(refs: list[Ref], leases: set[tuple[str, bytes]]) -> None:
     key = os.urandom(8)
     reply = couriers.hold(couriers.FOR_CLIENTS, key, refs)
-    if not couriers.answered(couriers.FOR_CLIENTS, reply, _TIMEOUT_S):
+    if couriers.answer(couriers.FOR_CLIENTS, reply, _TIMEOUT_S) is None:
         return
     del reply
     pause = sys.getswitchinterval()
@@ -157,7 +157,7 @@ def _anchor(refs: list[Ref], leases: set[tuple[str, bytes]]) -> None:
             time.sleep(0.001)
     finally:
         sys.setswitchinterval(pause)
-    couriers.answered(couriers.FOR_CLIENTS, couriers.give(couriers.FOR_CLIENTS, [key]), _TIMEOUT_S)
+    couriers.answer(couriers.FOR_CLIENTS, couriers.give(couriers.FOR_CLIENTS, [key]), _TIMEOUT_S)
     # Ray's news travel in the background, and would end with this process: the registry tells when the owners have them.
     until = time.monotonic() + _TIMEOUT_S
     for registry in {registry for registry, _ in leases}:
@@ -201,9 +201,12 @@ def _tidy() -> bool:
     if time.monotonic() - _tidied_at < _TIDY_S:
         return True
     _tidied_at = time.monotonic()
-    counted = _ray.still_counted(list(_hanging))
+    noted = list(_hanging)
+    found = {
+        lease for leases in list(_hanging.values()) for lease in leases
+    }  # what is noted from here on is left alone
+    counted = _ray.still_counted(noted)
     connected, until = _ray.connection(), time.monotonic() + _TIMEOUT_S
-    found = {lease for leases in list(_hanging.values()) for lease in leases}
     still: set[tuple[str, bytes]] = set()
     for registry in {registry for registry, _ in found}:
         theirs = {lease for other, lease in found if other == registry}
@@ -211,8 +214,8 @@ def _tidy() -> bool:
         still.update((registry, lease) for lease in (theirs if answer is None else answer))
     with _lock:
         for id_, leases in list(_hanging.items()):
-            left = [lease for lease in leases if lease in still or lease not in found]
-            if id_ in counted and left:
+            left = [lease for lease in leases if lease not in found or (lease in still and id_ in counted)]
+            if left:
                 _hanging[id_] = left
             else:
                 del _hanging[id_]

@@ -16,7 +16,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from .. import _ray
 from .._ray import Told
 from . import couriers
 from .leases import LeaseTable
+from .returning import Returner
 
 if TYPE_CHECKING:
     import ray
@@ -37,7 +37,7 @@ _LONGEST_PAUSE_S = 30.0
 _GRACE_S = 1.0  # what a dead process had reported still reaches the owner
 _PROBE_S = 0.3  # between two looks at whether the processes that leases hang on still live
 _MOST_REFERENCES = 128  # in a round: a few milliseconds of the shard's time
-_COURIER_TIMEOUT_S = 10.0
+_AWAY_S = 0.5  # a call waits no longer for objects that couriers have
 _HOLD_S = 1.0  # the shard's calls wait meanwhile
 _TOUCH_TIMEOUT_S = 60.0
 _BREATH_S = 0.0003
@@ -193,26 +193,27 @@ class Settler:
         self._lock = lock
         self._using = using
         self._batch: tuple[bytes, list[Ref]] = (b"", [])
-        self._keys: deque[bytes] = deque()  # what couriers still hold
+        self._returner = Returner()
         self._pause_s = _BUSY_PAUSE_S
         self._kept_couriers_at = -_KEEPS_COURIERS_S
         self._looked_at = 0.0
         self._no_couriers_until = 0.0  # couriers that hang are not to make all calls wait
         self.wake = threading.Event()
 
-    def touch_batch(self) -> list[Told]:
+    def touch_batch(self) -> tuple[list[Ref], list[Told]]:
         """Touch what the settling thread has gathered. Only for the thread that carries out the shard's calls."""
-        return self.touch(*self._batch)
+        key, refs = self._batch
+        return refs, self.touch(key, refs)
 
     def run(self, closing: Callable[[], bool]) -> None:
         """Settle what is due, until the shard closes."""
+        threading.Thread(target=self._returner.run, name="safe_refs-returning", daemon=True).start()
         while not closing():
             try:
                 self._keep_couriers()
                 self._look_for_dead()
                 while self._round():
                     time.sleep(self._pause_s)
-                self._take_back()
             except Exception:
                 # Couriers that die, or Ray shutting down, must not end all later rounds.
                 logger.warning("a round of anchoring failed; the next one tries again", exc_info=True)
@@ -300,8 +301,8 @@ class Settler:
         if time.monotonic() < self._no_couriers_until:
             return told
         replies = [couriers.hold(number, key, list(refs)) for number in _OURS]
-        held = [couriers.answered(number, replies.pop(0), _HOLD_S) for number in _OURS]
-        if not all(held):
+        held = [couriers.answer(number, replies.pop(0), _HOLD_S) for number in _OURS]
+        if None in held:
             self._no_couriers_until = time.monotonic() + _HOLD_S
             return told
         for _ in range(_BUSY_TRIES):
@@ -321,25 +322,27 @@ class Settler:
 
     def let_go(self) -> None:
         """The shard closes: have the couriers drop what they hold for it."""
-        self._keys.append(self._batch[0])
-        self._take_back()
+        self._returner.begin(self._batch[0], []).over.wait(_AWAY_S)
 
-    def settle_now(self, refs: Sequence[Ref]) -> None:
-        """Settle references in the middle of a call, and leave step 3 to the settling thread."""
+    def settle_now(self, refs: Sequence[Ref]) -> list[Told]:
+        """Settle references in the middle of a call; step 3 is left to the returning thread."""
+        self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
         key = os.urandom(8)
+        told = [Told.BUSY] * len(refs)
         try:
-            self.touch(key, refs)
+            told = self.touch(key, refs)
         finally:
-            self._keys.append(key)
-            self.wake.set()
+            self._returner.begin(key, _ids(refs, told, Told.YES))
+        return told
 
     def _hand_over(self, refs: list[Ref]) -> dict[bytes, Told]:
         """Steps 1 to 3 of `couriers`; by object what came of it."""
         import ray
 
+        self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
         key = os.urandom(8)
         self._batch = (key, refs)
-        told: list[Told] = []
+        told = [Told.BUSY] * len(refs)
         try:
             begun = time.monotonic()
             told = [Told(state) for state in ray.get(self._me.touch.remote(), timeout=_TOUCH_TIMEOUT_S)]
@@ -347,20 +350,11 @@ class Settler:
             self._pause_s = max(_BUSY_PAUSE_S, 5 * (time.monotonic() - begun))
         finally:
             self._batch = (b"", [])
-            self._keys.append(key)
-            back = self._take_back()
-        if Told.YES in told and not back:
-            logger.error("the couriers died with %d reference(s) in their hands: leases may hold nothing", len(refs))
-        return {ref.binary(): state for ref, state in zip(refs, told, strict=False)}
+            back = self._returner.begin(key, _ids(refs, told, Told.YES))
+        back.over.wait()
+        found = {ref.binary(): state for ref, state in zip(refs, told, strict=True)}
+        return found | dict.fromkeys(back.unheard, Told.UNKNOWN)
 
-    def _take_back(self) -> bool:
-        """Step 3 of `couriers`, for all that they hold; whether one of them at least has done it."""
-        keys = []
-        while self._keys:
-            keys.append(self._keys.popleft())
-        keys = [key for key in keys if key]
-        if not keys:
-            return True
-        replies = [couriers.give(number, keys) for number in _OURS]
-        back = [couriers.answered(number, replies.pop(0), _COURIER_TIMEOUT_S) for number in _OURS]
-        return any(back)
+
+def _ids(refs: Sequence[Ref], told: Sequence[Told], which: Told) -> list[bytes]:
+    return [ref.binary() for ref, state in zip(refs, told, strict=True) if state is which]

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _ray
+from .._ray import Told
 from ..config import Limits
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from . import book
@@ -44,6 +45,7 @@ _AGAIN_TIMEOUT_S = 0.1
 _CLOSE_TIMEOUT_S = 2.0
 _PEERS_PAUSE_S = 0.2
 _PEERS_BREATH_S = 0.05
+_MOST_PASSED = 10_000
 
 # Answers that are no results; bytes, as Ray passes them quickest.
 STALE = b"look the topology up again"
@@ -107,7 +109,7 @@ class Shard:
         self._unsettled = Unsettled(time.monotonic)
         me = ray.get_runtime_context().current_actor
         self._settler = Settler(me, self._table, self._unsettled, self._lock, self._using)
-        self._passed: set[bytes] = set()  # objects that were handed out since the last round
+        self._passed: set[bytes] = set()  # objects that were handed out since their last round
         self._wake = threading.Event()
         self._wake_owners = threading.Event()
         self._wake_peers = threading.Event()
@@ -142,7 +144,7 @@ class Shard:
             # The answer to this call hands what Ray knows here of who resolved these objects to the borrower: tell the owners first.
             waiting = [ref for ref in refs if ref.binary() in self._passed]
             if waiting:
-                self._settler.settle_now(waiting)
+                self._forget_passed(waiting, self._settler.settle_now(waiting))
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
         sizes = self._weigh(refs) if self._table.usage.limits.weighs else {}
         try:
@@ -339,8 +341,9 @@ class Shard:
 
     def touch(self) -> list[int]:
         """Take the counts of the settler's batch to zero and up again. No other call is carried out meanwhile."""
-        self._passed.clear()
-        return [told.value for told in self._settler.touch_batch()]
+        refs, told = self._settler.touch_batch()
+        self._forget_passed(refs, told)
+        return [state.value for state in told]
 
     def set_limits(self, limits: tuple[Any, ...]) -> None:
         """Take other limits from now on; what is held stays."""
@@ -356,12 +359,12 @@ class Shard:
         """
         self._closing = True
         with self._lock:
-            ids = {ref.hex() for ref in self._table.items()}
+            ids = {ref.binary() for ref in self._table.items()}
             ended = self._table.end_all(origin)
         if self._anchors:
             self._settler.let_go()
         deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-        while ids and time.monotonic() < deadline and _ray.any_counted(ids):
+        while ids and time.monotonic() < deadline and _ray.counted(ids):
             time.sleep(0.02)
         return ended
 
@@ -375,6 +378,14 @@ class Shard:
             if self._anchors:
                 self._unsettled.note(lease, parcel.sender, copied=True)
                 self._settler.wake.set()
+
+    def _forget_passed(self, refs: Sequence[Ref], told: Sequence[Told]) -> None:
+        """The owners have been told who has got these objects."""
+        self._passed.difference_update(ref.binary() for ref, state in zip(refs, told, strict=True) if state is Told.YES)
+        if len(self._passed) > _MOST_PASSED:
+            with self._lock:  # of leases that ended before their round
+                held = [lease for lease in self._table.ids()[0] if self._unsettled.has(lease)]
+                self._passed.intersection_update(id_ for lease in held for id_ in self._held_ids(lease))
 
     def _pass_on(self, leases: Sequence[bytes], *, soon: bool = False) -> None:
         """Others have got what these leases hold, of which the owners are to hear."""
