@@ -377,7 +377,10 @@ def test_counts_balance(start: Start, topology: tuple[int, int], often: int) -> 
     wait_until(settled, 30)
     assert ray.get([maker.read.remote() for maker in makers], timeout=60) == [list(range(30))] * 2
     helpers = [actor_name(registry, shard) for shard in range(shards)]
-    helpers += [couriers.name(number) for number in (*couriers.FOR_SHARDS, couriers.FOR_CLIENTS)]
+    # Spares start only where they are needed.
+    running = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
+    names = [couriers.name(number) for number in (*couriers.FOR_SHARDS, *couriers.FOR_CLIENTS)]
+    helpers += [name for name in names if name in running]
     actors = [ray.get_actor(name, namespace=_ray.NAMESPACE) for name in helpers]
 
     def counts(actor: Any) -> dict[str, tuple[int, int]]:
@@ -406,7 +409,7 @@ def test_couriers_that_die_cost_no_payload(cluster: str) -> None:
     for number in range(6):
         waiting = maker.dumps_each.remote(30, number)
         time.sleep(0.03 * number)
-        for courier in (*couriers.FOR_SHARDS, couriers.FOR_CLIENTS):
+        for courier in (*couriers.FOR_SHARDS[:2], couriers.FOR_CLIENTS[0]):
             if (number + courier) % 2:
                 ray.kill(couriers.courier(courier), no_restart=False)
         rounds.append(ray.get(waiting, timeout=120))
@@ -418,6 +421,35 @@ def test_couriers_that_die_cost_no_payload(cluster: str) -> None:
     for payload in (payload for left in rounds for payload in left):
         assert all(reads(ref) in set(range(5)) for ref in safe_refs.loads(payload))
     safe_refs.release([payload for left in rounds for payload in left])
+
+
+def test_a_silent_courier_has_a_spare(cluster: str) -> None:
+    """Couriers that are stopped, or cut off, are not waited for: others take their part, for borrowers and for shards."""
+    maker = borrower()
+    pid = ray.get(maker.set_up.remote({}), timeout=60)
+    ray.get(maker.keep.remote([ray.put(value(1))]), timeout=60)
+    safe_refs.release(ray.get(maker.dumps.remote(), timeout=60))
+    wait_until(settled, 30)
+    time.sleep(anchoring._COURIER_FRESH_S)  # who has just answered isn't asked again
+    silent = [couriers.courier(number) for number in (couriers.FOR_SHARDS[0], couriers.FOR_CLIENTS[0])]
+    stopped = [process for _, process in ray.get([each.where.remote() for each in silent], timeout=60)]
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        payload = ray.get(maker.dumps.remote(), timeout=60)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(settled, 20)
+        assert [row.hangs_on for row in safe_refs.leases()] == [None]
+        # What is resolved is settled, too.
+        reader = borrower()
+        ray.get(reader.load.remote([payload]), timeout=60)
+        wait_until(settled, 20)
+        assert ray.get(reader.read_first.remote(), timeout=60) == 1
+        safe_refs.release(payload)
+        assert ray.get(reader.read_first.remote(), timeout=60) == 1
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
 
 
 def test_what_dumps_has_returned_outlives_who_is_killed_at_once(cluster: str) -> None:
@@ -614,7 +646,7 @@ def test_a_courier_that_cannot_be_had_is_waited_for_only_once(cluster: str) -> N
         return safe_refs.dumps(self.refs[0])
 
     actor = borrower()
-    ray.get(couriers.courier(couriers.FOR_CLIENTS).hello.remote(), timeout=60)
+    ray.get(couriers.courier(couriers.FOR_CLIENTS[0]).hello.remote(), timeout=60)
     ray.get(actor.keep.remote([ray.put(value(number)) for number in range(3)]), timeout=60)
     payloads, second_s = ray.get(actor.__ray_call__.remote(without), timeout=60)
     assert second_s < 1

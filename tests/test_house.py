@@ -27,7 +27,7 @@ FLOORS = [
     {"registry.contact"},
     {"registry.shard"},
     {"registry.peers", "registry.settling"},
-    {"registry.replication"},
+    {"registry.replication", "registry.returning"},
     {"registry.leases"},
     {"registry.book", "registry.couriers"},
     {"registry.usage", "registry.records", "registry.topology"},

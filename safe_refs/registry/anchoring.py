@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _ray, config
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("safe_refs")
 
-_COURIER_PATIENCE_S = 5.0  # a courier that starts takes a second or two
+_COURIER_PATIENCE_S = 6.0  # one that starts takes a second or two
+_COURIER_ANSWERS_S = 1.0  # then the other one is asked, as Ray may take long to see that a node is gone
+_COURIER_STARTS_S = 3.0
+_COURIER_FRESH_S = 2.0  # one that has not answered for longer is asked whether it is there, first
 _COURIER_PAUSE_S = 0.1
 _DOWN_S = 5.0  # couriers that could not be had are not waited for by each and every call
 _RECENT_S = 2.0  # by then Ray's news of a hand-over have long arrived
@@ -45,8 +48,13 @@ _WATCH_S = 0.5
 # Objects that this process got, or anchored, a moment ago, so that their owners may not know it just now: when, and the lease that it
 # resolved them from, if it did.
 _recent: dict[bytes, tuple[float, LeaseAddress | None]] = {}
-# Objects of which owners were told, and may not have heard yet: when, and the courier's life then.
-_said: dict[bytes, tuple[float, bytes]] = {}
+# Objects of which owners were told, and may not have heard yet: when, and by which courier, in which life of it.
+_said: dict[bytes, tuple[float, Life]] = {}
+# Owners that have heard all that this process ever told them, as far as it knows, but for what is in `_said`.
+_acquainted: dict[bytes, None] = {}
+_MOST_ACQUAINTED = 1024
+_which = 0  # of the clients' couriers, the one that is used
+_answered_at: float | None = None  # when it last did
 _down_until = 0.0
 _loans: deque[_Loan] = deque()
 _lent = threading.Event()
@@ -58,19 +66,32 @@ class HandOver(NamedTuple):
     """References on their way to the clients' courier.
 
     Attributes:
+        courier: its number.
         key: under which it holds them.
         refs: them, each object once.
+        sent: whether they have gone out; otherwise the courier was asked whether it is there. What is an argument of a call that
+            isn't answered can't be anchored.
         reply: its answer.
     """
 
+    courier: int
     key: bytes
     refs: list[Ref]
+    sent: bool
     reply: Any
 
 
-class _Loan(NamedTuple):
-    """What the courier is to give back: its key there, and the lease that holds the same; by their ids, what that is."""
+class Life(NamedTuple):
+    """A courier's number, and what tells one life of it from the next."""
 
+    courier: int
+    mark: bytes
+
+
+class _Loan(NamedTuple):
+    """What a courier is to give back: its key there, and the lease that holds the same; by their ids, what that is."""
+
+    courier: int
     key: bytes
     registry: str
     lease: bytes
@@ -84,6 +105,8 @@ def begin(refs: Sequence[Ref]) -> HandOver | None:
     found = {ref.binary(): ref for ref in refs}
     for ref in exits.backlog():  # what this process pinned when it was not alone, or no courier was there
         found.setdefault(ref.binary(), ref)
+    if _answered_at is None or time.monotonic() - _answered_at > _COURIER_FRESH_S:
+        return _knock(list(found.values()))
     return _send(list(found.values()))
 
 
@@ -93,9 +116,12 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
     if held is not None:
         hand_over, life, behind = held
         told, untold = _tell_owners(hand_over.refs, registry, lease, deadline)
-        _return_later(_Loan(hand_over.key, registry, lease, tuple(ref.binary() for ref in hand_over.refs)))
-        if len(told) > 1 or (told and behind):
-            untold.update(_wait_for_owners(life, told, deadline))
+        courier, key = hand_over.courier, hand_over.key
+        _return_later(_Loan(courier, key, registry, lease, tuple(ref.binary() for ref in hand_over.refs)))
+        if told and (behind or not _listens(hand_over.refs)):
+            unheard = _wait_for_owners(life, told, deadline)
+            untold.update(unheard)
+            _note_acquainted(ref for ref in hand_over.refs if ref.binary() in told and ref.binary() not in unheard)
         else:
             _said.update(dict.fromkeys(told, (time.monotonic(), life)))
         exits.forget(ref.binary() for ref in hand_over.refs if ref.binary() not in untold)
@@ -108,8 +134,8 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
 
 def abandon(hand_over: HandOver | None) -> None:
     """The pin has failed: the courier may drop what it holds."""
-    if hand_over is not None:
-        couriers.give(couriers.FOR_CLIENTS, [hand_over.key])
+    if hand_over is not None and hand_over.sent:
+        couriers.give(hand_over.courier, [hand_over.key])
 
 
 def note_resolved(address: LeaseAddress, refs: Sequence[Ref]) -> None:
@@ -119,10 +145,16 @@ def note_resolved(address: LeaseAddress, refs: Sequence[Ref]) -> None:
         _note_recent(ref.binary(), now, address)
 
 
+def _knock(refs: list[Ref]) -> HandOver:
+    courier = couriers.FOR_CLIENTS[_which]
+    return HandOver(courier, b"", refs, False, couriers.hello(courier))
+
+
 def _send(refs: list[Ref]) -> HandOver:
     key = os.urandom(8)
+    courier = couriers.FOR_CLIENTS[_which]
     lately = time.monotonic() - _RECENT_S
-    said: dict[bytes, list[bytes]] = {}
+    said: dict[Life, list[bytes]] = {}
     for id_, (at, life) in list(_said.items()):
         if at > lately:
             said.setdefault(life, []).append(id_)
@@ -132,25 +164,35 @@ def _send(refs: list[Ref]) -> HandOver:
         if not again.isdisjoint(ids):
             # Who holds the same once more would be asked about this time only, and forgets whom it gave it back to last time.
             said[life] = _wait_for_owners(life, ids, time.monotonic() + _HEARD_S)
-    return HandOver(key, refs, couriers.hold(couriers.FOR_CLIENTS, key, refs, *said.items()))
+    given = [(life.mark, ids) for life, ids in said.items()]
+    return HandOver(courier, key, refs, True, couriers.hold(courier, key, refs, *given))
 
 
-def _wait_for_courier(hand_over: HandOver, deadline: float) -> tuple[HandOver, bytes, list[bytes]] | None:
-    """Wait until the courier holds the references, and send them again if it has died; None if it can't be had.
+def _wait_for_courier(hand_over: HandOver, deadline: float) -> tuple[HandOver, Life, list[bytes]] | None:
+    """Wait until the courier holds the references, or else another one does; None if none can be had.
 
     With the hand-over come the courier's life, and what owners were told before and have not heard yet.
     """
-    global _down_until
+    global _answered_at, _down_until, _which
     until = min(deadline, time.monotonic() + _COURIER_PATIENCE_S)
+    patience = _COURIER_STARTS_S if _answered_at is None else _COURIER_ANSWERS_S
     while True:
-        answer = couriers.answer(couriers.FOR_CLIENTS, hand_over.reply, max(until - time.monotonic(), 0.001))
+        left = max(min(until - time.monotonic(), patience), 0.001)
+        answer = couriers.answer(hand_over.courier, hand_over.reply, left)
         if answer is not None:
-            return hand_over, *answer
+            _answered_at = time.monotonic()
+            if hand_over.sent:
+                mark, behind = answer
+                return hand_over, Life(hand_over.courier, mark), behind
+            hand_over = _send(hand_over.refs)
+            continue
         if time.monotonic() + _COURIER_PAUSE_S > until:
             _down_until = time.monotonic() + _DOWN_S
             return None
         time.sleep(_COURIER_PAUSE_S)
-        hand_over = _send(hand_over.refs)
+        _which = (_which + 1) % len(couriers.FOR_CLIENTS)
+        patience = _COURIER_STARTS_S
+        hand_over = _knock(hand_over.refs)
 
 
 def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) -> tuple[list[bytes], set[bytes]]:
@@ -192,7 +234,28 @@ def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) 
     return told, {ref.binary() for ref in refs}
 
 
-def _wait_for_owners(life: bytes, told: list[bytes], deadline: float) -> list[bytes]:
+def _listens(refs: Sequence[Ref]) -> bool:
+    """Whether the owners of `refs` hear one message of this process at once, even if it is killed in the next moment.
+
+    Ray sends an owner one message when there is one, if the owner has asked for it, and the next when it has asked again. So this is
+    so for a single object, of an owner that has heard all before. What else there may be to hear is that this process let go of
+    others of its objects.
+    """
+    if len(refs) > 1 or _ray.owner_of(refs[0]) not in _acquainted:
+        return False
+    lately = time.monotonic() - _RECENT_S
+    recent = {id_ for id_, (at, _) in list(_recent.items()) if at > lately}
+    return len(_ray.still_counted(recent)) == len(recent)
+
+
+def _note_acquainted(refs: Iterable[Ref]) -> None:
+    for ref in refs:
+        _acquainted[_ray.owner_of(ref)] = None
+    while len(_acquainted) > _MOST_ACQUAINTED:
+        _acquainted.pop(next(iter(_acquainted)))
+
+
+def _wait_for_owners(life: Life, told: list[bytes], deadline: float) -> list[bytes]:
     """Wait until the owners have heard; those objects of which they have not in time.
 
     Ray sends an owner one message at once, and further ones when it has asked for more; till then they would be lost with this
@@ -201,7 +264,7 @@ def _wait_for_owners(life: bytes, told: list[bytes], deadline: float) -> list[by
     pause_s = _FIRST_PAUSE_S
     until = min(deadline, time.monotonic() + _HEARD_S)
     while True:
-        told = couriers.unheard(couriers.FOR_CLIENTS, life, told, max(until - time.monotonic(), 0.001))
+        told = couriers.unheard(life.courier, life.mark, told, max(until - time.monotonic(), 0.001))
         if not told or time.monotonic() + pause_s > until:
             return told
         time.sleep(pause_s)
@@ -244,25 +307,26 @@ def _return_later(loan: _Loan) -> None:
 
 def _return_loans() -> None:
     """The returning thread: asks couriers to give back, and sees to it that they do."""
-    asked: deque[tuple[float, _ray.Connection, Any, list[_Loan]]] = deque()
+    asked: deque[tuple[float, _ray.Connection, int, Any, list[_Loan]]] = deque()
     while True:
         _lent.wait(_WATCH_S if asked else None)
         _lent.clear()
         try:
-            loans = []
+            loans: dict[int, list[_Loan]] = {}
             while _loans:
-                loans.append(_loans.popleft())
+                loan = _loans.popleft()
+                loans.setdefault(loan.courier, []).append(loan)
             now = time.monotonic()
-            if loans:
+            for courier, theirs in loans.items():
                 connected = _ray.connection()
-                reply = couriers.give(couriers.FOR_CLIENTS, [loan.key for loan in loans])
-                asked.append((now, connected, reply, loans))
+                reply = couriers.give(courier, [loan.key for loan in theirs])
+                asked.append((now, connected, courier, reply, theirs))
             while asked and now - asked[0][0] > _WATCH_S:
-                _, connected, reply, loans = asked.popleft()
+                _, connected, courier, reply, theirs = asked.popleft()
                 if connected != _ray.connection():
                     continue  # that cluster is left
-                if not couriers.answer(couriers.FOR_CLIENTS, reply, _COURIER_PATIENCE_S):
-                    for loan in loans:
+                if not couriers.answer(courier, reply, _COURIER_PATIENCE_S):
+                    for loan in theirs:
                         _ask_back(loan)
         except Exception:
             logger.debug("the courier could not be asked to give back", exc_info=True)  # Ray is gone from this process

@@ -12,7 +12,8 @@ itself), and for the registry, on which hangs everybody who resolved from it. An
 
 Nothing is copied. Between 2 and 3, some milliseconds, B's own hold hangs on the courier. So a shard, whose hold may be the last, uses
 two couriers, which are on different nodes where there are several; clients use a third, and have the registry give the reference back
-if it dies.
+if it dies. Shards and clients have a spare each, which starts when one of theirs doesn't answer: Ray may take half a minute to see
+that a node is gone.
 
 What always holds: a courier keeps nothing longer than a hand-over takes; couriers are the cluster's, whichever registry uses them;
 they start when somebody needs them, and end when nobody has for a while. Another shard can't be a shard's courier: it may hold the
@@ -35,14 +36,11 @@ if TYPE_CHECKING:
 
 # The shards' couriers serve nobody else: the answer to a `hold` of the same object, in the middle of a hand-over, would give what Ray
 # knows there of the shard away to whoever asked.
-FOR_SHARDS = (0, 1)
-FOR_CLIENTS = 2
+FOR_SHARDS = (0, 1, 3)  # any two of them
+FOR_CLIENTS = (2, 4)  # any one
 STAYS_S = 60.0  # how long a courier waits for work
-_FORGETS_S = (
-    10.0,
-    10.0,
-    3.0,
-)  # a shard's hold may be the last, so that it is given time; a client has the shard's to go back to
+# A shard's hold may be the last, so that it is given time; a client has the shard's to go back to.
+_FORGETS_S = {number: 10.0 if number in FOR_SHARDS else 3.0 for number in (*FOR_SHARDS, *FOR_CLIENTS)}
 _TICK_S = 1.0
 
 _handles: dict[tuple[_ray.Connection, int], Any] = {}
@@ -58,9 +56,8 @@ class Courier:
     def __init__(self, forgets_s: float) -> None:
         self._forgets_s = forgets_s
         self._held: dict[bytes, tuple[float, list[Ref]]] = {}
-        self._life = os.urandom(
-            8
-        )  # one that starts anew knows nothing, and is not to be taken for one that is done with it
+        # One that starts anew knows nothing, and is not to be taken for one that is done with it.
+        self._life = os.urandom(8)
         self._asked_at = time.monotonic()
         threading.Thread(target=self._tidy, name="safe_refs-time", daemon=True).start()
 
@@ -126,6 +123,11 @@ def courier(number: int) -> Any:
             _handles.clear()
         known = _handles[(connected, number)] = named(name(number), Courier, _FORGETS_S[number], place=number)
     return known
+
+
+def hello(number: int) -> Any:
+    """Have a courier stay: the reply to wait for; None if it can't be called now."""
+    return _call(number, "hello")
 
 
 def hold(number: int, key: bytes, refs: list[Ref], *given: tuple[bytes, list[bytes]]) -> Any:

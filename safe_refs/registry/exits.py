@@ -141,10 +141,11 @@ def hand_over() -> None:
 
 def _anchor(refs: list[Ref], leases: set[tuple[str, bytes]]) -> None:
     key = os.urandom(8)
-    reply = couriers.hold(couriers.FOR_CLIENTS, key, refs)
-    if couriers.answer(couriers.FOR_CLIENTS, reply, _TIMEOUT_S) is None:
+    for courier in couriers.FOR_CLIENTS:
+        if couriers.answer(courier, couriers.hello(courier), _TIMEOUT_S / len(couriers.FOR_CLIENTS)):
+            break
+    if couriers.answer(courier, couriers.hold(courier, key, refs), _TIMEOUT_S) is None:
         return
-    del reply
     pause = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # other threads are at work: they are not to keep us from coming to an end
     try:
@@ -157,7 +158,7 @@ def _anchor(refs: list[Ref], leases: set[tuple[str, bytes]]) -> None:
             time.sleep(0.001)
     finally:
         sys.setswitchinterval(pause)
-    couriers.answer(couriers.FOR_CLIENTS, couriers.give(couriers.FOR_CLIENTS, [key]), _TIMEOUT_S)
+    couriers.answer(courier, couriers.give(courier, [key]), _TIMEOUT_S)
     # Ray's news travel in the background, and would end with this process: the registry tells when the owners have them.
     until = time.monotonic() + _TIMEOUT_S
     for registry in {registry for registry, _ in leases}:

@@ -25,7 +25,8 @@ _ANSWER_S = 1.0
 _HEARD_S = 0.5  # an owner that was stopped is not to hold up all others
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.05
-_OURS = couriers.FOR_SHARDS
+
+Pair = tuple[int, ...]  # the couriers that a shard uses, by number
 
 
 class Return:
@@ -33,13 +34,15 @@ class Return:
 
     Attributes:
         key: under which couriers hold it.
+        pair: which couriers.
         ids: the objects whose owners know the shard by the couriers only.
         unheard: those of which it isn't sure, when all is over, that the owners know the shard again.
         over: set then.
     """
 
-    def __init__(self, key: bytes, ids: Sequence[bytes]) -> None:
+    def __init__(self, key: bytes, pair: Pair, ids: Sequence[bytes]) -> None:
         self.key = key
+        self.pair = pair
         self.ids = ids
         self.unheard: Collection[bytes] = ids
         self.over = threading.Event()
@@ -53,9 +56,9 @@ class Returner:
         self._changed = threading.Condition()
         self._away: dict[bytes, Return] = {}
 
-    def begin(self, key: bytes, ids: Sequence[bytes]) -> Return:
+    def begin(self, key: bytes, pair: Pair, ids: Sequence[bytes]) -> Return:
         """Have the couriers give back what they hold under `key`; `ids` are away till then."""
-        begun = Return(key, ids)
+        begun = Return(key, pair, ids)
         with self._changed:
             self._queue.append(begun)
             self._away.update(dict.fromkeys(ids, begun))
@@ -82,7 +85,10 @@ class Returner:
             return
         unheard = {id_ for each in begun for id_ in each.ids}
         try:
-            unheard = self._unheard([each.key for each in begun], unheard)
+            for pair in {each.pair for each in begun}:
+                theirs = [each for each in begun if each.pair == pair]
+                away = {id_ for each in theirs for id_ in each.ids}
+                unheard -= away - self._unheard(pair, [each.key for each in theirs], away)
         except Exception:
             # Couriers that die, or Ray shutting down, must not end all later rounds.
             logger.warning("couriers could not be asked to give back; what they hold is tried again", exc_info=True)
@@ -96,9 +102,9 @@ class Returner:
                     each.over.set()
                 self._changed.notify_all()
 
-    def _unheard(self, keys: list[bytes], ids: set[bytes]) -> set[bytes]:
+    def _unheard(self, pair: Pair, keys: list[bytes], ids: set[bytes]) -> set[bytes]:
         """Have the couriers give back; the objects whose owners have heard of it from none of them in time."""
-        replies = {number: couriers.give(number, keys) for number in _OURS}
+        replies = {number: couriers.give(number, keys) for number in pair}
         given: dict[int, bytes] = {}
         for number, reply in replies.items():
             if life := couriers.answer(number, reply, _ANSWER_S):

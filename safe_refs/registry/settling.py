@@ -23,7 +23,7 @@ from .. import _ray
 from .._ray import Told
 from . import couriers
 from .leases import LeaseTable
-from .returning import Returner
+from .returning import Pair, Returner
 
 if TYPE_CHECKING:
     import ray
@@ -45,7 +45,9 @@ _SOON_TRIES = 20
 _BUSY_TRIES = 20
 _BUSY_PAUSE_S = 0.01
 _KEEPS_COURIERS_S = couriers.STAYS_S / 3
-_OURS = couriers.FOR_SHARDS
+_AT_ONCE = 2  # couriers: one may die
+_COURIER_STARTS_S = 5.0
+_COURIER_FRESH_S = 1.0  # one that has not answered for longer is asked whether it is there, first
 
 
 class _Entry:
@@ -192,18 +194,22 @@ class Settler:
         self._unsettled = unsettled
         self._lock = lock
         self._using = using
-        self._batch: tuple[bytes, list[Ref]] = (b"", [])
+        self._pair: Pair = couriers.FOR_SHARDS[:_AT_ONCE]
+        self._batch: tuple[bytes, list[Ref], Pair] = (b"", [], self._pair)
         self._returner = Returner()
         self._pause_s = _BUSY_PAUSE_S
         self._kept_couriers_at = -_KEEPS_COURIERS_S
         self._looked_at = 0.0
-        self._no_couriers_until = 0.0  # couriers that hang are not to make all calls wait
+        # Whether one of the pair may not be there: that is not to make all calls wait, nor to keep references in a call that isn't
+        # answered, as these can't be touched.
+        self._doubtful = False
+        self._answered_at = 0.0
         self.wake = threading.Event()
 
     def touch_batch(self) -> tuple[list[Ref], list[Told]]:
         """Touch what the settling thread has gathered. Only for the thread that carries out the shard's calls."""
-        key, refs = self._batch
-        return refs, self.touch(key, refs)
+        key, refs, pair = self._batch
+        return refs, self._touch(key, refs, pair)
 
     def run(self, closing: Callable[[], bool]) -> None:
         """Settle what is due, until the shard closes."""
@@ -229,8 +235,38 @@ class Settler:
         """Start the couriers, and keep them from ending."""
         if time.monotonic() - self._kept_couriers_at >= _KEEPS_COURIERS_S:
             self._kept_couriers_at = time.monotonic()
-            for number in (*_OURS, couriers.FOR_CLIENTS):
-                couriers.courier(number).hello.remote()
+            for number in (*self._pair, couriers.FOR_CLIENTS[0]):
+                couriers.hello(number)
+
+    def _find_pair(self) -> None:
+        """See to it that both couriers are there; where one isn't, take the first two of all that are.
+
+        The spare is started by being asked.
+        """
+        found = self._answering(self._pair, _HOLD_S)
+        if len(found) < _AT_ONCE:
+            self._doubtful = True
+            found = self._answering(couriers.FOR_SHARDS, _COURIER_STARTS_S)
+        if len(found) >= _AT_ONCE:
+            self._pair, self._doubtful, self._answered_at = tuple(sorted(found)[:_AT_ONCE]), False, time.monotonic()
+
+    def _answering(self, numbers: Sequence[int], timeout_s: float) -> list[int]:
+        """The couriers of these that answer first, as many as are needed."""
+        import ray
+
+        asked = {number: couriers.hello(number) for number in numbers}
+        waiting = {reply: number for number, reply in asked.items() if reply is not None}
+        found: list[int] = []
+        until = time.monotonic() + timeout_s
+        while waiting and len(found) < _AT_ONCE and time.monotonic() < until:
+            ready, _ = ray.wait(list(waiting), timeout=max(0.0, until - time.monotonic()))
+            for reply in ready:
+                number = waiting.pop(reply)
+                if couriers.answer(number, reply, _HOLD_S):
+                    found.append(number)
+        for number in waiting.values():
+            couriers.forget(number)
+        return found
 
     def _look_for_dead(self) -> None:
         """Whether processes that leases hang on have died."""
@@ -291,20 +327,21 @@ class Settler:
                 len(lost),
             )
 
-    def touch(self, key: bytes, refs: Sequence[Ref]) -> list[Told]:
+    def _touch(self, key: bytes, refs: Sequence[Ref], pair: Pair) -> list[Told]:
         """Steps 1 and 2 of `couriers`; for each reference what came of it. Only for the thread that carries out the shard's calls.
 
         Nothing else may run there between the two: the answer to a pin of the same object hands all that Ray knows here of who has
         it, the couriers among them, to whoever pinned.
         """
         told = [Told.BUSY] * len(refs)
-        if time.monotonic() < self._no_couriers_until:
+        if self._doubtful:
             return told
-        replies = [couriers.hold(number, key, list(refs)) for number in _OURS]
-        held = [couriers.answer(number, replies.pop(0), _HOLD_S) for number in _OURS]
+        replies = [couriers.hold(number, key, list(refs)) for number in pair]
+        held = [couriers.answer(number, replies.pop(0), _HOLD_S) for number in pair]
         if None in held:
-            self._no_couriers_until = time.monotonic() + _HOLD_S
+            self._doubtful = True
             return told
+        self._answered_at = time.monotonic()
         for _ in range(_BUSY_TRIES):
             left = [index for index, state in enumerate(told) if state is Told.BUSY]
             if not left:
@@ -322,17 +359,18 @@ class Settler:
 
     def let_go(self) -> None:
         """The shard closes: have the couriers drop what they hold for it."""
-        self._returner.begin(self._batch[0], []).over.wait(_AWAY_S)
+        key, _, pair = self._batch
+        self._returner.begin(key, pair, []).over.wait(_AWAY_S)
 
     def settle_now(self, refs: Sequence[Ref]) -> list[Told]:
         """Settle references in the middle of a call; step 3 is left to the returning thread."""
         self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
-        key = os.urandom(8)
+        key, pair = os.urandom(8), self._pair
         told = [Told.BUSY] * len(refs)
         try:
-            told = self.touch(key, refs)
+            told = self._touch(key, refs, pair)
         finally:
-            self._returner.begin(key, _ids(refs, told, Told.YES))
+            self._returner.begin(key, pair, _ids(refs, told, Told.YES))
         return told
 
     def _hand_over(self, refs: list[Ref]) -> dict[bytes, Told]:
@@ -340,8 +378,10 @@ class Settler:
         import ray
 
         self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
-        key = os.urandom(8)
-        self._batch = (key, refs)
+        if self._doubtful or time.monotonic() - self._answered_at > _COURIER_FRESH_S:
+            self._find_pair()
+        key, pair = os.urandom(8), self._pair
+        self._batch = (key, refs, pair)
         told = [Told.BUSY] * len(refs)
         try:
             begun = time.monotonic()
@@ -349,8 +389,8 @@ class Settler:
             # What it takes of the shard's time is to be a small part of it.
             self._pause_s = max(_BUSY_PAUSE_S, 5 * (time.monotonic() - begun))
         finally:
-            self._batch = (b"", [])
-            back = self._returner.begin(key, _ids(refs, told, Told.YES))
+            self._batch = (b"", [], pair)
+            back = self._returner.begin(key, pair, _ids(refs, told, Told.YES))
         back.over.wait()
         found = {ref.binary(): state for ref, state in zip(refs, told, strict=True)}
         return found | dict.fromkeys(back.unheard, Told.UNKNOWN)
