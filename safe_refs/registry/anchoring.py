@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("safe_refs")
 
-_COURIER_PATIENCE_S = 6.0  # one that starts takes a second or two
+_COURIER_PATIENCE_S = 10.0  # one that starts takes a second or two
 _COURIER_ANSWERS_S = 1.0  # then the other one is asked, as Ray may take long to see that a node is gone
 _COURIER_STARTS_S = 3.0
 _COURIER_FRESH_S = 2.0  # one that has not answered for longer is asked whether it is there, first
@@ -39,10 +39,12 @@ _COURIER_PAUSE_S = 0.1
 _DOWN_S = 5.0  # couriers that could not be had are not waited for by each and every call
 _RECENT_S = 2.0  # by then Ray's news of a hand-over have long arrived
 _MOST_RECENT = 4096
-_TRIES = 8
+_TELL_S = 2.0  # until an owner that will know of this process does, on a machine that is very busy
+_BUSY_S = 0.1  # an argument of a call in flight, which may go on for long
+_LONGEST_PAUSE_S = 0.05
 _FIRST_PAUSE_S = 0.0005
-_HURRY_S = 3.0
-_HEARD_S = 0.5
+_HURRY_S = 5.0
+_HEARD_S = 2.0
 _WATCH_S = 0.5
 
 # Objects that this process got, or anchored, a moment ago, so that their owners may not know it just now: when, and the lease that it
@@ -204,7 +206,9 @@ def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) 
     pause_s = _FIRST_PAUSE_S
     hurried: set[LeaseAddress] = set()
     told: list[bytes] = []
-    for _ in range(_TRIES):
+    begun = time.monotonic()
+    until = min(deadline, begun + _TELL_S)
+    while True:
         states = _ray.touch_zero(refs)
         now = time.monotonic()
         untold: list[Ref] = []
@@ -221,16 +225,21 @@ def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) 
                 untold.append(ref)
                 if state is Told.UNKNOWN and source is not None and source not in hurried:
                     sources[source] = None
-                soon = soon or state is Told.BUSY or (source is None and now - at < _RECENT_S)
+                if state is Told.BUSY:
+                    soon = soon or now - begun < _BUSY_S
+                else:
+                    soon = soon or source in hurried or (source is None and now - at < _RECENT_S)
         refs = untold
-        if not untold or not (soon or sources):
+        if not untold or not (sources or (soon and now < until)):
             break
         for source in sources:
             contact.hurry(_ray.connection(), source.registry, [source.lease], min(deadline, now + _HURRY_S))
-        hurried.update(sources)
-        if not sources:
+        if sources:
+            hurried.update(sources)
+            until = min(deadline, time.monotonic() + _TELL_S)
+        else:
             time.sleep(pause_s)
-            pause_s *= 2
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     return told, {ref.binary() for ref in refs}
 
 
@@ -268,7 +277,7 @@ def _wait_for_owners(life: Life, told: list[bytes], deadline: float) -> list[byt
         if not told or time.monotonic() + pause_s > until:
             return told
         time.sleep(pause_s)
-        pause_s *= 2
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def _matters(source: LeaseAddress, registry: str, lease: bytes) -> bool:

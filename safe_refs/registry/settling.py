@@ -34,7 +34,7 @@ logger = logging.getLogger("safe_refs.registry")
 
 _GATHERS_S = 0.2  # how long a round waits for company
 _LONGEST_PAUSE_S = 30.0
-_GRACE_S = 1.0  # what a dead process had reported still reaches the owner
+_GRACE_S = 2.0  # what a dead process had reported still reaches the owner
 _PROBE_S = 0.3  # between two looks at whether the processes that leases hang on still live
 _MOST_REFERENCES = 128  # in a round: a few milliseconds of the shard's time
 _AWAY_S = 0.5  # a call waits no longer for objects that couriers have
@@ -209,7 +209,12 @@ class Settler:
     def touch_batch(self) -> tuple[list[Ref], list[Told]]:
         """Touch what the settling thread has gathered. Only for the thread that carries out the shard's calls."""
         key, refs, pair = self._batch
-        return refs, self._touch(key, refs, pair)
+        begun = time.monotonic()
+        try:
+            return refs, self._touch(key, refs, pair)
+        finally:
+            # What it takes of the shard's time is to be a small part of it.
+            self._pause_s = min(max(_BUSY_PAUSE_S, 5 * (time.monotonic() - begun)), _GATHERS_S)
 
     def run(self, closing: Callable[[], bool]) -> None:
         """Settle what is due, until the shard closes."""
@@ -218,8 +223,9 @@ class Settler:
             try:
                 self._keep_couriers()
                 self._look_for_dead()
-                while self._round():
+                if self._round():
                     time.sleep(self._pause_s)
+                    continue
             except Exception:
                 # Couriers that die, or Ray shutting down, must not end all later rounds.
                 logger.warning("a round of anchoring failed; the next one tries again", exc_info=True)
@@ -384,10 +390,7 @@ class Settler:
         self._batch = (key, refs, pair)
         told = [Told.BUSY] * len(refs)
         try:
-            begun = time.monotonic()
             told = [Told(state) for state in ray.get(self._me.touch.remote(), timeout=_TOUCH_TIMEOUT_S)]
-            # What it takes of the shard's time is to be a small part of it.
-            self._pause_s = max(_BUSY_PAUSE_S, 5 * (time.monotonic() - begun))
         finally:
             self._batch = (b"", [], pair)
             back = self._returner.begin(key, pair, _ids(refs, told, Told.YES))
