@@ -22,7 +22,7 @@ import ray
 import safe_refs
 from safe_refs import _ray
 from safe_refs._ray import Told
-from safe_refs.registry import anchoring, client, contact, couriers, exits
+from safe_refs.registry import anchoring, client, contact, couriers, exits, settling
 from safe_refs.registry.records import Query
 from safe_refs.registry.settling import Unsettled
 from safe_refs.registry.topology import actor_name
@@ -593,7 +593,36 @@ class TestUnsettled:
                 if unsettled.outcome(lease, marks, Told.UNKNOWN):
                     lost.append(clock[0] - began)
             clock[0] += 0.05
-        assert 1.0 < lost[0] < 2.0
+        assert settling._GRACE_S < lost[0] < settling._GRACE_S + 1
+        assert len(unsettled) == 0
+
+    def test_an_owner_that_does_not_answer_puts_the_verdict_off(self, unsettled: Unsettled, clock: list[float]) -> None:
+        """It may find what the dead process told it when it goes on."""
+        unsettled.note(b"a", b"maker", soon=True)
+        unsettled.doom(b"maker")
+        assert not unsettled.is_verdict_due(b"a")
+        clock[0] += settling._GRACE_S + 0.1
+        assert unsettled.is_verdict_due(b"a")
+        unsettled.put_off_verdict(b"a")
+        assert not unsettled.is_verdict_due(b"a")
+        assert not unsettled.outcome(b"a", 1, Told.UNKNOWN)
+        clock[0] += settling._GRACE_S + 0.1
+        assert unsettled.outcome(b"a", 1, Told.UNKNOWN)
+
+    def test_an_owner_that_knew_the_shard_is_not_taken_for_one_that_never_did(
+        self, unsettled: Unsettled, clock: list[float]
+    ) -> None:
+        """It has heard of the shard before, and is slow to hear that it has the reference back: nothing hangs on the maker."""
+        unsettled.note(b"a", b"maker", copied=True, soon=True)
+        unsettled.doom(b"maker")
+        clock[0] += settling._GRACE_S + 0.1
+        assert not unsettled.outcome(b"a", 1, Told.YES, heard=False)
+        assert unsettled.hangs_on(b"a") == b""
+        assert unsettled.copies() == 1
+        clock[0] += 1
+        assert [lease for lease, _ in unsettled.take()] == [b"a"]
+        assert not unsettled.outcome(b"a", 1, Told.UNKNOWN)
+        assert not unsettled.outcome(b"a", 1, Told.YES)
         assert len(unsettled) == 0
 
     def test_a_lease_that_was_told_after_all_is_not_lost(self, unsettled: Unsettled) -> None:

@@ -39,12 +39,12 @@ _COURIER_PAUSE_S = 0.1
 _DOWN_S = 5.0  # couriers that could not be had are not waited for by each and every call
 _RECENT_S = 2.0  # by then Ray's news of a hand-over have long arrived
 _MOST_RECENT = 4096
-_TELL_S = 2.0  # until an owner that will know of this process does, on a machine that is very busy
+_TELL_S = 5.0  # until an owner that will know of this process does, on a machine that is very busy
 _BUSY_S = 0.1  # an argument of a call in flight, which may go on for long
 _LONGEST_PAUSE_S = 0.05
 _FIRST_PAUSE_S = 0.0005
 _HURRY_S = 5.0
-_HEARD_S = 2.0
+_HEARD_S = 5.0  # likewise; an owner that was stopped for a while
 _WATCH_S = 0.5
 
 # Objects that this process got, or anchored, a moment ago, so that their owners may not know it just now: when, and the lease that it

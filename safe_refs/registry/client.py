@@ -446,7 +446,6 @@ def leases(registry: str, query: Query, most: int | None, with_sizes: bool, time
     """Live leases, each once, at most so many (None: all); nothing where no registry runs. Asked for a page at a time."""
     connected = _ray.connection()
     found: dict[bytes, tuple[LeaseInfo, float]] = {}
-    begun = time.monotonic()
     try:
         topology = contact.topology(connected, registry, start=False)
         for shard in range(topology.shards):
@@ -457,13 +456,10 @@ def leases(registry: str, query: Query, most: int | None, with_sizes: bool, time
                 page = _ask_any(connected, registry, topology, shard, "leases", args, timeout)
                 if page is None:
                     break  # its leases are other shards', too
-                infos, marks, after = page
+                infos, marks, after, now = page
                 rows += len(infos)
-                late_s = (
-                    time.monotonic() - begun
-                )  # shards are asked one after the other, and leases grow older meanwhile
                 for mark, info in zip(marks, infos, strict=True):
-                    found.setdefault(mark, (info, late_s))
+                    found.setdefault(mark, (info, now))
                 if after is None or rows == most:
                     break
     except NoRegistryError:
@@ -475,9 +471,10 @@ def leases(registry: str, query: Query, most: int | None, with_sizes: bool, time
     return [info for info, _ in rows_found[:most]]
 
 
+# Shards are asked one after the other, and leases grow older meanwhile: so they are put in order by the time of day.
 _ORDERS: dict[str, Callable[[LeaseInfo, float], float]] = {
-    "age": lambda info, late_s: late_s - info.age_s,
-    "expires": lambda info, late_s: math.inf if info.expires_in_s is None else info.expires_in_s + late_s,
+    "age": lambda info, now: now - info.age_s,
+    "expires": lambda info, now: math.inf if info.expires_in_s is None else now + info.expires_in_s,
     "references": lambda info, _: -info.references,
     "bytes": lambda info, _: -(info.size_bytes or 0),
 }

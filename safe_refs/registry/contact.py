@@ -136,14 +136,16 @@ def ask(
             reply = ray.get(getattr(handle, method).remote(*args), timeout=min(max(left, 0.001), _LONGEST_WAIT_S))
             if reply is not None or method != "pin":
                 return reply
-            why: object = "it is being shut down"
+            why = "it is being shut down"
             forget_topology(connected, registry)
         except ray.exceptions.RayTaskError:
             raise  # a mistake in the actor, which may look like any other exception
         except ray.exceptions.GetTimeoutError:
             raise late(registry, timeout) from None
         except ray.exceptions.RayActorError as error:
-            why = error
+            why = str(
+                error
+            )  # not the error itself, which would keep this call's references, until the next garbage collection
         # Dead for good (somebody killed it, or its node is gone, or it could not start), or Ray could not reach it just now.
         forget_handle(connected, registry, shard, handle)
         if time.monotonic() + RETRY_PAUSE_S >= deadline:

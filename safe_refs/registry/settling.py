@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import _ray
@@ -135,20 +135,29 @@ class Unsettled:
         """Seconds until a lease may be due; None if none is unsettled."""
         return max(0.0, self._queue[0][0] - self._clock()) if self._queue else None
 
-    def outcome(self, lease: bytes, marks: int, told: Told) -> bool:
-        """What a round found for a lease; True if what it holds is gone, as it hung on a process that is dead."""
+    def outcome(self, lease: bytes, marks: int, told: Told, *, heard: bool = True) -> bool:
+        """What a round found for a lease; True if what it holds is gone, as it hung on a process that is dead.
+
+        Args:
+            lease: its id.
+            marks: as `take` gave them.
+            told: whether the owners know this shard: the worst of them.
+            heard: if they do, whether they are sure to know it after the round, too, or by couriers only as yet.
+        """
         entry = self._entries.get(lease)
         if entry is None:
             return False
         if told is Told.YES:
-            entry.hangs_on, entry.doomed_at, entry.copied = b"", None, False
-            if entry.marks == marks:
+            entry.hangs_on, entry.doomed_at = b"", None
+            if heard and entry.marks == marks:
                 del self._entries[lease]
             else:
-                self._put(lease, entry, _GATHERS_S)  # it was passed on again meanwhile
+                entry.copied = entry.copied and not heard
+                entry.tries = 0
+                self._put(lease, entry, _GATHERS_S)  # it was passed on again meanwhile, or is to be looked at again
         elif told is Told.BUSY:
             self._put(lease, entry, _GATHERS_S)
-        elif entry.doomed_at is not None and self._clock() - entry.doomed_at > _GRACE_S:
+        elif self.is_verdict_due(lease):
             del self._entries[lease]
             return True
         else:
@@ -157,6 +166,17 @@ class Unsettled:
             patient = entry.doomed_at is None and not (entry.copied and entry.tries < _SOON_TRIES)
             self._put(lease, entry, min(_GATHERS_S * 2**entry.tries, _LONGEST_PAUSE_S) if patient else _GATHERS_S)
         return False
+
+    def is_verdict_due(self, lease: bytes) -> bool:
+        """Whether what a lease holds is gone if its owners don't know this shard by now."""
+        entry = self._entries.get(lease)
+        return entry is not None and entry.doomed_at is not None and self._clock() - entry.doomed_at > _GRACE_S
+
+    def put_off_verdict(self, lease: bytes) -> None:
+        """An owner doesn't answer just now: what the dead process told it may lie there unread."""
+        entry = self._entries.get(lease)
+        if entry is not None and entry.doomed_at is not None:
+            entry.doomed_at = self._clock()
 
     def hung_on(self) -> set[bytes]:
         """The processes, not known to be dead, that leases hang on."""
@@ -303,28 +323,31 @@ class Settler:
         if not leases:
             return False
         told: dict[bytes, Told] = {}
+        unheard: set[bytes] = set()
         waiting = list(refs.values())
         refs.clear()
         try:
             # A large lease is taken in parts, so that calls come in between.
             while waiting:
                 part, waiting = waiting[:_MOST_REFERENCES], waiting[_MOST_REFERENCES:]
-                told.update(self._hand_over(part))
+                told.update(self._hand_over(part, unheard))
                 if waiting:
                     time.sleep(self._pause_s)
         finally:
-            self._note_outcome(leases, told)
+            self._note_outcome(leases, told, unheard)
         return True
 
-    def _note_outcome(self, leases: dict[bytes, int], told: dict[bytes, Told]) -> None:
+    def _note_outcome(self, leases: dict[bytes, int], told: dict[bytes, Told], unheard: set[bytes]) -> None:
         """What a round has found; what it didn't get to is due again."""
         lost = []
+        self._put_off_verdicts(leases)
         with self._lock:
             for lease, marks in leases.items():
-                found = {told.get(ref.binary(), Told.BUSY) for ref in self._table.items_of(lease)}
+                ids = [ref.binary() for ref in self._table.items_of(lease)]
+                found = {told.get(id_, Told.BUSY) for id_ in ids}
                 worst = next((state for state in (Told.UNKNOWN, Told.BUSY) if state in found), Told.YES)
                 maker = self._unsettled.hangs_on(lease)
-                if self._unsettled.outcome(lease, marks, worst):
+                if self._unsettled.outcome(lease, marks, worst, heard=unheard.isdisjoint(ids)):
                     self._table.lose(lease, f"it hung on {_ray.describe(maker)}, which is dead")
                     lost.append(lease)
         if lost:
@@ -332,6 +355,23 @@ class Settler:
                 "%d lease(s) are lost with the processes that pinned them, as these only borrowed the references",
                 len(lost),
             )
+
+    def _put_off_verdicts(self, leases: Iterable[bytes]) -> None:
+        """An owner that was stopped, or is very busy, may not have read yet what a dead process told it."""
+        with self._lock:
+            due = [lease for lease in leases if self._unsettled.is_verdict_due(lease)]
+        for lease in due:
+            with self._using:
+                with self._lock:
+                    samples = {_ray.owner_of(ref): ref for ref in self._table.items_of(lease)}
+                try:
+                    for ref in samples.values():
+                        _ray.owner_answers(ref, _HOLD_S)
+                except TimeoutError:
+                    with self._lock:
+                        self._unsettled.put_off_verdict(lease)
+                ref = None  # type: ignore[assignment] # a loop's variable is a reference, too
+                samples.clear()
 
     def _touch(self, key: bytes, refs: Sequence[Ref], pair: Pair) -> list[Told]:
         """Steps 1 and 2 of `couriers`; for each reference what came of it. Only for the thread that carries out the shard's calls.
@@ -379,8 +419,8 @@ class Settler:
             self._returner.begin(key, pair, _ids(refs, told, Told.YES))
         return told
 
-    def _hand_over(self, refs: list[Ref]) -> dict[bytes, Told]:
-        """Steps 1 to 3 of `couriers`; by object what came of it."""
+    def _hand_over(self, refs: list[Ref], unheard: set[bytes]) -> dict[bytes, Told]:
+        """Steps 1 to 3 of `couriers`; by object what came of it. Those that owners may not have heard of yet go to `unheard`."""
         import ray
 
         self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
@@ -395,8 +435,8 @@ class Settler:
             self._batch = (b"", [], pair)
             back = self._returner.begin(key, pair, _ids(refs, told, Told.YES))
         back.over.wait()
-        found = {ref.binary(): state for ref, state in zip(refs, told, strict=True)}
-        return found | dict.fromkeys(back.unheard, Told.UNKNOWN)
+        unheard.update(back.unheard)
+        return {ref.binary(): state for ref, state in zip(refs, told, strict=True)}
 
 
 def _ids(refs: Sequence[Ref], told: Sequence[Told], which: Told) -> list[bytes]:

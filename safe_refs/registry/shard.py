@@ -245,10 +245,10 @@ class Shard:
 
     def leases(
         self, query: tuple[Any, ...], with_sizes: bool
-    ) -> tuple[list[LeaseInfo], list[bytes], tuple[float, int] | None]:
-        """One page of live leases, with their objects' sizes if asked for, their marks, and where the next page begins.
+    ) -> tuple[list[LeaseInfo], list[bytes], tuple[float, int] | None, float]:
+        """One page of live leases, their objects' sizes if asked for, their marks, where the next page begins, and when that was.
 
-        A mark is the same on every replica of a lease, and resolves nothing.
+        A mark is the same on every replica of a lease, and resolves nothing. The time is seconds since the epoch.
         """
         asked = Query(*query)
         if asked.sort == "bytes" or asked.min_bytes is not None:
@@ -258,19 +258,19 @@ class Shard:
             sizes = self._weigh(everything)
             del everything
             with self._lock:
-                page = self._table.page(asked, sizes)
-            return self._with_hanging(page), page.marks, page.after
+                page, now = self._table.page(asked, sizes), time.time()
+            return self._with_hanging(page), page.marks, page.after, now
         with self._lock:
-            page = self._table.page(asked)
+            page, now = self._table.page(asked), time.time()
         infos = self._with_hanging(page)
         if not with_sizes:
-            return infos, page.marks, page.after
+            return infos, page.marks, page.after, now
         sizes = self._weigh(list({ref for refs in page.items for ref in refs}))
         infos = [
             dataclasses.replace(info, size_bytes=sum(sizes.get(ref, 0) for ref in set(refs)))
             for info, refs in zip(infos, page.items, strict=True)
         ]
-        return infos, page.marks, page.after
+        return infos, page.marks, page.after, now
 
     def stats(self) -> RegistryStats:
         """This shard's figures since its start."""
