@@ -95,8 +95,25 @@ def fetch(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
     import ray
 
     connection()
-    get: Any = getattr(ray.get, "__wrapped__", ray.get)
-    return get(ref, timeout=timeout_s)
+    return _get(getattr(ray.get, "__wrapped__", ray.get), ref, timeout_s)
+
+
+def get(refs: Any, timeout_s: float) -> Any:
+    """`ray.get`, whose errors keep nothing alive.
+
+    Ray's own frame holds the error that it raises, and so, round in a circle, every reference in the frames below it, until the next
+    garbage collection. In an idle process that may never come.
+    """
+    import ray
+
+    return _get(ray.get, refs, timeout_s)
+
+
+def _get(how: Any, refs: Any, timeout_s: float) -> Any:
+    try:
+        return how(refs, timeout=timeout_s)
+    except Exception as error:
+        raise error.with_traceback(None)  # noqa: B904 # it is the same error
 
 
 def node_and_process() -> tuple[str, int]:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 import ray
 
 import safe_refs
+from safe_refs import _ray
 from safe_refs.registry import contact
 from safe_refs.registry.leases import Copy
 from tests.conftest import as_actor, is_empty
-from tests.shards import Start, both, decider, figures, is_back, kill, knows, start, stopped, wait_until_whole
+from tests.shards import Start, both, decider, figures, is_back, is_whole, kill, knows, start, stopped, wait_until_whole
 from tests.test_registry import wait_until
 
 __all__ = ["start"]  # a fixture
@@ -322,3 +324,24 @@ def test_if_all_replicas_crash_at_once_it_is_told_as_lost(start: Start) -> None:
     assert (safe_refs.inspect(new).generation or 0) > 1
     assert outcomes([new, payloads[0]]) == ["new", "LeaseLostError"]
     assert safe_refs.release([*payloads, new]) == 1
+
+
+def test_a_call_that_met_a_dead_shard_keeps_nothing(start: Start) -> None:
+    """Neither its references nor their objects wait for a garbage collection, which in an idle process may never come."""
+    name = start(2, 2)
+    gc.collect()
+    gc.disable()
+    try:
+        ref = ray.put(bytes(500_000))
+        payload = safe_refs.dumps(ref)
+        kill(name, 1)
+        id_ = ref.binary()
+        with suppress(safe_refs.RegistryUnavailableError):
+            safe_refs.release(safe_refs.dumps([ref, ref]))
+        loaded = safe_refs.loads(payload)
+        wait_until(lambda: is_whole(name), 60)
+        assert safe_refs.release(payload) == 1
+        del ref, loaded
+        wait_until(lambda: not _ray.counted([id_]), 20)
+    finally:
+        gc.enable()

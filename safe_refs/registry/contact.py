@@ -133,7 +133,7 @@ def ask(
         handle = _handles.get((connected, registry, shard)) or _find(connected, registry, shard, start, deadline)
         left = deadline - time.monotonic()
         try:
-            reply = ray.get(getattr(handle, method).remote(*args), timeout=min(max(left, 0.001), _LONGEST_WAIT_S))
+            reply = _ray.get(getattr(handle, method).remote(*args), min(max(left, 0.001), _LONGEST_WAIT_S))
             if reply is not None or method != "pin":
                 return reply
             why = "it is being shut down"
@@ -143,9 +143,7 @@ def ask(
         except ray.exceptions.GetTimeoutError:
             raise late(registry, timeout) from None
         except ray.exceptions.RayActorError as error:
-            why = str(
-                error
-            )  # not the error itself, which would keep this call's references, until the next garbage collection
+            why = str(error)  # not the error itself, which would keep this call's references
         # Dead for good (somebody killed it, or its node is gone, or it could not start), or Ray could not reach it just now.
         forget_handle(connected, registry, shard, handle)
         if time.monotonic() + RETRY_PAUSE_S >= deadline:
@@ -197,7 +195,7 @@ def ask_each(
     try:
         # All together is quickest, and how it nearly always goes.
         left = min(max(deadline - begun, 0.001), patience_s, _LONGEST_WAIT_S)
-        return replies | dict(zip(waiting.values(), ray.get(list(waiting), timeout=left), strict=True))
+        return replies | dict(zip(waiting.values(), _ray.get(list(waiting), left), strict=True))
     except ray.exceptions.RayTaskError:
         raise
     except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
@@ -210,7 +208,7 @@ def ask_each(
             break
         shard = waiting.pop(ready[0])
         try:
-            replies[shard] = ray.get(ready[0], timeout=max(left, 1.0))
+            replies[shard] = _ray.get(ready[0], max(left, 1.0))
             until = min(until, max(begun + patience_s, time.monotonic()))
         except ray.exceptions.RayTaskError:
             raise

@@ -148,10 +148,8 @@ class Peers:
             self._passed_on(leases)
 
     def _unpack_reply(self, reply: Any) -> bool:
-        import ray
-
         with self._using:
-            parcel = Parcel(*ray.get(reply, timeout=_CALL_TIMEOUT_S))
+            parcel = Parcel(*_ray.get(reply, _CALL_TIMEOUT_S))
             with self._lock:
                 self._unpack(parcel)
             del parcel
@@ -184,7 +182,7 @@ class Peers:
             waiting = method(handle) if callable(method) else getattr(handle, method).remote(*args)
             if take is not None:
                 ray.wait([waiting], timeout=_CALL_TIMEOUT_S, fetch_local=False)
-            reply = ray.get(waiting, timeout=_CALL_TIMEOUT_S) if take is None else take(waiting)
+            reply = _ray.get(waiting, _CALL_TIMEOUT_S) if take is None else take(waiting)
         except ray.exceptions.RayTaskError:
             raise
         except (ValueError, ray.exceptions.RayError):

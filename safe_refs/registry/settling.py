@@ -421,8 +421,6 @@ class Settler:
 
     def _hand_over(self, refs: list[Ref], unheard: set[bytes]) -> dict[bytes, Told]:
         """Steps 1 to 3 of `couriers`; by object what came of it. Those that owners may not have heard of yet go to `unheard`."""
-        import ray
-
         self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
         if self._doubtful or time.monotonic() - self._answered_at > _COURIER_FRESH_S:
             self._find_pair()
@@ -430,7 +428,7 @@ class Settler:
         self._batch = (key, refs, pair)
         told = [Told.BUSY] * len(refs)
         try:
-            told = [Told(state) for state in ray.get(self._me.touch.remote(), timeout=_TOUCH_TIMEOUT_S)]
+            told = [Told(state) for state in _ray.get(self._me.touch.remote(), _TOUCH_TIMEOUT_S)]
         finally:
             self._batch = (b"", [], pair)
             back = self._returner.begin(key, pair, _ids(refs, told, Told.YES))
