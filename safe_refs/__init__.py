@@ -33,7 +33,8 @@ from .handle import SafeRef, pin
 from .leasing import PayloadInfo, expires_in_s, inspect, keepalive, release, renew, scope
 from .pickler import Pickler, Unpickler, load
 from .pickling import PROTOCOL as DEFAULT_PROTOCOL
-from .pickling import dump, dumps, loads, open_payload
+from .pickling import dump, dumps, dumps_many, loads, loads_many, open_payload
+from .pipelining import flush, pipeline
 from .registry.records import LeaseInfo, RegistryStats
 from .slots import slot as _slot  # payloads name it: part of the format
 
@@ -67,15 +68,19 @@ __all__ = [
     "_slot",
     "dump",
     "dumps",
+    "dumps_many",
     "expires_in_s",
+    "flush",
     "init",
     "inspect",
     "keepalive",
     "leases",
     "load",
     "loads",
+    "loads_many",
     "open_payload",
     "pin",
+    "pipeline",
     "release",
     "renew",
     "scope",

@@ -74,6 +74,7 @@ def init(
     replicas: int | None = None,
     timeout: float | timedelta | None = None,
     ttl: float | timedelta | None = None,
+    wait: bool | None = None,
     max_leases: int | None = None,
     max_references: int | None = None,
     max_bytes: int | None = None,
@@ -94,6 +95,7 @@ def init(
             running registry keeps what it has.
         timeout: seconds that calls wait for the registry, where they aren't told otherwise.
         ttl: seconds to live of leases that this process makes without a ttl; without this, they have no limit.
+        wait: False lets `dumps` and `pin` return before the registry holds what they pass on; see `flush`.
         max_leases: the most live leases it will hold; past this or another limit, `dumps` raises `RegistryFullError`.
         max_references: the most references in live leases together.
         max_bytes: the most bytes of the objects behind them, each object once. Each pin then costs a question to the owners.
@@ -134,15 +136,16 @@ def init(
         timeout=None if timeout is None else config.seconds(timeout, "timeout"),
         ttl=None if ttl is None else config.seconds(ttl, "ttl"),
         limits=Limits(**given) if given else None,
+        wait=wait,
     )
-    name, wait = config.registry_name(registry), config.timeout_s()
+    name, patience = config.registry_name(registry), config.timeout_s()
     while True:
-        client.ensure(name, shards, replicas, wait)
+        client.ensure(name, shards, replicas, patience)
         config.wish(shards, replicas)  # only now, as it may have been refused
-        client.identity(name, wait)
+        client.identity(name, patience)
         if given:
-            client.set_limits(name, config.limits(), wait)
-        figures = client.stats(name, wait)
+            client.set_limits(name, config.limits(), patience)
+        figures = client.stats(name, patience)
         if figures is not None:  # else somebody has shut it down in between
             return figures
         client.forget_identity(name)

@@ -8,15 +8,31 @@ process was told, for the registry that it may have to start.
 
 from __future__ import annotations
 
+import contextvars
 import math
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 DEFAULT_REGISTRY = "default"
 DEFAULT_TIMEOUT_S = 30.0
 _LONGEST_S = 3.2e9  # a century; far longer waits overflow in Ray and in the operating system
+
+# What `os.environ` keeps: bytes by bytes, where it is so. Asking that for what isn't there costs a twentieth.
+_environ: Any = getattr(os.environ, "_data", None)
+if not isinstance(_environ, dict) or os.name != "posix":
+    _environ = None
+
+
+def _get(name: str) -> str | None:
+    if _environ is not None and _NAMES.setdefault(name, name.encode()) not in _environ:
+        return None
+    return os.environ.get(name)
+
+
+_NAMES: dict[str, bytes] = {}
+_OFF = ("0", "false", "no", "off")
 
 _N = TypeVar("_N", int, float)
 
@@ -68,9 +84,27 @@ class _Told:
     limits: Limits | None = None
     shards: int | None = None
     replicas: int | None = None
+    wait: bool | None = None
 
 
 _told = _Told()
+
+
+# What `pipeline` says to the code inside it: False, don't wait. None outside.
+waiting: contextvars.ContextVar[bool | None] = contextvars.ContextVar("safe_refs_waiting", default=None)
+
+
+def waits(given: bool | None = None) -> bool:
+    """Whether `dumps` and `pin` wait until the registry holds what they pass on."""
+    if given is not None:
+        return given
+    inside = waiting.get()
+    if inside is not None:
+        return inside
+    text = _get("SAFE_REFS_WAIT")
+    if text:
+        return text not in _OFF
+    return _told.wait is not False
 
 
 def wish(shards: int | None, replicas: int | None) -> None:
@@ -81,8 +115,17 @@ def wish(shards: int | None, replicas: int | None) -> None:
         _told.replicas = replicas
 
 
-def tell(*, registry: str | None, timeout: float | None, ttl: float | None, limits: Limits | None) -> None:
+def tell(
+    *,
+    registry: str | None,
+    timeout: float | None,
+    ttl: float | None,
+    limits: Limits | None,
+    wait: bool | None = None,
+) -> None:
     """Keep what `init` was given; None leaves a setting as it is."""
+    if wait is not None:
+        _told.wait = wait
     if registry is not None:
         _told.registry = registry
     if timeout is not None:
@@ -95,7 +138,7 @@ def tell(*, registry: str | None, timeout: float | None, ttl: float | None, limi
 
 def registry_name(given: str | None = None) -> str:
     """Name of the registry that new leases go to."""
-    return given or os.environ.get("SAFE_REFS_REGISTRY") or _told.registry or DEFAULT_REGISTRY
+    return given or _get("SAFE_REFS_REGISTRY") or _told.registry or DEFAULT_REGISTRY
 
 
 def timeout_s(given: float | timedelta | None = None) -> float:
@@ -120,7 +163,7 @@ def wishes() -> tuple[int | None, int | None]:
 
 def anchors() -> bool:
     """Whether owners are made to know who holds their objects; see `registry.couriers`. `SAFE_REFS_ANCHORING=0` turns it off."""
-    return os.environ.get("SAFE_REFS_ANCHORING", "1") not in ("0", "false", "no", "off")
+    return (_get("SAFE_REFS_ANCHORING") or "1") not in _OFF
 
 
 def limits() -> Limits:
@@ -177,7 +220,7 @@ def positive(value: int, name: str) -> int:
 
 
 def _environment(name: str, convert: Callable[[str], _N]) -> _N | None:
-    text = os.environ.get(name)
+    text = _get(name)
     if not text:
         return None
     try:

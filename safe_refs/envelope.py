@@ -33,6 +33,7 @@ _TUPLE2_REDUCE_STOP = b"\x86R."
 
 _CHECKSUM_KEY = b"\xa1c\xce"  # msgpack: the one-letter string "c", then the mark of a 32-bit unsigned number
 _CHECKSUM = len(_CHECKSUM_KEY) + 4
+_FIXMAP = [bytes([0x80 | count]) for count in range(16)]  # msgpack: the head of a map of so many keys, at most 15
 _FIRST_LOOK = 1024  # bytes: nearly every header is shorter
 _LARGEST_HEADER = 4 * 2**20  # bytes; one byte a slot, so that millions of slots fit, and no more is read for nothing
 
@@ -46,6 +47,7 @@ class LeaseAddress(NamedTuple):
         epoch: 8 random bytes that the registry drew when it started.
         generation: which start of the registry that was, counted from 1; for people, the epoch is what counts.
         lease: the lease's id, 16 random bytes.
+        soon: its maker didn't wait until it was held: who comes too early waits for it a little.
     """
 
     registry: str
@@ -53,6 +55,7 @@ class LeaseAddress(NamedTuple):
     epoch: bytes
     generation: int
     lease: bytes
+    soon: bool = False
 
     @property
     def short_id(self) -> str:
@@ -96,13 +99,8 @@ class Found(NamedTuple):
 
 def seal(fields: Mapping[str, Any]) -> bytes:
     """Pack `fields` as a msgpack map and append the key `c`, a CRC-32 of all bytes before its value."""
-    # The map is packed with one key too many and then ended by hand, because the checksum has to have a fixed width.
-    body = msgpack.Packer(autoreset=False)
-    body.pack_map_header(len(fields) + 1)
-    for key, value in fields.items():
-        body.pack(key)
-        body.pack(value)
-    packed = bytes(body.bytes()) + _CHECKSUM_KEY
+    # The map is counted with one key too many and then ended by hand, because the checksum has to have a fixed width.
+    packed: bytes = _FIXMAP[len(fields) + 1] + msgpack.packb(fields)[1:] + _CHECKSUM_KEY
     return packed + binascii.crc32(packed).to_bytes(4, "big")
 
 
@@ -153,13 +151,16 @@ def check_version(fields: Mapping[str, Any], what: str) -> None:
 
 def pack_address(address: LeaseAddress) -> dict[str, Any]:
     """The keys under which an address stands in a sealed map."""
-    return {
+    fields: dict[str, Any] = {
         "r": address.registry,
         "K": address.cluster,
         "e": address.epoch,
         "g": address.generation,
         "i": address.lease,
     }
+    if address.soon:
+        fields["w"] = True
+    return fields
 
 
 def unpack_address(fields: Mapping[str, Any], what: str) -> LeaseAddress:
@@ -177,7 +178,7 @@ def unpack_address(fields: Mapping[str, Any], what: str) -> LeaseAddress:
         and _is_bytes(lease, 16)
     ):
         raise EnvelopeError(f"{what} is altered: its header lacks a part of the lease's address")
-    return LeaseAddress(registry, fields["K"], fields["e"], fields["g"], fields["i"])
+    return LeaseAddress(registry, fields["K"], fields["e"], fields["g"], fields["i"], fields.get("w") is True)
 
 
 def _is_count(value: Any) -> bool:

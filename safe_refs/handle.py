@@ -6,10 +6,8 @@ bytes are capabilities (whoever has them can resolve and release), so `repr` sho
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
-import os
 from collections.abc import Generator, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -17,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from . import config, scopes
 from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
-from .registry import client
+from .randomness import token
+from .registry import awaiting, client, outbox
+from .registry.client import Pin
 from .registry.records import Terms
 from .slots import OBJECT_REF, state
 
@@ -79,7 +79,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        return client.resolve(self._address, config.timeout_s(timeout), slot=self._slot)[0]
+        return outbox.resolve(self._address, config.timeout_s(timeout), slot=self._slot)[0]
 
     def get(self, timeout: float | None = None) -> T:
         """Resolve, and wait for the value as `ray.get` does.
@@ -107,8 +107,7 @@ class SafeRef(Generic[T]):
     async def _get_async(self) -> T:
         import ray
 
-        # Finding and asking the registry blocks, so a thread does it; waiting for the value doesn't.
-        ref: Any = await asyncio.to_thread(self.resolve)
+        ref: Any = (await awaiting.resolve(self._address, config.timeout_s(), slot=self._slot))[0]
         try:
             value: T = await ref
         except ray.exceptions.OwnerDiedError:
@@ -122,7 +121,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        return client.release([self._address], config.timeout_s(timeout))
+        return outbox.release([self._address], config.timeout_s(timeout))
 
     def renew(self, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
         """Let the lease live `ttl` seconds from now, be that longer or shorter than it had.
@@ -222,7 +221,12 @@ def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | Non
 
 @overload
 def pin(
-    ref: ray.ObjectRef[T], *, ttl: float | timedelta | None = None, uses: int | None = None, label: str | None = None
+    ref: ray.ObjectRef[T],
+    *,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
 ) -> SafeRef[T]: ...
 @overload
 def pin(
@@ -231,9 +235,15 @@ def pin(
     ttl: float | timedelta | None = None,
     uses: int | None = None,
     label: str | None = None,
+    wait: bool | None = None,
 ) -> list[SafeRef[T]]: ...
 def pin(
-    ref: Any, *, ttl: float | timedelta | None = None, uses: int | None = None, label: str | None = None
+    ref: Any,
+    *,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
 ) -> SafeRef[Any] | list[SafeRef[Any]]:
     """Have the registry hold a reference, or several under one lease, and return handles for them.
 
@@ -242,6 +252,7 @@ def pin(
         ttl: seconds (or a `timedelta`) after which the lease ends; None for no limit.
         uses: how often the lease may be resolved; None for no limit.
         label: a name for people, shown by `leases()`.
+        wait: as for `dumps`.
 
     Returns:
         A `SafeRef`, or a list of them in the order of `ref`, all of one lease.
@@ -266,13 +277,17 @@ def pin(
             raise TypeError(f"pin takes a ray.ObjectRef or an iterable of them, not {name}")
     if not refs:
         return []
-    registry, lease = config.registry_name(), os.urandom(16)
-    cluster = client.cluster()
-    maker = client.origin()
+    registry, lease, timeout = config.registry_name(), token(16), config.timeout_s()
+    waits, here = config.waits(wait), client.site()
+    wanted = Pin(lease, refs, terms, client.origin(here))
     scopes.note(registry, lease)
-    epoch, generation = client.pin(registry, lease, refs, terms, maker, config.timeout_s())
+    if waits:
+        epoch, generation = outbox.pin(registry, wanted, timeout, here)
+    else:
+        epoch, generation = client.identity(registry, timeout, here)
+        outbox.post(registry, wanted, timeout, here)
     try:
-        address = LeaseAddress(registry, cluster, epoch, generation, lease)
+        address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
         handles = [SafeRef[Any](address, number) for number in range(len(refs))]
         if state.writing is not None:
             state.writing.note(registry, lease)

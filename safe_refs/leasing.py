@@ -16,7 +16,7 @@ from . import config, envelope
 from .envelope import LeaseAddress
 from .errors import EnvelopeError
 from .handle import TEXT_PREFIX, SafeRef, make_terms
-from .registry import client
+from .registry import client, outbox
 from .scopes import KeepAlive, Scope
 
 _DEEPEST = 10  # lists in lists, when leases are released
@@ -120,9 +120,9 @@ def release(target: Target | Iterable[Target], *, timeout: float | timedelta | N
             if address is not None:
                 addresses[address] = None
     wait = config.timeout_s(timeout)
-    ended = client.release(addresses, wait) if addresses else 0
+    ended = outbox.release(addresses, wait) if addresses else 0
     if ids:
-        ended += client.release_ids(config.registry_name(), list(ids), wait)
+        ended += outbox.release_ids(config.registry_name(), list(ids), wait)
     return ended
 
 

@@ -14,19 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from . import envelope
+from . import config, envelope
 from .handle import make_terms
-from .pickling import (
-    PROTOCOL,
-    BufferCallback,
-    Buffers,
-    Sink,
-    WritableFile,
-    hold,
-    pickle_with,
-    slot_values,
-    write_or_release,
-)
+from .holding import hold, slot_values
+from .pickling import PROTOCOL, BufferCallback, Buffers, Sink, WritableFile, pickle_with, write_or_release
 from .slots import Reading, WithReducers, register, slot
 
 
@@ -51,6 +42,7 @@ class Pickler(pickle.Pickler):
         ttl: terms of each lease, as for `dumps`, like `uses` and `label`.
         uses: see `ttl`.
         label: see `ttl`.
+        wait: as for `dumps`.
     """
 
     def __init__(
@@ -63,6 +55,7 @@ class Pickler(pickle.Pickler):
         ttl: float | timedelta | None = None,
         uses: int | None = None,
         label: str | None = None,
+        wait: bool | None = None,
     ) -> None:
         if not callable(getattr(file, "write", None)):
             raise TypeError("file must have a 'write' attribute")
@@ -74,6 +67,7 @@ class Pickler(pickle.Pickler):
             ttl, uses, label
         )  # a mistake in them shows here; what a scope adds is known when something is dumped
         self._terms = (ttl, uses, label)
+        self._wait = wait
         self._sink = Sink()
         self._buffers: Buffers | None = None
         callback = None if buffer_callback is None else self._ask
@@ -93,7 +87,7 @@ class Pickler(pickle.Pickler):
             for piece in pickled.pieces:
                 self._file.write(piece)
         else:
-            write_or_release(self._file, hold(pickled, make_terms(*self._terms)))
+            write_or_release(self._file, hold(pickled, make_terms(*self._terms), config.waits(self._wait)))
 
     def _as_plain(self, sink: Sink, buffers: Buffers | None) -> Any:
         return _Plain(self, sink, buffers)

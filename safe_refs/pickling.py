@@ -2,31 +2,27 @@
 
 Out: pickle the object with the C pickler, collecting its references as slots; where plain pickle can't do it, or the pickle names
 `__main__` (which is another module in another process), pickle it again with cloudpickle. No references: that pickle is the result.
-Otherwise put the envelope round it, have the registry hold the references, and only then return.
+Otherwise `holding` makes a payload of it.
 
-What always holds: whatever can fail before the pin is done before it, and whatever fails after it ends the lease again; big buffers
-are copied once, into the payload; pickling never changes what it pickles.
+What always holds: big buffers are copied once, into the payload; pickling never changes what it pickles.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from . import config, envelope, scopes
-from .envelope import Header, LeaseAddress
-from .errors import EnvelopeError, UnsupportedReferenceError
-from .handle import SafeRef, make_terms
+from . import config, envelope
+from .errors import UnsupportedReferenceError
+from .handle import make_terms
+from .holding import Pickled, discard, hold, hold_many, slot_values, slot_values_many
 from .registry import client
-from .registry.records import Terms
-from .slots import OBJECT_REF, Reading, Writing, register, state
+from .slots import Reading, Writing, register, state
 
 # What cloudpickle does too, and pickle itself since Python 3.14. Protocol 5 is what carries buffers without a copy.
 PROTOCOL = pickle.HIGHEST_PROTOCOL
@@ -50,14 +46,6 @@ class WritableFile(Protocol):
 
     def write(self, data: Any, /) -> Any:
         """Write bytes."""
-
-
-class Pickled(NamedTuple):
-    """An object pickled, but not yet anybody's payload: the pieces, its references, and how many buffers went out of band."""
-
-    pieces: list[bytes]
-    writing: Writing
-    buffers: int
 
 
 class Sink:
@@ -152,6 +140,7 @@ def dumps(
     ttl: float | timedelta | None = None,
     uses: int | None = None,
     label: str | None = None,
+    wait: bool | None = None,
 ) -> bytes:
     """Pickle `obj`; Ray references anywhere in it are held by the registry from before this returns until their lease ends.
 
@@ -163,6 +152,8 @@ def dumps(
         ttl: seconds (or a `timedelta`) after which the lease ends by itself; None for no limit.
         uses: how often the payload may be loaded; None for no limit.
         label: a name for people, shown by `leases()`.
+        wait: False returns before the registry holds the references, and leaves that to a background thread: see `flush`. The
+            default is True, unless `pipeline`, `init` or `SAFE_REFS_WAIT` says otherwise.
 
     Returns:
         Plain pickle bytes if there are no references in `obj`; else a payload, which is a valid pickle too. One payload is one
@@ -175,18 +166,67 @@ def dumps(
         Exception: what `pickle` or `cloudpickle` raises for an object that can't be pickled.
         In each case nothing stays held.
     """
+    pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
+    if isinstance(pickled, bytes):
+        if ttl is not None or uses is not None or label is not None:
+            make_terms(ttl, uses, label)
+        return pickled
+    return hold(pickled, make_terms(ttl, uses, label), config.waits(wait))
+
+
+def dumps_many(
+    objs: Iterable[Any],
+    protocol: int | None = None,
+    *,
+    fix_imports: bool = True,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
+) -> list[bytes]:
+    """`dumps` of each object, with one call to the registry (to each shard of it) for all, or for each thousand.
+
+    Args:
+        objs: the objects; each gets a payload, and a lease, of its own.
+        protocol: as for `dumps`, like all the others; the terms are those of each lease.
+        fix_imports: see `protocol`.
+        ttl: see `protocol`.
+        uses: see `protocol`.
+        label: see `protocol`.
+        wait: see `protocol`.
+
+    Returns:
+        What `dumps` returns for each, in their order.
+
+    Raises:
+        Exception: as from `dumps`; then nothing of all stays held.
+    """
+    terms, waits = make_terms(ttl, uses, label), config.waits(wait)
+    done: list[bytes | Pickled] = []
+    try:
+        for obj in objs:
+            done.append(pickle_object(obj, protocol, fix_imports, None))
+    except BaseException:
+        for each in done:
+            if isinstance(each, Pickled):
+                discard(each.writing)
+        raise
+    held = iter(hold_many([each for each in done if isinstance(each, Pickled)], terms, waits))
+    return [next(held) if isinstance(each, Pickled) else each for each in done]
+
+
+def pickle_object(
+    obj: Any, protocol: int | None, fix_imports: bool, buffer_callback: BufferCallback | None
+) -> bytes | Pickled:
+    """An object pickled: just bytes where it holds no references."""
     register()
     if protocol is None and buffer_callback is None:
-        quick = _pickle_quickly(obj)
-        if isinstance(quick, bytes):
-            if ttl is not None or uses is not None or label is not None:
-                make_terms(ttl, uses, label)
-            return quick
-        pickled = quick
+        pickled = _pickle_quickly(obj)
+        if isinstance(pickled, bytes):
+            return pickled
     else:
         pickled = pickle_with(_standard_picklers(protocol, fix_imports), obj, buffer_callback, protocol)
-    terms = make_terms(ttl, uses, label)
-    return b"".join(pickled.pieces) if pickled.writing.refs is None else hold(pickled, terms)
+    return b"".join(pickled.pieces) if pickled.writing.refs is None else pickled
 
 
 def loads(
@@ -233,6 +273,47 @@ def loads(
         return pickle.loads(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
 
 
+def loads_many(
+    payloads: Iterable[Any],
+    *,
+    fix_imports: bool = True,
+    encoding: str = "ASCII",
+    errors: str = "strict",
+    resolve: bool = True,
+    take: bool = False,
+    timeout: float | timedelta | None = None,
+) -> list[Any]:
+    """`loads` of each payload, with one call to the registry (to each shard of it) for all, or for each thousand.
+
+    Args:
+        payloads: what `dumps`, or any other pickler, wrote.
+        fix_imports: as for `loads`, like all the others; the timeout is for all together.
+        encoding: see `fix_imports`.
+        errors: see `fix_imports`.
+        resolve: see `fix_imports`.
+        take: see `fix_imports`.
+        timeout: see `fix_imports`.
+
+    Returns:
+        The objects, in the order of their payloads.
+
+    Raises:
+        Exception: as from `loads`, for the first payload that can't be loaded. Uses and takes of the others are spent.
+    """
+    how: dict[str, Any] = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors}
+    datas = list(payloads)
+    found = [envelope.find(data) if envelope.is_payload(data) else None for data in datas]
+    values = iter(slot_values_many([each.header for each in found if each is not None], resolve, take, timeout))
+    loaded: list[Any] = []
+    for data, each in zip(datas, found, strict=True):
+        if each is None:
+            loaded.append(pickle.loads(data, **how))
+        else:
+            with Reading(each.header.tag, next(values)):
+                loaded.append(pickle.loads(each.inner, **how))
+    return loaded
+
+
 def dump(
     obj: Any,
     file: WritableFile,
@@ -243,6 +324,7 @@ def dump(
     ttl: float | timedelta | None = None,
     uses: int | None = None,
     label: str | None = None,
+    wait: bool | None = None,
 ) -> None:
     """Write what `dumps` returns to `file`. If writing fails, nothing stays held.
 
@@ -256,6 +338,7 @@ def dump(
         ttl=ttl,
         uses=uses,
         label=label,
+        wait=wait,
     )
     write_or_release(file, data)
 
@@ -274,63 +357,6 @@ def open_payload(body: bytes, buffers: Sequence[Any] = ()) -> Any:
 
 
 open_payload.__module__ = "safe_refs"
-
-
-def slot_values(header: Header, resolve: bool, take: bool, timeout: float | timedelta | None) -> Sequence[Any]:
-    """What belongs into a payload's slots: references from the registry, or handles."""
-    unknown = set(header.kinds) - {OBJECT_REF}
-    if unknown:
-        raise EnvelopeError(
-            f"the payload holds references of kind {', '.join(sorted(unknown))!r}, which this release of safe_refs doesn't "
-            "know: install the release that wrote it, or a newer one"
-        )
-    if not resolve:
-        if take:
-            raise ValueError("take=True needs resolve=True: handles are made without asking the registry")
-        return [SafeRef[Any](header.address, number, kind) for number, kind in enumerate(header.kinds)]
-    return client.resolve(header.address, config.timeout_s(timeout), take=take)
-
-
-def hold(pickled: Pickled, terms: Terms) -> bytes:
-    """Make the payload of a pickled object, and have the registry hold its references before returning it."""
-    refs = pickled.writing.refs or []
-    try:
-        registry, timeout = config.registry_name(), config.timeout_s()
-        here = client.site()
-        maker = client.origin(here)
-        epoch, generation = client.identity(registry, timeout, here)
-        address = LeaseAddress(registry, here.connection.cluster, epoch, generation, os.urandom(16))
-        header = Header(
-            address=address,
-            tag=pickled.writing.tag,
-            kinds=OBJECT_REF * len(refs),
-            terms={name: value for name, value in terms._asdict().items() if value is not None},
-            made_at=time.time(),
-            inner_size=envelope.total_size(pickled.pieces),
-            buffers=pickled.buffers,
-            signed=False,
-        )
-        # The payload is made first, so that running out of memory here leaves nothing pinned.
-        payload = envelope.wrap(header, pickled.pieces)
-        pickled.pieces.clear()
-        scopes.note(registry, address.lease)
-        epoch, generation = client.pin(registry, address.lease, refs, terms, maker, timeout, here)
-    except BaseException:
-        _discard(pickled.writing)
-        raise
-    try:
-        if epoch != address.epoch:
-            # The registry has restarted since this process last heard of it: name the one that holds the lease.
-            address = address._replace(epoch=epoch, generation=generation)
-            payload = envelope.wrap(header._replace(address=address), [envelope.find(payload).inner])
-        if state.writing is not None:
-            for nested in [(registry, address.lease), *(pickled.writing.nested or ())]:
-                state.writing.note(*nested)
-    except BaseException:
-        client.release_later(registry, [address.lease])
-        _discard(pickled.writing)
-        raise
-    return payload
 
 
 def write_or_release(file: WritableFile, data: bytes) -> None:
@@ -372,10 +398,10 @@ def pickle_with(
         try:
             again = buffers.settle()
         except BaseException:
-            _discard(pickled.writing)
+            discard(pickled.writing)
             raise
         if again:
-            _discard(pickled.writing)
+            discard(pickled.writing)
             pickled = _finish(chosen, obj, buffers)
     return pickled
 
@@ -392,15 +418,9 @@ def _attempt(
             raise
         return None
     if _names_main(sink.pieces, protocol):
-        _discard(writing)
+        discard(writing)
         return None
     return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
-
-
-def _discard(writing: Writing) -> None:
-    """A pickling came to nothing: end the leases that code called by it has made."""
-    for registry, lease in writing.nested or ():
-        client.release_later(registry, [lease])
 
 
 def _may_be_mended(error: Exception) -> bool:
@@ -422,7 +442,7 @@ def _run(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers
     try:
         pickler.dump(obj)
     except BaseException:
-        _discard(writing)
+        discard(writing)
         raise
     finally:
         state.writing = around
@@ -450,7 +470,7 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
     try:
         pickler.dump(obj)
     except BaseException as error:
-        _discard(writing)
+        discard(writing)
         if not isinstance(error, _NEEDS_CLOUDPICKLE) or not _may_be_mended(error):
             raise
         sink.take()
@@ -469,7 +489,7 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
             return small if writing.refs is None else Pickled([small], writing, 0)
     elif not _names_main(names, None) and not _by_value_modules():
         return Pickled(pieces, writing, 0)
-    _discard(writing)
+    discard(writing)
     return _finish(_standard_picklers(None, True)[1], obj, None)
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from . import config
 from .envelope import LeaseAddress
 from .errors import LeaseError, RegistryUnavailableError
-from .registry import client
+from .registry import client, outbox
 
 T = TypeVar("T")
 
@@ -139,7 +139,7 @@ class Scope:
         for registry, lease in leases:
             by_registry.setdefault(registry, []).append(lease)
         for registry, ids in by_registry.items():
-            client.release_ids(registry, ids, config.timeout_s())
+            outbox.release_ids(registry, ids, config.timeout_s())
 
 
 def open_scope(scope: Scope | None) -> Scope | None:

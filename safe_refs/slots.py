@@ -12,13 +12,13 @@ anew for each payload: a slot that somehow ended up in another payload's pickle 
 from __future__ import annotations
 
 import copyreg
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import EnvelopeError, UnsupportedReferenceError
+from .randomness import token
 
 if TYPE_CHECKING:
     import ray
@@ -42,7 +42,7 @@ class Writing:
     def number(self, ref: Ref) -> tuple[bytes, int]:
         """Tag and number of the slot for `ref`; equal references share one."""
         if self.refs is None:
-            self.refs, self._numbers, self.tag = [], {}, os.urandom(8)
+            self.refs, self._numbers, self.tag = [], {}, token(8)
         number = self._numbers.get(ref)
         if number is None:
             number = self._numbers[ref] = len(self.refs)

@@ -12,7 +12,8 @@ import pytest
 
 import safe_refs
 from safe_refs.envelope import LeaseAddress
-from safe_refs.registry import client
+from safe_refs.registry import client, outbox
+from safe_refs.registry.client import Pin
 from safe_refs.registry.records import Query, Terms
 from tests.test_rules import EPOCH, ME, Clock, make_table
 
@@ -72,16 +73,17 @@ class Actor:
     def pin(self, lease: bytes, items: list[str], **terms: Any) -> None:
         import ray
 
-        client.pin(self.name, lease, [ray.put(item) for item in items], Terms(**terms), client.origin(), 30)
+        wanted = Pin(lease, [ray.put(item) for item in items], Terms(**terms), client.origin())
+        outbox.pin(self.name, wanted, 30, client.site())
 
     def resolve(self, lease: bytes, slot: int | None = None, *, take: bool = False) -> list[str]:
         import ray
 
-        values: list[str] = ray.get(client.resolve(self.address(lease), 30, slot=slot, take=take), timeout=20)
+        values: list[str] = ray.get(outbox.resolve(self.address(lease), 30, slot=slot, take=take), timeout=20)
         return values
 
     def release(self, lease: bytes) -> int:
-        return client.release([self.address(lease)], 30)
+        return outbox.release([self.address(lease)], 30)
 
     def renew(self, lease: bytes, ttl: float | None) -> None:
         client.renew(self.address(lease), ttl, 30)

@@ -18,7 +18,8 @@ import ray
 
 import safe_refs
 from safe_refs import _ray, config
-from safe_refs.registry import client
+from safe_refs.registry import client, outbox
+from safe_refs.registry.client import Pin
 from safe_refs.registry.records import Terms
 from safe_refs.registry.topology import actor_name
 from tests.conftest import PRELUDE, SETTLE_S, Driver, as_actor, check_nothing_left, is_empty, run_python
@@ -204,11 +205,11 @@ def test_calls_can_be_repeated(registry: str) -> None:
     """Ray may repeat a call: pinning twice is one lease, and a pin after its release is refused and holds nothing."""
     lease, ref, maker = os.urandom(16), ray.put(1), client.origin()
     for _ in range(2):
-        client.pin(registry, lease, [ref], Terms(), maker, 20)
+        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, client.site())
     assert len(safe_refs.leases()) == 1
     assert [safe_refs.release(lease.hex()) for _ in range(2)] == [1, 0]
     with pytest.raises(safe_refs.LeaseReleasedError):
-        client.pin(registry, lease, [ref], Terms(), maker, 20)
+        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, client.site())
     assert safe_refs.leases() == []
 
 

@@ -19,7 +19,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +36,9 @@ from ..errors import (
     UnsupportedReferenceError,
     WrongClusterError,
 )
+from ..randomness import token
 from . import anchoring, book, contact
+from .boxes import BOXED, Box, box
 from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 from .shard import DOUBTFUL, IN_TURN, RECOVERING, STALE, Yours
@@ -48,7 +51,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("safe_refs")
 
-_PACKAGE = __name__.partition(".")[0]
+_FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
+_COMES_S = 5.0  # how long a reader waits for a pin that its maker didn't wait for
+_COMES_PAUSE_S = 0.01
 _PATIENCE_S = 2.0  # how long a replica that doesn't answer is waited for once another has
 
 _identities: dict[tuple[_ray.Connection, str], tuple[bytes, int]] = {}
@@ -62,6 +67,33 @@ class Site(NamedTuple):
     node: str
     pid: int
     address: bytes
+
+
+class Pin(NamedTuple):
+    """A lease that is to begin: its id, what it is to hold, on what terms, and who makes it."""
+
+    lease: bytes
+    refs: Sequence[Ref]
+    terms: Terms
+    maker: Origin
+
+
+class Wanted(NamedTuple):
+    """A lease of which the references are wanted.
+
+    Attributes:
+        address: where it lives.
+        slot: which of them; None for all.
+        take: end it in the same step.
+        asker: who asks, as an `Origin`.
+        use: id of this use, the same whomever it is asked of, and however often.
+    """
+
+    address: LeaseAddress
+    slot: int | None
+    take: bool
+    asker: tuple[Any, ...]
+    use: bytes
 
 
 def site() -> Site:
@@ -86,6 +118,11 @@ def cluster() -> bytes:
     return _ray.connection().cluster
 
 
+def knows(registry: str) -> bool:
+    """Whether `identity` has nothing to ask."""
+    return (_ray.connection(), registry) in _identities
+
+
 def identity(registry: str, timeout: float, here: Site | None = None) -> tuple[bytes, int]:
     """Epoch and generation of a registry as this process last heard; asked for, and started if it must be, on first contact."""
     connected = here.connection if here else _ray.connection()
@@ -108,39 +145,37 @@ def identity(registry: str, timeout: float, here: Site | None = None) -> tuple[b
     return known
 
 
-def pin(
-    registry: str,
-    lease: bytes,
-    refs: Sequence[Ref],
-    terms: Terms,
-    maker: Origin,
-    timeout: float,
-    here: Site | None = None,
-) -> tuple[bytes, int]:
-    """Have a registry hold `refs` under the id `lease`, and wait until it does: all replicas, or all but those known to be dead.
+def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, int]:
+    """Have a registry hold references, and wait until it does: all replicas, or all but those known to be dead.
 
     Returns:
-        Epoch and generation of the registry that holds it.
+        Epoch and generation of the registry that holds them.
 
     Raises:
         RegistryFullError: a limit would be passed.
         RegistryUnavailableError: no answer in time. As with every error, nothing stays held.
     """
+    lease, refs, terms, maker = wanted
     deadline = time.monotonic() + timeout
     held: set[int] = set()
     answer = b""
     hand_over: anchoring.HandOver | None = None
+    packed: Box | None = None
     try:
         borrowed = _ray.borrowed(refs)
         if borrowed:
             hand_over = anchoring.begin(borrowed)
-        here = here or site()
         borrower = here.address if borrowed else b""
         connected = here.connection
         while True:
             topology = contact.topology(connected, registry, start=True)
             # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.
-            call = ((lease, list(refs), tuple(terms), tuple(maker), topology.version, borrower),)
+            call: tuple[Any, ...]
+            if len(refs) < BOXED:
+                call = ((lease, list(refs), tuple(terms), tuple(maker), topology.version, borrower),)
+            else:
+                packed = packed or box(refs)
+                call = ((lease, (), tuple(terms), tuple(maker), topology.version, borrower), packed.inside)
             holders = topology.holders(lease)
             if len(holders) == 1:
                 replies = {
@@ -162,6 +197,7 @@ def pin(
             if STALE in replies.values() or None in replies.values():
                 contact.forget_topology(connected, registry)
             elif held.issuperset(holders) or (held and _repair(connected, registry, lease, held, holders, deadline)):
+                packed = call = None  # type: ignore[assignment] # as long as there is a box, nothing in it can be anchored
                 if borrowed:
                     anchoring.finish(hand_over, borrowed, registry, lease, deadline)
                 return _remember_identity(connected, registry, answer)
@@ -179,6 +215,58 @@ def pin(
                 kind="ray.ObjectRef",
             ) from None
         raise
+
+
+def pin_together(
+    registry: str, wanted: Sequence[Pin], deadline: float, timeout: float, here: Site
+) -> list[tuple[bytes, int] | SafeRefsError | None]:
+    """Have a registry hold what several leases are to, in one call to each shard.
+
+    Returns:
+        For each what `pin` returns or raises; None where that isn't known yet: pin it again, by itself.
+
+    Raises:
+        RegistryUnavailableError: no answer in time.
+    """
+    connected = here.connection
+    borrowed = [_ray.borrowed(each.refs) for each in wanted]
+    topology = contact.topology(connected, registry, start=True)
+    holders = [topology.holders(each.lease) for each in wanted]
+    calls: dict[int, tuple[Any, ...]] = {}
+    places: dict[int, dict[int, int]] = {}  # by shard, where in its answer a lease stands
+    for shard in dict.fromkeys(shard for each in holders for shard in each):
+        theirs = [number for number, shards in enumerate(holders) if shard in shards]
+        places[shard] = {number: place for place, number in enumerate(theirs)}
+        refs: list[Ref] = [ref for number in theirs for ref in wanted[number].refs]
+        rows = [
+            (
+                each.lease,
+                len(each.refs),
+                tuple(each.terms),
+                tuple(each.maker),
+                here.address if borrowed[number] else b"",
+            )
+            for number, each in ((number, wanted[number]) for number in theirs)
+        ]
+        calls[shard] = (refs if len(refs) < BOXED else box(refs).inside, rows, topology.version)
+        del refs
+    replies = contact.ask_each(connected, registry, "pin_many", calls, deadline, start=True)
+    calls.clear()
+    answers: list[tuple[bytes, int] | SafeRefsError | None] = []
+    for number, shards in enumerate(holders):
+        found = [
+            reply[places[shard][number]] if isinstance(reply := replies[shard], list) else reply for shard in shards
+        ]
+        refusal = next((each for each in found if isinstance(each, SafeRefsError)), None)
+        if refusal is not None:
+            answers.append(refusal)
+        elif all(isinstance(each, bytes) and each != STALE for each in found):
+            if borrowed[number]:
+                anchoring.finish(None, borrowed[number], registry, wanted[number].lease, deadline)
+            answers.append(_remember_identity(connected, registry, max(found, key=_generation)))
+        else:
+            answers.append(None)
+    return answers
 
 
 def _repair(
@@ -203,37 +291,86 @@ def _repair(
     return True
 
 
-def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, take: bool = False) -> list[Ref]:
-    """The references of a lease, or the one in `slot`; with `take`, end the lease in the same step.
-
-    Raises:
-        WrongClusterError: the lease is another cluster's.
-        LeaseError: it has ended, was lost, or was never there.
-    """
-    here = site()
-    if address.cluster != here.connection.cluster:
-        raise WrongClusterError.of(address.short_id, address.cluster, here.connection.cluster)
+def wanted(address: LeaseAddress, here: Site, *, slot: int | None, take: bool) -> Wanted:
+    """What is wanted of a lease, as one use of it."""
     # Which line it is that ends a lease is worth looking up; which lines only read it is not.
     asker = tuple(origin(here) if take else (here.connection.job, here.node, here.pid, "by loading"))
-    use = os.urandom(8)
+    return Wanted(address, slot, take, asker, token(8))
+
+
+def resolve(wanted: Wanted, timeout: float, here: Site) -> list[Ref]:
+    """The references of a lease, or the one in a slot; with `take`, end the lease in the same step.
+
+    Raises:
+        LeaseError: it has ended, was lost, or was never there.
+        RegistryUnavailableError: no answer in time.
+    """
+    address, slot, take, asker, use = wanted
 
     def call(version: int, counts: bool, _: int) -> tuple[Any, ...]:
-        return (
-            (
-                address.lease,
-                address.epoch,
-                address.generation,
-                slot,
-                take,
-                asker,
-                version,
-                use if counts else b"",
-            ),
-        )
+        key = (address.lease, address.epoch, address.generation, slot, take, asker, version, use if counts else b"")
+        return (key,)
 
     refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take)
     anchoring.note_resolved(address, refs)
     return refs
+
+
+def resolve_together(registry: str, wanted: Sequence[Wanted], deadline: float, here: Site) -> list[list[Ref] | None]:
+    """The references of several leases of one registry, in one call to each shard.
+
+    Returns:
+        For each its references; None where that call didn't settle it: resolve it again, by itself, with the same use.
+    """
+    connected = here.connection
+    try:
+        topology = contact.topology(connected, registry, start=False)
+    except NoRegistryError:
+        return [None] * len(wanted)
+    holders = [topology.everywhere(each.address.lease) for each in wanted]
+    calls: dict[int, tuple[Any, ...]] = {}
+    places: dict[int, dict[int, int]] = {}
+    for shard in dict.fromkeys(shard for each in holders for shard in each):
+        # Who takes asks one replica after the other, and so by itself, where there are several.
+        theirs = [
+            number
+            for number, shards in enumerate(holders)
+            if shard in shards and (len(shards) == 1 or not wanted[number].take)
+        ]
+        places[shard] = {number: place for place, number in enumerate(theirs)}
+        rows = [
+            (
+                *(each.address.lease, each.address.epoch, each.address.generation, each.slot, each.take, each.asker),
+                each.use if len(holders[number]) == 1 else b"",
+            )
+            for number, each in ((number, wanted[number]) for number in theirs)
+        ]
+        if rows:
+            calls[shard] = (rows, topology.version)
+    replies = contact.ask_each(
+        connected, registry, "resolve_many", calls, deadline, start=False, patience_s=_PATIENCE_S
+    )
+    given: dict[int, list[list[Ref] | None]] = {}
+    for shard, reply in replies.items():
+        if not isinstance(reply, tuple):
+            continue
+        answers, refs = reply
+        at, theirs_given = 0, given.setdefault(shard, [])
+        for answer in answers:
+            count = answer if type(answer) is int else 0
+            theirs_given.append(refs[at : at + count] if type(answer) is int else None)
+            at += count
+    found: list[list[Ref] | None] = []
+    for number, shards in enumerate(holders):
+        parts = [
+            given[shard][places[shard][number]] if shard in given and number in places[shard] else None
+            for shard in shards
+        ]
+        whole = None if None in parts else parts[0]
+        if whole is not None:
+            anchoring.note_resolved(wanted[number].address, whole)
+        found.append(whole)
+    return found
 
 
 def _ask_holders(
@@ -260,7 +397,9 @@ def _ask_holders(
         LeaseError: the lease has ended, was lost, or was never there.
         RegistryUnavailableError: no answer in time.
     """
-    registry, deadline = address.registry, time.monotonic() + timeout
+    registry, begun = address.registry, time.monotonic()
+    deadline = begun + timeout
+    comes_by = min(deadline, begun + _COMES_S) if address.soon else begun
     was_moving = False
     granted: dict[int, Any] = {}  # answers of those that were asked in turn, which are not to be asked twice
     while True:
@@ -282,6 +421,9 @@ def _ask_holders(
                 )
         except NoRegistryError:
             forget_registry(connected, registry)
+            if time.monotonic() < comes_by:
+                time.sleep(_COMES_PAUSE_S)
+                continue
             raise _lost(address) from None
         answers = [each.refusal if isinstance(each, Yours) and not granted else each for each in replies.values()]
         if STALE in answers:
@@ -301,11 +443,17 @@ def _ask_holders(
                 return answer
         if all(answer is Silence.ABSENT for answer in answers):
             forget_registry(connected, registry)
+            if time.monotonic() < comes_by:
+                time.sleep(_COMES_PAUSE_S)
+                continue
             raise _lost(address)
         if Silence.LATE in answers:
             raise contact.late(registry, timeout)
         unsure = RECOVERING in answers or DOUBTFUL in answers or Silence.DEAD in answers
         if not unsure and (was_moving or not topology.before):
+            if time.monotonic() < comes_by:  # it was made without waiting, and may be on its way
+                time.sleep(_COMES_PAUSE_S)
+                continue
             raise next((each for each in refusals if isinstance(each, LeaseLostError)), refusals[0])
         # Somebody who may have it can't answer yet; or it is on its way from one shard to another, and is asked for once more.
         was_moving = bool(topology.before)
@@ -341,37 +489,28 @@ def _ask_in_turn(
     return replies
 
 
-def release(addresses: Iterable[LeaseAddress], timeout: float) -> int:
-    """End leases; how many that ended. Those that had ended before, or were lost, count 0."""
-    by_registry: dict[str, list[bytes]] = {}
-    for address in addresses:
-        _check_cluster(address)
-        by_registry.setdefault(address.registry, []).append(address.lease)
-    return sum(release_ids(registry, leases, timeout) for registry, leases in by_registry.items())
-
-
-def release_ids(registry: str, leases: Sequence[bytes], timeout: float) -> int:
-    """End leases of a registry of this cluster by their bare ids; how many that ended.
+def release_ids(registry: str, rows: Sequence[tuple[Sequence[bytes], Origin]], timeout: float) -> set[bytes]:
+    """End leases of a registry of this cluster by their bare ids, each row by whom it says; which ones that ended.
 
     All holders are told, but those that are dead, which hear it from the others when they come back.
     """
     connected, deadline = _ray.connection(), time.monotonic() + timeout
-    maker = origin()
+    makers = {lease: maker for leases, maker in rows for lease in leases}
     ended: set[bytes] = set()
     waiting: dict[int, list[bytes]] | None = None
     while True:
         try:
             topology = contact.topology(connected, registry, start=False)
             if waiting is None:
-                waiting = _by_shard(topology, leases)
-            calls = {shard: (theirs, maker, topology.version) for shard, theirs in waiting.items()}
+                waiting = _by_shard(topology, makers)
+            calls = {shard: (_rows(theirs, makers), topology.version) for shard, theirs in waiting.items()}
             if topology.shards == 1 and calls:
                 replies = {0: contact.ask(connected, registry, 0, "release", calls[0], timeout, deadline, start=False)}
             else:
                 replies = contact.ask_each(connected, registry, "release", calls, deadline, start=False)
         except NoRegistryError:
             forget_registry(connected, registry)
-            return len(ended)
+            return ended
         if STALE in replies.values():
             contact.forget_topology(connected, registry)
             waiting = None
@@ -391,8 +530,17 @@ def release_ids(registry: str, leases: Sequence[bytes], timeout: float) -> int:
         }
         waiting = {shard: theirs for shard, theirs in untold.items() if theirs}
         if not waiting:
-            return len(ended)
+            return ended
         _pause(registry, timeout, deadline)
+
+
+def _rows(leases: Iterable[bytes], makers: Mapping[bytes, Origin]) -> list[tuple[list[bytes], Origin]]:
+    rows: list[tuple[list[bytes], Origin]] = []
+    for lease in leases:
+        if not rows or rows[-1][1] is not makers[lease]:
+            rows.append(([], makers[lease]))
+        rows[-1][0].append(lease)
+    return rows
 
 
 def release_later(registry: str, leases: Sequence[bytes]) -> None:
@@ -405,7 +553,7 @@ def release_later(registry: str, leases: Sequence[bytes]) -> None:
         maker = origin()
         for shard, theirs in _by_shard(topology, leases).items():
             handle = contact.known_handle(connected, registry, shard)
-            handle.release.remote(theirs, maker, topology.version)
+            handle.release.remote([(theirs, maker)], topology.version)
     except (NoRegistryError, RegistryUnavailableError, ValueError, ray.exceptions.RayError):
         pass  # Ray is gone from this process, or the registry is, and with it every call that was still on its way
 
@@ -417,7 +565,7 @@ def renew(address: LeaseAddress, ttl: float | None, timeout: float) -> None:
         WrongClusterError: the lease is another cluster's.
         LeaseError: it has ended, was lost, or was never there.
     """
-    _check_cluster(address)
+    check_cluster(address, site())
 
     def call(version: int, _: bool, number: int) -> tuple[Any, ...]:
         return (address.lease, address.epoch, address.generation, ttl, number, version)
@@ -433,7 +581,7 @@ def expires_in_s(address: LeaseAddress, timeout: float) -> float | None:
         WrongClusterError: the lease is another cluster's.
         LeaseError: it has ended, was lost, or was never there.
     """
-    _check_cluster(address)
+    check_cluster(address, site())
 
     def call(version: int, _: bool, __: int) -> tuple[Any, ...]:
         return (address.lease, address.epoch, address.generation, version)
@@ -656,10 +804,14 @@ def _pause(registry: str, timeout: float, deadline: float) -> None:
     time.sleep(contact.RETRY_PAUSE_S)
 
 
-def _check_cluster(address: LeaseAddress) -> None:
-    connected = cluster()
-    if address.cluster != connected:
-        raise WrongClusterError.of(address.short_id, address.cluster, connected)
+def check_cluster(address: LeaseAddress, here: Site) -> None:
+    """Never ask for a lease of another cluster.
+
+    Raises:
+        WrongClusterError: it is one.
+    """
+    if address.cluster != here.connection.cluster:
+        raise WrongClusterError.of(address.short_id, address.cluster, here.connection.cluster)
 
 
 def _lost(address: LeaseAddress) -> LeaseLostError:
@@ -670,9 +822,8 @@ def _source_line() -> str:
     """`file:line in function` of the nearest caller outside this package."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module != _PACKAGE and not module.startswith(_PACKAGE + "."):
-            code = frame.f_code
+        code = frame.f_code
+        if not code.co_filename.startswith(_FOLDER):
             return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}"
         frame = frame.f_back
     return "unknown"

@@ -16,6 +16,7 @@ from typing import Any
 from .. import _ray, config
 from ..errors import RegistryUnavailableError
 from . import book
+from .boxes import opened
 from .shard import Shard
 from .topology import Topology, actor_name
 
@@ -133,7 +134,8 @@ def ask(
         handle = _handles.get((connected, registry, shard)) or _find(connected, registry, shard, start, deadline)
         left = deadline - time.monotonic()
         try:
-            reply = _ray.get(getattr(handle, method).remote(*args), min(max(left, 0.001), _LONGEST_WAIT_S))
+            left = min(max(left, 0.001), _LONGEST_WAIT_S)
+            reply = opened(_ray.get(getattr(handle, method).remote(*args), left), left)
             if reply is not None or method != "pin":
                 return reply
             why = "it is being shut down"
@@ -142,7 +144,7 @@ def ask(
             raise  # a mistake in the actor, which may look like any other exception
         except ray.exceptions.GetTimeoutError:
             raise late(registry, timeout) from None
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
             why = str(error)  # not the error itself, which would keep this call's references
         # Dead for good (somebody killed it, or its node is gone, or it could not start), or Ray could not reach it just now.
         forget_handle(connected, registry, shard, handle)
@@ -195,10 +197,11 @@ def ask_each(
     try:
         # All together is quickest, and how it nearly always goes.
         left = min(max(deadline - begun, 0.001), patience_s, _LONGEST_WAIT_S)
-        return replies | dict(zip(waiting.values(), _ray.get(list(waiting), left), strict=True))
+        answers = [opened(answer, left) for answer in _ray.get(list(waiting), left)]
+        return replies | dict(zip(waiting.values(), answers, strict=True))
     except ray.exceptions.RayTaskError:
         raise
-    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
         until = deadline
     while waiting:
         left = min(max(until - time.monotonic(), 0.0), _LONGEST_WAIT_S)
@@ -208,11 +211,13 @@ def ask_each(
             break
         shard = waiting.pop(ready[0])
         try:
-            replies[shard] = _ray.get(ready[0], max(left, 1.0))
+            replies[shard] = opened(_ray.get(ready[0], max(left, 1.0)), max(left, 1.0))
             until = min(until, max(begun + patience_s, time.monotonic()))
         except ray.exceptions.RayTaskError:
             raise
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.GetTimeoutError:
+            replies[shard] = Silence.LATE
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
             forget_handle(connected, registry, shard, handles[shard])
             replies[shard] = Silence.DEAD
     return replies

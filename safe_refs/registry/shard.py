@@ -23,6 +23,7 @@ from .._ray import Told
 from ..config import Limits
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from . import book
+from .boxes import BOXED, Box, box
 from .leases import LeaseTable, Page
 from .peers import Peers
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
@@ -52,6 +53,11 @@ STALE = b"look the topology up again"
 RECOVERING = b"ask again, or others: this shard does not yet know all that it should"
 IN_TURN = b"ask the replicas one after the other"
 DOUBTFUL = b"ask again: it hung on a process that is dead, and what it held may be gone"
+
+
+def _bare(refusal: SafeRefsError) -> SafeRefsError:
+    """An error to be answered: its traceback would keep the references of this call, until the next garbage collection."""
+    return refusal.with_traceback(None)
 
 
 class Yours(NamedTuple):
@@ -129,17 +135,43 @@ class Shard:
         return _ray.node_and_process()
 
     def pin(
-        self, call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...], int, bytes]
+        self,
+        call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...], int, bytes],
+        box: Sequence[Ref] | None = None,
     ) -> bytes | SafeRefsError | None:
         """Begin a lease; answers with epoch and generation, 8 bytes each. None: this actor is closing, and holds nothing new.
 
-        Last in the call is the address of the process that makes it, if it doesn't own all of the objects.
+        Last in the call is the address of the process that makes it, if it doesn't own all of the objects. Many references come in a
+        box.
         """
         if self._closing:
             return None
         lease, refs, wanted, maker, version, borrower = call
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
+        return self._pin(lease, refs if box is None else box, wanted, maker, borrower)
+
+    def pin_many(
+        self,
+        refs: Sequence[Ref],
+        calls: Sequence[tuple[bytes, int, tuple[Any, ...], tuple[Any, ...], bytes]],
+        version: int,
+    ) -> list[bytes | SafeRefsError] | bytes | None:
+        """Begin several leases, each of so many of the references, in order; what `pin` answers for each."""
+        if self._closing:
+            return None
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
+        answers: list[bytes | SafeRefsError] = []
+        at = 0
+        for lease, count, wanted, maker, borrower in calls:
+            answers.append(self._pin(lease, refs[at : at + count], wanted, maker, borrower))
+            at += count
+        return answers
+
+    def _pin(
+        self, lease: bytes, refs: Sequence[Ref], wanted: tuple[Any, ...], maker: tuple[Any, ...], borrower: bytes
+    ) -> bytes | SafeRefsError:
         if borrower and self._passed:
             # The answer to this call hands what Ray knows here of who resolved these objects to the borrower: tell the owners first.
             waiting = [ref for ref in refs if ref.binary() in self._passed]
@@ -157,7 +189,7 @@ class Shard:
                 if borrower:
                     self._unsettled.note(lease, borrower)
         except SafeRefsError as refusal:
-            return refusal
+            return _bare(refusal)
         if terms.ttl is not None:
             self._wake.set()
         if borrower:
@@ -174,11 +206,41 @@ class Shard:
 
     def resolve(
         self, call: tuple[bytes, bytes, int, int | None, bool, tuple[Any, ...], int, bytes]
-    ) -> list[Ref] | SafeRefsError | Yours | bytes:
+    ) -> list[Ref] | Box | SafeRefsError | Yours | bytes:
         """What a lease holds. With an empty use id, one that counts its uses is not resolved, but to be asked for in turn."""
-        lease, epoch, generation, slot, take, asker, version, use = call
+        version = call[6]
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
+        found = self._resolve(*call[:6], call[7])
+        return box(found) if isinstance(found, list) and len(found) >= BOXED else found
+
+    def resolve_many(
+        self, calls: Sequence[tuple[bytes, bytes, int, int | None, bool, tuple[Any, ...], bytes]], version: int
+    ) -> tuple[list[int | SafeRefsError | Yours | bytes], list[Ref] | Box] | bytes:
+        """What several leases hold: what `resolve` answers for each, but how many references in place of them, and them all."""
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
+        refs: list[Ref] = []
+        answers: list[int | SafeRefsError | Yours | bytes] = []
+        for call in calls:
+            found = self._resolve(*call)
+            if isinstance(found, list):
+                refs += found
+                answers.append(len(found))
+            else:
+                answers.append(found)
+        return answers, box(refs) if len(refs) >= BOXED else refs
+
+    def _resolve(
+        self,
+        lease: bytes,
+        epoch: bytes,
+        generation: int,
+        slot: int | None,
+        take: bool,
+        asker: tuple[Any, ...],
+        use: bytes,
+    ) -> list[Ref] | SafeRefsError | Yours | bytes:
         borrower = self._unsettled.hangs_on(lease)
         if borrower and self._anchors and _ray.is_surely_dead(borrower):
             return DOUBTFUL
@@ -198,18 +260,19 @@ class Shard:
                     self._passed.update([item.binary() for item in items])
                 return list(items)
         except (LeaseNotFoundError, LeaseLostError) as refusal:
-            return RECOVERING if self._recovering else refusal
+            return RECOVERING if self._recovering else _bare(refusal)
         except SafeRefsError as refusal:
             with self._lock:
-                return Yours(refusal) if self._table.ended_by(lease, use) else refusal
+                return Yours(_bare(refusal)) if self._table.ended_by(lease, use) else _bare(refusal)
 
-    def release(self, leases: Sequence[bytes], origin: Origin, version: int) -> list[int] | bytes:
-        """End leases; for each whether that ended it."""
+    def release(self, rows: Sequence[tuple[Sequence[bytes], Origin]], version: int) -> list[int] | bytes:
+        """End leases, each row by whom it says; for each lease whether that ended it."""
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
         with self._lock:
-            ended = [self._table.release(lease, origin) for lease in leases]
-            self._tell_peers(leases)
+            ended = [self._table.release(lease, origin) for leases, origin in rows for lease in leases]
+            for leases, _ in rows:
+                self._tell_peers(leases)
         return ended
 
     def renew(
@@ -223,9 +286,9 @@ class Shard:
                 number = self._table.renew(lease, epoch, generation, ttl, renewals)
                 self._tell_peers([lease])
         except (LeaseNotFoundError, LeaseLostError) as refusal:
-            return RECOVERING if self._recovering else refusal
+            return RECOVERING if self._recovering else _bare(refusal)
         except SafeRefsError as refusal:
-            return refusal
+            return _bare(refusal)
         self._wake.set()
         return number
 
@@ -239,9 +302,9 @@ class Shard:
             with self._lock:
                 return self._table.expires_in_s(lease, epoch, generation)
         except (LeaseNotFoundError, LeaseLostError) as refusal:
-            return RECOVERING if self._recovering else refusal
+            return RECOVERING if self._recovering else _bare(refusal)
         except SafeRefsError as refusal:
-            return refusal
+            return _bare(refusal)
 
     def leases(
         self, query: tuple[Any, ...], with_sizes: bool

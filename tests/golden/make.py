@@ -63,6 +63,8 @@ def main() -> None:
     )
     header = Header(ADDRESS, TAG, "o", {}, 1.75e9, len(outside), 2, signed=False)
     write("payload-v1-buffers", header, outside, (b"first", b"second"))
+    soon = ADDRESS._replace(soon=True)
+    write("payload-v1-soon", Header(soon, TAG, "o", {}, 1.75e9, len(one), 0, signed=False), one)
     handle = safe_refs.SafeRef[Any](ADDRESS, 5)
     (HERE / "handle-v1-slot5.bin").write_bytes(bytes(handle))
     expected = {"text": str(handle), "lease_id": handle.lease_id, "slot": 5}

@@ -1,0 +1,215 @@
+"""The same names, awaitable: `from safe_refs import aio`, then `await aio.dumps(obj)`. Nothing here blocks the loop.
+
+Pickling itself happens in the caller's task, as `pickle.dumps` would do it there: nobody can change the object meanwhile. What is
+awaited is the registry. Many tasks at once share its calls.
+
+What always holds: arguments, results and errors are those of the functions of the same names in `safe_refs`; a task that is cancelled
+leaves nothing held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from . import admin, config, envelope, leasing, pickling, pipelining
+from .admin import Sort
+from .handle import SafeRef, make_terms
+from .holding import check_kinds, discard, finished, handles, prepare
+from .leasing import Target
+from .pickling import BufferCallback
+from .registry import awaiting
+from .registry.records import LeaseInfo, RegistryStats
+from .slots import Reading
+
+__all__ = [
+    "dumps",
+    "dumps_many",
+    "expires_in_s",
+    "flush",
+    "get",
+    "leases",
+    "loads",
+    "loads_many",
+    "release",
+    "renew",
+    "resolve",
+    "shutdown",
+    "stats",
+]
+
+
+async def dumps(
+    obj: Any,
+    protocol: int | None = None,
+    *,
+    fix_imports: bool = True,
+    buffer_callback: BufferCallback | None = None,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
+) -> bytes:
+    """`safe_refs.dumps`, awaited."""
+    if not config.waits(wait):
+        await awaiting.know(config.registry_name(), config.timeout_s())
+        return pickling.dumps(
+            obj,
+            protocol,
+            fix_imports=fix_imports,
+            buffer_callback=buffer_callback,
+            ttl=ttl,
+            uses=uses,
+            label=label,
+            wait=False,
+        )
+    pickled = pickling.pickle_object(obj, protocol, fix_imports, buffer_callback)
+    terms = make_terms(ttl, uses, label)
+    if isinstance(pickled, bytes):
+        return pickled
+    try:
+        await awaiting.know(config.registry_name(), config.timeout_s())
+    except BaseException:
+        discard(pickled.writing)
+        raise
+    prepared = prepare(pickled, terms, soon=False)
+    try:
+        identity = await awaiting.pin(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
+    except BaseException:
+        discard(prepared.writing)
+        raise
+    return finished(prepared, identity)
+
+
+async def dumps_many(
+    objs: Iterable[Any],
+    protocol: int | None = None,
+    *,
+    fix_imports: bool = True,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
+) -> list[bytes]:
+    """`safe_refs.dumps_many`, awaited. The objects are pickled in a thread: don't change them meanwhile."""
+    return await asyncio.to_thread(
+        pickling.dumps_many, objs, protocol, fix_imports=fix_imports, ttl=ttl, uses=uses, label=label, wait=wait
+    )
+
+
+async def loads(
+    data: Any,
+    /,
+    *,
+    fix_imports: bool = True,
+    encoding: str = "ASCII",
+    errors: str = "strict",
+    buffers: Iterable[Any] | None = None,
+    resolve: bool = True,
+    take: bool = False,
+    timeout: float | timedelta | None = None,
+) -> Any:
+    """`safe_refs.loads`, awaited."""
+    if not envelope.is_payload(data):
+        return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+    found = envelope.find(data)
+    check_kinds(found.header)
+    if resolve:
+        values: Any = await awaiting.resolve(found.header.address, config.timeout_s(timeout), take=take)
+    else:
+        values = handles(found.header, take)
+    with Reading(found.header.tag, values):
+        return pickle.loads(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+
+
+async def loads_many(
+    payloads: Iterable[Any],
+    *,
+    fix_imports: bool = True,
+    encoding: str = "ASCII",
+    errors: str = "strict",
+    resolve: bool = True,
+    take: bool = False,
+    timeout: float | timedelta | None = None,
+) -> list[Any]:
+    """`safe_refs.loads_many`, awaited. The objects are unpickled in a thread."""
+    return await asyncio.to_thread(
+        pickling.loads_many,
+        payloads,
+        fix_imports=fix_imports,
+        encoding=encoding,
+        errors=errors,
+        resolve=resolve,
+        take=take,
+        timeout=timeout,
+    )
+
+
+async def resolve(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> Any:
+    """`SafeRef.resolve`, awaited."""
+    return (await awaiting.resolve(handle.address, config.timeout_s(timeout), slot=handle.slot))[0]
+
+
+async def get(handle: SafeRef[Any]) -> Any:
+    """The value behind a handle, as `await handle` gives it."""
+    return await handle
+
+
+async def release(target: Target | Iterable[Target], *, timeout: float | timedelta | None = None) -> int:
+    """`safe_refs.release`, awaited."""
+    return await asyncio.to_thread(leasing.release, target, timeout=timeout)
+
+
+async def renew(target: Any, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
+    """`safe_refs.renew`, awaited."""
+    await asyncio.to_thread(leasing.renew, target, ttl, timeout=timeout)
+
+
+async def expires_in_s(target: Any, *, timeout: float | timedelta | None = None) -> float | None:
+    """`safe_refs.expires_in_s`, awaited."""
+    return await asyncio.to_thread(leasing.expires_in_s, target, timeout=timeout)
+
+
+async def flush(timeout: float | timedelta | None = None) -> None:
+    """`safe_refs.flush`, awaited."""
+    await asyncio.to_thread(pipelining.flush, timeout)
+
+
+async def leases(
+    *,
+    label: str | None = None,
+    job: str | None = None,
+    min_age_s: float | None = None,
+    min_bytes: int | None = None,
+    sort: Sort = "age",
+    limit: int | None = 1000,
+    sizes: bool = True,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
+) -> list[LeaseInfo]:
+    """`safe_refs.leases`, awaited."""
+    return await asyncio.to_thread(
+        admin.leases,
+        label=label,
+        job=job,
+        min_age_s=min_age_s,
+        min_bytes=min_bytes,
+        sort=sort,
+        limit=limit,
+        sizes=sizes,
+        registry=registry,
+        timeout=timeout,
+    )
+
+
+async def stats(*, registry: str | None = None, timeout: float | timedelta | None = None) -> RegistryStats | None:
+    """`safe_refs.stats`, awaited."""
+    return await asyncio.to_thread(admin.stats, registry=registry, timeout=timeout)
+
+
+async def shutdown(registry: str | None = None, *, timeout: float | timedelta | None = None) -> int:
+    """`safe_refs.shutdown`, awaited."""
+    return await asyncio.to_thread(admin.shutdown, registry, timeout=timeout)

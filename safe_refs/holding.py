@@ -1,0 +1,186 @@
+"""From a pickled object to a payload whose references are held, and back from a payload's header to what belongs into its slots.
+
+What always holds: whatever can fail before the pin is done before it, and whatever fails after it ends the lease again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from . import config, envelope, scopes
+from .envelope import Header, LeaseAddress
+from .errors import EnvelopeError
+from .handle import SafeRef
+from .randomness import token
+from .registry import client, outbox
+from .registry.client import Pin, Site
+from .registry.records import Terms
+from .slots import OBJECT_REF, Writing, state
+
+_NO_TERMS = Terms()
+
+
+class Pickled(NamedTuple):
+    """An object pickled, but not yet anybody's payload: the pieces, its references, and how many buffers went out of band."""
+
+    pieces: list[bytes]
+    writing: Writing
+    buffers: int
+
+
+class Prepared(NamedTuple):
+    """A payload whose references are not held yet.
+
+    Attributes:
+        registry: the name of the one that is to hold them.
+        timeout: seconds to wait for it.
+        here: where this process stands.
+        pin: what is to be held.
+        header: of the payload.
+        payload: its bytes, if the registry is still the one that this process knows.
+        writing: of the pickling.
+    """
+
+    registry: str
+    timeout: float
+    here: Site
+    pin: Pin
+    header: Header
+    payload: bytes
+    writing: Writing
+
+
+def hold(pickled: Pickled, terms: Terms, waits: bool = True) -> bytes:
+    """Make the payload of a pickled object, and have the registry hold its references, if `waits`, before returning it."""
+    prepared = prepare(pickled, terms, soon=not waits)
+    try:
+        if not waits:
+            outbox.post(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
+            return finished(prepared, None)
+        identity = outbox.pin(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
+    except BaseException:
+        discard(prepared.writing)
+        raise
+    return finished(prepared, identity)
+
+
+def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool) -> list[bytes]:
+    """The same for several: all are held, or none."""
+    done: list[Prepared] = []
+    try:
+        done += [prepare(each, terms, soon=not waits) for each in pickled]
+        if not done:
+            return []
+        registry, timeout, here = done[0].registry, done[0].timeout, done[0].here
+        identities: list[tuple[bytes, int] | None] = [None] * len(done)
+        if waits:
+            identities = list(outbox.pin_many(registry, [each.pin for each in done], timeout, here))
+        else:
+            for each in done:
+                outbox.post(registry, each.pin, timeout, here)
+        return [finished(each, identity) for each, identity in zip(done, identities, strict=True)]
+    except BaseException:
+        for prepared in done:
+            client.release_later(prepared.registry, [prepared.pin.lease])
+        for failed in pickled:
+            discard(failed.writing)
+        raise
+
+
+def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
+    """Make the payload first, so that running out of memory here leaves nothing pinned."""
+    refs = pickled.writing.refs or []
+    try:
+        registry, timeout = config.registry_name(), config.timeout_s()
+        here = client.site()
+        maker = client.origin(here)
+        epoch, generation = client.identity(registry, timeout, here)
+        address = LeaseAddress(registry, here.connection.cluster, epoch, generation, token(16), soon)
+        header = Header(
+            address=address,
+            tag=pickled.writing.tag,
+            kinds=OBJECT_REF * len(refs),
+            terms={name: value for name, value in zip(Terms._fields, terms, strict=True) if value is not None}
+            if terms != _NO_TERMS
+            else {},
+            made_at=time.time(),
+            inner_size=envelope.total_size(pickled.pieces),
+            buffers=pickled.buffers,
+            signed=False,
+        )
+        payload = envelope.wrap(header, pickled.pieces)
+        pickled.pieces.clear()
+        scopes.note(registry, address.lease)
+    except BaseException:
+        discard(pickled.writing)
+        raise
+    return Prepared(registry, timeout, here, Pin(address.lease, refs, terms, maker), header, payload, pickled.writing)
+
+
+def finished(prepared: Prepared, identity: tuple[bytes, int] | None) -> bytes:
+    """The payload, its references being held by the registry of that identity; None: it is not known yet which that will be."""
+    address, payload = prepared.header.address, prepared.payload
+    try:
+        if identity is not None and identity[0] != address.epoch:
+            # The registry has restarted since this process last heard of it: name the one that holds the lease.
+            address = address._replace(epoch=identity[0], generation=identity[1])
+            payload = envelope.wrap(prepared.header._replace(address=address), [envelope.find(payload).inner])
+        if state.writing is not None:
+            for nested in [(prepared.registry, address.lease), *(prepared.writing.nested or ())]:
+                state.writing.note(*nested)
+    except BaseException:
+        client.release_later(prepared.registry, [address.lease])
+        discard(prepared.writing)
+        raise
+    return payload
+
+
+def discard(writing: Writing) -> None:
+    """A pickling came to nothing: end the leases that code called by it has made."""
+    for registry, lease in writing.nested or ():
+        client.release_later(registry, [lease])
+
+
+def slot_values(header: Header, resolve: bool, take: bool, timeout: float | timedelta | None) -> Sequence[Any]:
+    """What belongs into a payload's slots: references from the registry, or handles."""
+    check_kinds(header)
+    if not resolve:
+        return handles(header, take)
+    return outbox.resolve(header.address, config.timeout_s(timeout), take=take)
+
+
+def slot_values_many(
+    headers: Sequence[Header], resolve: bool, take: bool, timeout: float | timedelta | None
+) -> Sequence[Sequence[Any]]:
+    """The same for several payloads."""
+    for header in headers:
+        check_kinds(header)
+    if not resolve:
+        return [handles(header, take) for header in headers]
+    if not headers:
+        return []
+    return outbox.resolve_many([header.address for header in headers], config.timeout_s(timeout), take=take)
+
+
+def handles(header: Header, take: bool) -> list[SafeRef[Any]]:
+    """What belongs into a payload's slots where nothing is resolved."""
+    if take:
+        raise ValueError("take=True needs resolve=True: handles are made without asking the registry")
+    return [SafeRef[Any](header.address, number, kind) for number, kind in enumerate(header.kinds)]
+
+
+def check_kinds(header: Header) -> None:
+    """Refuse references that this release doesn't know.
+
+    Raises:
+        EnvelopeError: the payload holds some.
+    """
+    unknown = set(header.kinds) - {OBJECT_REF}
+    if unknown:
+        raise EnvelopeError(
+            f"the payload holds references of kind {', '.join(sorted(unknown))!r}, which this release of safe_refs doesn't "
+            "know: install the release that wrote it, or a newer one"
+        )

@@ -1,0 +1,65 @@
+"""The outbox for asyncio: futures of its answers.
+
+What always holds: nothing here blocks the loop; who is cancelled holds nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from ..envelope import LeaseAddress
+from . import client, outbox
+from .client import Pin, Site
+
+if TYPE_CHECKING:
+    import ray
+
+    Ref = ray.ObjectRef[Any]
+
+
+class _Answer:
+    """A future of a loop that another thread answers."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self._loop.create_future()
+
+    def __call__(self, answer: Any, error: Exception | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits any more
+            self._loop.call_soon_threadsafe(self._set, answer, error)
+
+    def _set(self, answer: Any, error: Exception | None) -> None:
+        if self.future.done():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(answer)
+
+
+async def know(registry: str, timeout: float) -> None:
+    """See to it that this process knows the registry, so that nothing has to wait for that."""
+    if not client.knows(registry):
+        await asyncio.to_thread(client.identity, registry, timeout)
+
+
+async def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, int]:
+    """`outbox.pin`, awaited."""
+    answer = _Answer()
+    outbox.send(registry, wanted, timeout, here, answer)
+    try:
+        identity: tuple[bytes, int] = await answer.future
+    except asyncio.CancelledError:
+        client.release_later(registry, [wanted.lease])
+        raise
+    return identity
+
+
+async def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, take: bool = False) -> list[Ref]:
+    """`outbox.resolve`, awaited."""
+    answer = _Answer()
+    outbox.send_resolve(address, timeout, answer, slot=slot, take=take)
+    refs: list[Ref] = await answer.future
+    return refs

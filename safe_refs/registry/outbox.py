@@ -1,0 +1,381 @@
+"""Pins, loads and releases on their way to the registry: those of many threads together, many at once, and pins nobody waits for.
+
+Between the public functions and `client`, which does one thing at a time. One request alone goes straight through. Several go out in
+one call to each shard that has to do with them; what that call can't settle at once (a shard is down, a lease counts its uses, a
+limit is passed) is asked again by itself, which is safe, as ids are the caller's.
+
+What always holds: who waits is told the truth about its own request, within its own timeout; a pin that nobody waits for keeps its
+references alive until the registry holds them or refuses; `flush`, and an orderly end of the process, wait for all of those.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from .. import _ray
+from ..envelope import LeaseAddress
+from ..errors import LeaseReleasedError, RegistryUnavailableError, SafeRefsError
+from . import client, contact
+from .client import Pin, Site
+from .grouping import Group, Request
+
+if TYPE_CHECKING:
+    import ray
+
+    Ref = ray.ObjectRef[Any]
+
+logger = logging.getLogger("safe_refs")
+
+_MOST_POSTED = 100_000  # pins that nobody waits for, at a time; then `post` waits for some to be held
+_LAST_WAIT_S = 30.0
+
+_groups: dict[tuple[str, _ray.Connection, str, float], Group] = {}
+_groups_lock = threading.Lock()
+
+Identity = tuple[bytes, int]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _bare_errors(call: Callable[P, R]) -> Callable[P, R]:
+    """Errors lose the frames below: these know the error, as a reply, and so, round in a circle, would keep the call's references."""
+
+    @functools.wraps(call)
+    def bare(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return call(*args, **kwargs)
+        except SafeRefsError as error:
+            raise error.with_traceback(None) from None
+
+    return bare
+
+
+class _Alone:
+    """An answer that is none: ask again, by itself."""
+
+
+_ALONE = _Alone()
+
+
+@_bare_errors
+def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> Identity:
+    """Have a registry hold references, and wait until it does; see `client.pin`.
+
+    Raises:
+        RegistryFullError: a limit would be passed.
+        RegistryUnavailableError: no answer in time. As with every error, nothing stays held.
+    """
+    request = Request(wanted, time.monotonic() + timeout)
+    try:
+        answer = _pins(registry, timeout, here).ask(request)
+    except TimeoutError:
+        client.release_later(registry, [wanted.lease])
+        raise contact.late(registry, timeout) from None
+    except BaseException:
+        client.release_later(registry, [wanted.lease])
+        raise
+    if answer is _ALONE:
+        answer = client.pin(registry, wanted, _left(request, registry, timeout), here)
+    found: Identity = answer
+    return found
+
+
+@_bare_errors
+def pin_many(registry: str, wanted: Sequence[Pin], timeout: float, here: Site) -> list[Identity]:
+    """The same for several leases: all are held, or none.
+
+    Raises:
+        RegistryFullError: as for `pin`, and so on.
+    """
+    deadline = time.monotonic() + timeout
+    done: list[Identity] = []
+    try:
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            for each, answer in zip(some, client.pin_together(registry, some, deadline, timeout, here), strict=True):
+                if isinstance(answer, Exception):
+                    raise answer
+                if answer is None:
+                    left = max(deadline - time.monotonic(), 0.001)
+                    done.append(client.pin(registry, each, left, here))
+                else:
+                    done.append(answer)
+    except BaseException:
+        client.release_later(registry, [each.lease for each in wanted])
+        raise
+    return done
+
+
+_AT_ONCE = 1000
+
+
+@_bare_errors
+def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, take: bool = False) -> list[Ref]:
+    """The references of a lease; see `client.resolve`."""
+    here = client.site()
+    client.check_cluster(address, here)
+    wanted = client.wanted(address, here, slot=slot, take=take)
+    request = Request(wanted, time.monotonic() + timeout)
+    try:
+        answer = _resolves(address.registry, timeout, here).ask(request)
+    except TimeoutError:
+        raise contact.late(address.registry, timeout) from None
+    if answer is _ALONE:
+        answer = client.resolve(wanted, _left(request, address.registry, timeout), here)
+    refs: list[Ref] = answer
+    return refs
+
+
+@_bare_errors
+def resolve_many(addresses: Sequence[LeaseAddress], timeout: float, *, take: bool = False) -> list[list[Ref]]:
+    """The references of several leases, in one call to each shard that holds some.
+
+    Raises:
+        LeaseError: one has ended, as for `resolve`.
+    """
+    here, deadline = client.site(), time.monotonic() + timeout
+    found: list[list[Ref]] = []
+    for address in addresses:
+        client.check_cluster(address, here)
+    rows = [client.wanted(address, here, slot=None, take=take) for address in addresses]
+    for start in range(0, len(rows), _AT_ONCE):
+        some = rows[start : start + _AT_ONCE]
+        answers: dict[int, list[Ref]] = {}
+        for registry in dict.fromkeys(row.address.registry for row in some):
+            places = [place for place, row in enumerate(some) if row.address.registry == registry]
+            theirs = client.resolve_together(registry, [some[place] for place in places], deadline, here)
+            answers.update((place, refs) for place, refs in zip(places, theirs, strict=True) if refs is not None)
+        for place, row in enumerate(some):
+            if place not in answers:
+                answers[place] = client.resolve(row, max(deadline - time.monotonic(), 0.001), here)
+        found += [answers[place] for place in range(len(some))]
+    return found
+
+
+def release(addresses: Iterable[LeaseAddress], timeout: float) -> int:
+    """End leases; how many that ended. Those that had ended before, or were lost, count 0."""
+    here = client.site()
+    by_registry: dict[str, list[bytes]] = {}
+    for address in addresses:
+        client.check_cluster(address, here)
+        by_registry.setdefault(address.registry, []).append(address.lease)
+    return sum(release_ids(registry, leases, timeout) for registry, leases in by_registry.items())
+
+
+@_bare_errors
+def release_ids(registry: str, leases: Sequence[bytes], timeout: float) -> int:
+    """End leases of a registry of this cluster by their bare ids; how many that ended."""
+    here = client.site()
+    request = Request((leases, client.origin(here)), time.monotonic() + timeout)
+    try:
+        answer = _releases(registry, timeout, here).ask(request)
+    except TimeoutError:
+        raise contact.late(registry, timeout) from None
+    ended: int = answer[0]
+    return ended
+
+
+class _Outbox:
+    """The pins that nobody waits for, until they are held."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.waiting = 0
+        self.failed: list[Exception] = []
+        self.hooked = False
+
+
+_outbox = _Outbox()
+
+
+def post(registry: str, wanted: Pin, timeout: float, here: Site) -> None:
+    """Have a registry hold references soon. What goes wrong is logged, and raised by `flush`."""
+    if not _outbox.hooked:
+        _hook()
+    if _outbox.waiting >= _MOST_POSTED:
+        with _outbox.changed:
+            _outbox.changed.wait_for(lambda: _outbox.waiting < _MOST_POSTED, timeout)
+    with _outbox.changed:
+        _outbox.waiting += 1
+    send(registry, wanted, timeout, here, _note_posted)
+
+
+def send(registry: str, wanted: Pin, timeout: float, here: Site, then: Callable[[Any, Exception | None], None]) -> None:
+    """Have a registry hold references soon, and call `then` with the identity that holds them, or with the error."""
+
+    def done(request: Request) -> None:
+        answer, error = request.answer, request.error
+        try:
+            if answer is _ALONE:
+                answer = client.pin(registry, wanted, _left(request, registry, timeout), here)
+        except Exception as failure:
+            answer, error = None, failure
+        if error is not None:
+            client.release_later(registry, [wanted.lease])
+        request.what = None
+        then(answer, error if isinstance(error, Exception) else None)
+
+    _pins(registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, done))
+
+
+def send_resolve(
+    address: LeaseAddress,
+    timeout: float,
+    then: Callable[[Any, Exception | None], None],
+    *,
+    slot: int | None = None,
+    take: bool = False,
+) -> None:
+    """Ask for a lease's references, and call `then` with them, or with the error."""
+    here = client.site()
+    client.check_cluster(address, here)
+    wanted = client.wanted(address, here, slot=slot, take=take)
+
+    def done(request: Request) -> None:
+        answer, error = request.answer, request.error
+        try:
+            if answer is _ALONE:
+                answer = client.resolve(wanted, _left(request, address.registry, timeout), here)
+        except Exception as failure:
+            answer, error = None, failure
+        then(answer, error if isinstance(error, Exception) else None)
+
+    _resolves(address.registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, done))
+
+
+def flush(timeout: float) -> None:
+    """Wait until every posted pin is held.
+
+    Raises:
+        RegistryUnavailableError: not all in time; they are still tried.
+        SafeRefsError: what the first of those that failed since the last `flush` failed with; nothing of theirs is held.
+    """
+    with _outbox.changed:
+        over = _outbox.changed.wait_for(lambda: _outbox.waiting == 0, timeout)
+        failed, _outbox.failed = _outbox.failed, []
+        waiting = _outbox.waiting
+    if failed:
+        if len(failed) > 1:
+            logger.warning("%d pins that nobody waited for have failed; the first error is raised", len(failed))
+        try:
+            raise failed[0]
+        finally:
+            failed.clear()
+    if not over:
+        raise RegistryUnavailableError(
+            f"{waiting} pin(s) that nobody waited for are not held after {timeout:g} s: the registry is overloaded, stopped, or its "
+            "node can't be reached; they are still tried: flush again"
+        )
+
+
+def _note_posted(_: Any, error: Exception | None) -> None:
+    if isinstance(error, LeaseReleasedError):
+        error = None  # its release, or its scope's end, has overtaken it, and wins
+    with _outbox.changed:
+        _outbox.waiting -= 1
+        if error is not None:
+            _outbox.failed.append(error)
+        if _outbox.waiting == 0 or _outbox.waiting == _MOST_POSTED - 1:
+            _outbox.changed.notify_all()
+    if error is not None:
+        logger.error("a payload was made without waiting, and its references could not be held: %s", error)
+
+
+def _hook() -> None:
+    """An orderly end of this process waits for what was posted, while Ray still answers."""
+    _outbox.hooked = True
+    _ray.call_before_exit(_flush_at_exit)
+    atexit.register(_flush_at_exit)
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _flush_at_exit() -> None:
+    if _outbox.waiting:
+        try:
+            flush(_LAST_WAIT_S)
+        except Exception:
+            logger.exception("the process ends, and references that it passed on without waiting are not held")
+
+
+def _forget() -> None:
+    """A forked child has none of the threads that would send."""
+    global _outbox
+    _outbox = _Outbox()
+    _groups.clear()
+
+
+def _left(request: Request, registry: str, timeout: float) -> float:
+    """What is left of a request's time, in seconds.
+
+    Raises:
+        RegistryUnavailableError: nothing.
+    """
+    left = request.deadline - time.monotonic()
+    if left <= 0:
+        raise contact.late(registry, timeout)
+    return left
+
+
+def _pins(registry: str, timeout: float, here: Site) -> Group:
+    def send(batch: Sequence[Request]) -> None:
+        if len(batch) == 1 and batch[0].then is None:
+            batch[0].answer = client.pin(registry, batch[0].what, timeout, here)
+            return
+        answers: Sequence[Identity | Exception | None] = [None] * len(batch)
+        try:
+            deadline = time.monotonic() + timeout
+            answers = client.pin_together(registry, [each.what for each in batch], deadline, timeout, here)
+        finally:
+            _settle(batch, answers)
+
+    return _groups.get(("pin", here.connection, registry, timeout)) or _begin("pin", here, registry, timeout, send)
+
+
+def _resolves(registry: str, timeout: float, here: Site) -> Group:
+    def send(batch: Sequence[Request]) -> None:
+        if len(batch) == 1 and batch[0].then is None:
+            batch[0].answer = client.resolve(batch[0].what, timeout, here)
+            return
+        answers: Sequence[list[Ref] | None] = [None] * len(batch)
+        try:
+            deadline = time.monotonic() + timeout
+            answers = client.resolve_together(registry, [each.what for each in batch], deadline, here)
+        finally:
+            _settle(batch, answers)
+
+    key = ("resolve", here.connection, registry, timeout)
+    return _groups.get(key) or _begin("resolve", here, registry, timeout, send)
+
+
+def _releases(registry: str, timeout: float, here: Site) -> Group:
+    def send(batch: Sequence[Request]) -> None:
+        ended = client.release_ids(registry, [each.what for each in batch], timeout)
+        for each in batch:
+            theirs = ended.intersection(each.what[0])
+            ended -= theirs
+            each.answer = (len(theirs),)
+
+    key = ("release", here.connection, registry, timeout)
+    return _groups.get(key) or _begin("release", here, registry, timeout, send)
+
+
+def _settle(batch: Sequence[Request], answers: Sequence[Any]) -> None:
+    for request, answer in zip(batch, answers, strict=True):
+        if isinstance(answer, Exception):
+            request.error = answer
+        else:
+            request.answer = _ALONE if answer is None else answer
+
+
+def _begin(kind: str, here: Site, registry: str, timeout: float, send: Callable[[Sequence[Request]], None]) -> Group:
+    with _groups_lock:
+        if len(_groups) > 4 * contact.MOST_CONTACTS:
+            _groups.clear()
+        return _groups.setdefault((kind, here.connection, registry, timeout), Group(send, timeout))
