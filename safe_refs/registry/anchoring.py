@@ -58,6 +58,8 @@ _MOST_ACQUAINTED = 1024
 _which = 0  # of the clients' couriers, the one that is used
 _answered_at: float | None = None  # when it last did
 _down_until = 0.0
+# Whether pins that nobody waits for are on their way: the thread that sends them uses references, so this process isn't alone.
+sending = False
 _loans: deque[_Loan] = deque()
 _lent = threading.Event()
 _returner_lock = threading.Lock()
@@ -102,7 +104,13 @@ class _Loan(NamedTuple):
 
 def begin(refs: Sequence[Ref]) -> HandOver | None:
     """Send borrowed references to a courier, without waiting; None where anchoring isn't possible, or isn't safe."""
-    if time.monotonic() < _down_until or not config.anchors() or not _ray.can_anchor() or not _ray.is_alone():
+    if (
+        sending
+        or time.monotonic() < _down_until
+        or not config.anchors()
+        or not _ray.can_anchor()
+        or not _ray.is_alone()
+    ):
         return None
     found = {ref.binary(): ref for ref in refs}
     for ref in exits.backlog():  # what this process pinned when it was not alone, or no courier was there

@@ -152,6 +152,7 @@ class Group:
             if batch:
                 self._send(batch)
         except Exception as error:
+            error.__traceback__ = None  # the frames below know the requests
             for request in batch:
                 if not request.is_answered:
                     request.error = error if request is mine else copy.copy(error)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .. import _ray
 from ..envelope import LeaseAddress
 from ..errors import LeaseReleasedError, RegistryUnavailableError, SafeRefsError
-from . import client, contact
+from . import anchoring, client, contact, exits
 from .client import Pin, Site
 from .grouping import Group, Request
 
@@ -35,6 +35,7 @@ logger = logging.getLogger("safe_refs")
 
 _MOST_POSTED = 100_000  # pins that nobody waits for, at a time; then `post` waits for some to be held
 _LAST_WAIT_S = 30.0
+_AT_ONCE = 1000  # leases in one call
 
 _groups: dict[tuple[str, _ray.Connection, str, float], Group] = {}
 _groups_lock = threading.Lock()
@@ -111,9 +112,6 @@ def pin_many(registry: str, wanted: Sequence[Pin], timeout: float, here: Site) -
         client.release_later(registry, [each.lease for each in wanted])
         raise
     return done
-
-
-_AT_ONCE = 1000
 
 
 @_bare_errors
@@ -199,27 +197,32 @@ def post(registry: str, wanted: Pin, timeout: float, here: Site) -> None:
     """Have a registry hold references soon. What goes wrong is logged, and raised by `flush`."""
     if not _outbox.hooked:
         _hook()
-    if _outbox.waiting >= _MOST_POSTED:
-        with _outbox.changed:
-            _outbox.changed.wait_for(lambda: _outbox.waiting < _MOST_POSTED, timeout)
     with _outbox.changed:
+        if _outbox.waiting >= _MOST_POSTED:
+            _outbox.changed.wait_for(lambda: _outbox.waiting < _MOST_POSTED, timeout)
         _outbox.waiting += 1
-    send(registry, wanted, timeout, here, _note_posted)
+        anchoring.sending = True
+    try:
+        send(registry, wanted, timeout, here, _note_posted)
+    except BaseException:
+        _note_posted(None, None)
+        raise
 
 
 def send(registry: str, wanted: Pin, timeout: float, here: Site, then: Callable[[Any, Exception | None], None]) -> None:
     """Have a registry hold references soon, and call `then` with the identity that holds them, or with the error."""
+    lease = wanted.lease
 
     def done(request: Request) -> None:
         answer, error = request.answer, request.error
         try:
             if answer is _ALONE:
-                answer = client.pin(registry, wanted, _left(request, registry, timeout), here)
+                answer = client.pin(registry, request.what, _left(request, registry, timeout), here)
         except Exception as failure:
-            answer, error = None, failure
+            answer, error = None, failure.with_traceback(None)
         if error is not None:
-            client.release_later(registry, [wanted.lease])
-        request.what = None
+            client.release_later(registry, [lease])
+        request.what = None  # the references go before anybody is told: from then on this thread uses none
         then(answer, error if isinstance(error, Exception) else None)
 
     _pins(registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, done))
@@ -244,7 +247,7 @@ def send_resolve(
             if answer is _ALONE:
                 answer = client.resolve(wanted, _left(request, address.registry, timeout), here)
         except Exception as failure:
-            answer, error = None, failure
+            answer, error = None, failure.with_traceback(None)
         then(answer, error if isinstance(error, Exception) else None)
 
     _resolves(address.registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, done))
@@ -280,6 +283,7 @@ def _note_posted(_: Any, error: Exception | None) -> None:
         error = None  # its release, or its scope's end, has overtaken it, and wins
     with _outbox.changed:
         _outbox.waiting -= 1
+        anchoring.sending = _outbox.waiting > 0
         if error is not None:
             _outbox.failed.append(error)
         if _outbox.waiting == 0 or _outbox.waiting == _MOST_POSTED - 1:
@@ -302,6 +306,7 @@ def _flush_at_exit() -> None:
             flush(_LAST_WAIT_S)
         except Exception:
             logger.exception("the process ends, and references that it passed on without waiting are not held")
+        exits.hand_over()  # which may have run already, and found less
 
 
 def _forget() -> None:
