@@ -329,6 +329,10 @@ def _left(request: Request, registry: str, timeout: float) -> float:
 
 
 def _pins(registry: str, timeout: float, here: Site) -> Group:
+    found = _groups.get(("pin", here.connection, registry, timeout))
+    if found is not None:
+        return found
+
     def send(batch: Sequence[Request]) -> None:
         if len(batch) == 1 and batch[0].then is None:
             batch[0].answer = client.pin(registry, batch[0].what, timeout, here)
@@ -340,10 +344,14 @@ def _pins(registry: str, timeout: float, here: Site) -> Group:
         finally:
             _settle(batch, answers)
 
-    return _groups.get(("pin", here.connection, registry, timeout)) or _begin("pin", here, registry, timeout, send)
+    return _begin("pin", here, registry, timeout, send)
 
 
 def _resolves(registry: str, timeout: float, here: Site) -> Group:
+    found = _groups.get(("resolve", here.connection, registry, timeout))
+    if found is not None:
+        return found
+
     def send(batch: Sequence[Request]) -> None:
         if len(batch) == 1 and batch[0].then is None:
             batch[0].answer = client.resolve(batch[0].what, timeout, here)
@@ -355,11 +363,14 @@ def _resolves(registry: str, timeout: float, here: Site) -> Group:
         finally:
             _settle(batch, answers)
 
-    key = ("resolve", here.connection, registry, timeout)
-    return _groups.get(key) or _begin("resolve", here, registry, timeout, send)
+    return _begin("resolve", here, registry, timeout, send)
 
 
 def _releases(registry: str, timeout: float, here: Site) -> Group:
+    found = _groups.get(("release", here.connection, registry, timeout))
+    if found is not None:
+        return found
+
     def send(batch: Sequence[Request]) -> None:
         ended = client.release_ids(registry, [each.what for each in batch], timeout)
         for each in batch:
@@ -367,8 +378,7 @@ def _releases(registry: str, timeout: float, here: Site) -> Group:
             ended -= theirs
             each.answer = (len(theirs),)
 
-    key = ("release", here.connection, registry, timeout)
-    return _groups.get(key) or _begin("release", here, registry, timeout, send)
+    return _begin("release", here, registry, timeout, send)
 
 
 def _settle(batch: Sequence[Request], answers: Sequence[Any]) -> None:
