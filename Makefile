@@ -59,6 +59,7 @@ check: lint test
 
 bench: venv
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.lifetimes
 	$(BIN)/python -m benchmarks.scaling
 
