@@ -705,3 +705,20 @@ def test_a_process_that_leaves_ray_is_left_alone() -> None:
         """
     )
     assert found is False
+
+
+def test_a_lease_of_own_and_borrowed_objects_outlives_its_maker(cluster: str) -> None:
+    """Killed right after `dumps`: what it owned is gone, as Ray has it; what it borrowed is there, and the lease lives for that."""
+
+    def both(self: Borrower) -> bytes:
+        return safe_refs.dumps([ray.put(value(1)), self.refs[0]])
+
+    actor = borrower()
+    pid = ray.get(actor.set_up.remote({}), timeout=60)
+    ray.get(actor.keep.remote([ray.put(value(2))]), timeout=60)
+    payload = ray.get(actor.__ray_call__.remote(both), timeout=60)
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(AFTER_S / 2)
+    assert [reads(ref) for ref in safe_refs.loads(payload)] == ["OwnerDiedError", 2]
+    wait_until(settled, 30)
+    safe_refs.release(payload)

@@ -125,7 +125,8 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
     held = None if hand_over is None else _wait_for_courier(hand_over, deadline)
     if held is not None:
         hand_over, life, behind = held
-        told, untold = _tell_owners(hand_over.refs, registry, lease, deadline)
+        mine = {ref.binary() for ref in refs}
+        told, untold = _tell_owners(hand_over.refs, mine, registry, lease, deadline)
         courier, key = hand_over.courier, hand_over.key
         _return_later(_Loan(courier, key, registry, lease, tuple(ref.binary() for ref in hand_over.refs)))
         if told and (behind or not _listens(hand_over.refs)):
@@ -205,11 +206,15 @@ def _wait_for_courier(hand_over: HandOver, deadline: float) -> tuple[HandOver, L
         hand_over = _knock(hand_over.refs)
 
 
-def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) -> tuple[list[bytes], set[bytes]]:
+def _tell_owners(
+    refs: list[Ref], mine: set[bytes], registry: str, lease: bytes, deadline: float
+) -> tuple[list[bytes], set[bytes]]:
     """Step 2 of `couriers`: the objects of which the owners were told, and those of which they had to be, and could not.
 
     An owner that doesn't know this process can't be. It will know soon if this process anchored the same object, or resolved it, a
-    moment ago; and it knows at the end of this task if the task brought the reference. So the former are waited for, a little.
+    moment ago; and it knows at the end of this task if the task brought the reference. So the former are waited for, a little. If
+    its question comes in the very moment in which the count is zero, it is told without this being seen here: the holders of `lease`,
+    which is of the objects `mine`, see it.
     """
     pause_s = _FIRST_PAUSE_S
     hurried: set[LeaseAddress] = set()
@@ -245,9 +250,13 @@ def _tell_owners(refs: list[Ref], registry: str, lease: bytes, deadline: float) 
         if sources:
             hurried.update(sources)
             until = min(deadline, time.monotonic() + _TELL_S)
+        elif pause_s < _LONGEST_PAUSE_S:
+            time.sleep(pause_s)
+            pause_s *= 2
+        elif contact.unsettled(_ray.connection(), registry, [lease], until) == set():
+            return told, {ref.binary() for ref in refs} - mine
         else:
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
     return told, {ref.binary() for ref in refs}
 
 

@@ -340,11 +340,13 @@ class Settler:
     def _note_outcome(self, leases: dict[bytes, int], told: dict[bytes, Told], unheard: set[bytes]) -> None:
         """What a round has found; what it didn't get to is due again."""
         lost = []
+        gone = self._gone(leases, told)
         self._put_off_verdicts(leases)
         with self._lock:
             for lease, marks in leases.items():
                 ids = [ref.binary() for ref in self._table.items_of(lease)]
-                found = {told.get(id_, Told.BUSY) for id_ in ids}
+                # Of an object whose owner is dead there is nothing to tell, and a lease that holds others, too, lives for those.
+                found = {told.get(id_, Told.BUSY) for id_ in ids if id_ not in gone}
                 worst = next((state for state in (Told.UNKNOWN, Told.BUSY) if state in found), Told.YES)
                 maker = self._unsettled.hangs_on(lease)
                 if self._unsettled.outcome(lease, marks, worst, heard=unheard.isdisjoint(ids)):
@@ -355,6 +357,19 @@ class Settler:
                 "%d lease(s) are lost with the processes that pinned them, as these only borrowed the references",
                 len(lost),
             )
+
+    def _gone(self, leases: Iterable[bytes], told: dict[bytes, Told]) -> set[bytes]:
+        """Of the objects whose owners don't know this shard, those whose owners are dead."""
+        unknown = {id_ for id_, state in told.items() if state is Told.UNKNOWN}
+        if not unknown:
+            return set()
+        with self._using:
+            with self._lock:
+                refs = [ref for lease in leases for ref in self._table.items_of(lease) if ref.binary() in unknown]
+            owners = {ref.binary(): _ray.owner_of(ref) for ref in refs}
+            refs.clear()
+        dead = {owner for owner in set(owners.values()) if _ray.is_surely_dead(owner)}
+        return {id_ for id_, owner in owners.items() if owner in dead}
 
     def _put_off_verdicts(self, leases: Iterable[bytes]) -> None:
         """An owner that was stopped, or is very busy, may not have read yet what a dead process told it."""
