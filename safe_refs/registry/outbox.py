@@ -17,13 +17,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .. import _ray
 from ..envelope import LeaseAddress
 from ..errors import LeaseReleasedError, RegistryUnavailableError, SafeRefsError
 from . import anchoring, client, contact, exits
-from .client import Pin, Site
+from .client import Pin, Site, Wanted
 from .grouping import Group, Request
 
 if TYPE_CHECKING:
@@ -333,17 +334,10 @@ def _pins(registry: str, timeout: float, here: Site) -> Group:
     if found is not None:
         return found
 
-    def send(batch: Sequence[Request]) -> None:
-        if len(batch) == 1 and batch[0].then is None:
-            batch[0].answer = client.pin(registry, batch[0].what, timeout, here)
-            return
-        answers: Sequence[Identity | Exception | None] = [None] * len(batch)
-        try:
-            deadline = time.monotonic() + timeout
-            answers = client.pin_together(registry, [each.what for each in batch], deadline, timeout, here)
-        finally:
-            _settle(batch, answers)
+    def together(wanted: Sequence[Pin]) -> Sequence[Identity | Exception | None]:
+        return client.pin_together(registry, wanted, time.monotonic() + timeout, timeout, here)
 
+    send = partial(_send, lambda wanted: client.pin(registry, wanted, timeout, here), together)
     return _begin("pin", here, registry, timeout, send)
 
 
@@ -352,17 +346,10 @@ def _resolves(registry: str, timeout: float, here: Site) -> Group:
     if found is not None:
         return found
 
-    def send(batch: Sequence[Request]) -> None:
-        if len(batch) == 1 and batch[0].then is None:
-            batch[0].answer = client.resolve(batch[0].what, timeout, here)
-            return
-        answers: Sequence[list[Ref] | None] = [None] * len(batch)
-        try:
-            deadline = time.monotonic() + timeout
-            answers = client.resolve_together(registry, [each.what for each in batch], deadline, here)
-        finally:
-            _settle(batch, answers)
+    def together(wanted: Sequence[Wanted]) -> Sequence[list[Ref] | None]:
+        return client.resolve_together(registry, wanted, time.monotonic() + timeout, here)
 
+    send = partial(_send, lambda wanted: client.resolve(wanted, timeout, here), together)
     return _begin("resolve", here, registry, timeout, send)
 
 
@@ -381,12 +368,22 @@ def _releases(registry: str, timeout: float, here: Site) -> Group:
     return _begin("release", here, registry, timeout, send)
 
 
-def _settle(batch: Sequence[Request], answers: Sequence[Any]) -> None:
-    for request, answer in zip(batch, answers, strict=True):
-        if isinstance(answer, Exception):
-            request.error = answer
-        else:
-            request.answer = _ALONE if answer is None else answer
+def _send(
+    alone: Callable[[Any], Any], together: Callable[[Sequence[Any]], Sequence[Any]], batch: Sequence[Request]
+) -> None:
+    """Send a batch: a lone one that waits as it is, others together. What that doesn't settle is to be asked again, alone."""
+    if len(batch) == 1 and batch[0].then is None:
+        batch[0].answer = alone(batch[0].what)
+        return
+    answers: Sequence[Any] = [None] * len(batch)
+    try:
+        answers = together([each.what for each in batch])
+    finally:
+        for request, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                request.error = answer
+            else:
+                request.answer = _ALONE if answer is None else answer
 
 
 def _begin(kind: str, here: Site, registry: str, timeout: float, send: Callable[[Sequence[Request]], None]) -> Group:
