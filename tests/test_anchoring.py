@@ -423,6 +423,30 @@ def test_couriers_that_die_cost_no_payload(cluster: str) -> None:
     safe_refs.release([payload for left in rounds for payload in left])
 
 
+def test_a_courier_that_nobody_needs_ends(cluster: str) -> None:
+    """Its process goes, and so does its name: what answers to it later is a new one."""
+
+    def hurry(_: Any) -> int:
+        couriers.STAYS_S = 0.5
+        return os.getpid()
+
+    for _ in range(2):
+        idle = couriers.named("courier:idle", couriers.Courier, 3.0)
+        pid = ray.get(idle.__ray_call__.remote(hurry), timeout=60)
+        wait_until(lambda pid=pid: not is_running(pid), 20)  # type: ignore[misc] # mypy can't infer a lambda's default
+        wait_until(
+            lambda: "courier:idle" not in {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
+        )
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_silent_courier_has_a_spare(cluster: str) -> None:
     """Couriers that are stopped, or cut off, are not waited for: others take their part, for borrowers and for shards."""
     maker = borrower()

@@ -110,8 +110,23 @@ class Courier:
             # Only keys: a loop's variables would keep the last references until the next turn.
             for key in [key for key, held in list(self._held.items()) if now - held[0] > self._forgets_s]:
                 self._held.pop(key, None)
-            if now - self._asked_at > STAYS_S:
-                me.end.remote()
+            if now - self._asked_at > STAYS_S and not self._stay(me.end.remote()):
+                return
+
+    def _stay(self, reply: Any) -> bool:
+        """Whether this courier goes on after it was told to end.
+
+        One call at a time: Ray lets an actor end only when the calls that it made are answered, and answers none that come meanwhile.
+        """
+        import ray
+
+        while not ray.wait([reply], timeout=_TICK_S)[0]:
+            pass
+        try:
+            _ray.get(reply, _TICK_S)
+        except Exception:
+            return False  # it ends
+        return True
 
 
 def courier(number: int) -> Any:
