@@ -71,7 +71,7 @@ def test_those_who_come_meanwhile_go_together() -> None:
 
 
 def test_posted_requests_are_sent_by_a_thread() -> None:
-    """And whoever asks meanwhile takes along what is in line."""
+    """Which takes along whoever asks meanwhile."""
     echo = Echo()
     group = Group(echo, 30)
     done: list[Request] = []
@@ -190,3 +190,29 @@ def test_many_threads_for_long() -> None:
     assert len(sent) == len(set(sent))
     assert 3200 - late <= len(sent) <= 3200
     assert group._busy_until is None
+
+
+def test_who_waits_is_not_kept_by_what_is_posted() -> None:
+    """What is to be done when a posted request is answered may take long: that is the thread's, and waiters go first."""
+    echo = Echo()
+    group = Group(echo, 30)
+    held = threading.Event()
+
+    def take_long(_: Request) -> None:
+        held.wait(20)
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(group.ask, Request(0, within(20)))
+        while not echo.batches:
+            time.sleep(0.001)
+        second = pool.submit(group.ask, Request(1, within(20)))
+        wait_for_line(group, 1)
+        group.post(Request(2, within(20), take_long))
+        third = pool.submit(group.ask, Request(3, within(20)))
+        wait_for_line(group, 3)
+        echo.open = True
+        echo.gate.release()
+        try:
+            assert [each.result(10) for each in (first, second, third)] == [("echo", 0), ("echo", 1), ("echo", 3)]
+        finally:
+            held.set()

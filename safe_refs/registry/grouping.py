@@ -2,7 +2,7 @@
 
 Whoever finds nobody sending sends, at once and by itself, so that a lone thread pays nothing. Who comes meanwhile waits in line; when
 the answer is there, the first in line sends all that has gathered. Posted requests, which nobody waits for, are sent by a thread of
-their own unless somebody takes them along.
+their own, which takes along whoever waits.
 
 What always holds: a request is answered once; who waits doesn't wait longer than its own deadline; at most one call of a group is
 under way, so that a slow registry makes groups larger and not calls more.
@@ -146,8 +146,12 @@ class Group:
         """Send a request with all that waits, and pass the lead on."""
         mine = batch[0] if batch else None
         with self._lock:
-            while self._line and len(batch) < _MOST_AT_ONCE:
-                batch.append(self._line.popleft())
+            # Who waits takes along none that is posted: what is to be done when those are answered may take long.
+            taken = [each for each in self._line if mine is None or each.then is None][: _MOST_AT_ONCE - len(batch)]
+            if taken:
+                chosen = set(map(id, taken))
+                self._line = deque(each for each in self._line if id(each) not in chosen)
+                batch += taken
         try:
             if batch:
                 self._send(batch)
@@ -168,6 +172,7 @@ class Group:
             for request in batch:
                 if request._waiter is not None and request is not mine:
                     request._waiter.release()
+            for request in batch:
                 if request.then is not None:
                     request.then(request)
 
@@ -178,10 +183,10 @@ class Group:
                 self._busy_until = None
                 return
             self._busy_until = time.monotonic() + self._longest_s
-            heir = next((request for request in self._line if request._waiter is not None), None)
-            if heir is None:
+            heir = self._line[0]
+            if heir._waiter is None:
                 self._hire()
             else:
                 self._line.remove(heir)
                 heir._leads = True
-                heir._waiter.release()  # type: ignore[union-attr] # it has one
+                heir._waiter.release()
