@@ -40,6 +40,7 @@ _MOST_REFERENCES = 128  # in a round: a few milliseconds of the shard's time
 _AWAY_S = 0.5  # a call waits no longer for objects that couriers have
 _HOLD_S = 1.0  # the shard's calls wait meanwhile
 _TOUCH_TIMEOUT_S = 60.0
+_LOOKS_S = 0.2
 _BREATH_S = 0.0003
 _SOON_TRIES = 20
 _BUSY_TRIES = 20
@@ -224,6 +225,7 @@ class Settler:
         # answered, as these can't be touched.
         self._doubtful = False
         self._answered_at = 0.0
+        self._closing = threading.Event()
         self.wake = threading.Event()
 
     def touch_batch(self) -> tuple[list[Ref], list[Told]]:
@@ -236,10 +238,10 @@ class Settler:
             # What it takes of the shard's time is to be a small part of it.
             self._pause_s = min(max(_BUSY_PAUSE_S, 5 * (time.monotonic() - begun)), _GATHERS_S)
 
-    def run(self, closing: Callable[[], bool]) -> None:
+    def run(self) -> None:
         """Settle what is due, until the shard closes."""
         threading.Thread(target=self._returner.run, name="safe_refs-returning", daemon=True).start()
-        while not closing():
+        while not self._closing.is_set():
             try:
                 self._keep_couriers()
                 self._look_for_dead()
@@ -328,7 +330,7 @@ class Settler:
         refs.clear()
         try:
             # A large lease is taken in parts, so that calls come in between.
-            while waiting:
+            while waiting and not self._closing.is_set():
                 part, waiting = waiting[:_MOST_REFERENCES], waiting[_MOST_REFERENCES:]
                 told.update(self._hand_over(part, unheard))
                 if waiting:
@@ -418,10 +420,12 @@ class Settler:
             time.sleep(_BREATH_S if Told.BUSY in told else 0)
         return told
 
-    def let_go(self) -> None:
-        """The shard closes: have the couriers drop what they hold for it."""
+    def let_go(self, timeout_s: float) -> None:
+        """The shard closes: drop what is in the hands of a round, here and at the couriers."""
+        self._closing.set()
+        self.wake.set()
         key, _, pair = self._batch
-        self._returner.begin(key, pair, []).over.wait(_AWAY_S)
+        self._returner.begin(key, pair, []).over.wait(timeout_s)
 
     def settle_now(self, refs: Sequence[Ref]) -> list[Told]:
         """Settle references in the middle of a call; step 3 is left to the returning thread."""
@@ -443,13 +447,26 @@ class Settler:
         self._batch = (key, refs, pair)
         told = [Told.BUSY] * len(refs)
         try:
-            told = [Told(state) for state in _ray.get(self._me.touch.remote(), _TOUCH_TIMEOUT_S)]
+            told = self._touched() or told
         finally:
             self._batch = (b"", [], pair)
             back = self._returner.begin(key, pair, _ids(refs, told, Told.YES))
         back.over.wait()
         unheard.update(back.unheard)
         return {ref.binary(): state for ref, state in zip(refs, told, strict=True)}
+
+    def _touched(self) -> list[Told]:
+        """Have `touch` run in its turn. Nothing if the shard closes meanwhile: it waits for this thread's references, then."""
+        import ray
+
+        reply = self._me.touch.remote()
+        until = time.monotonic() + _TOUCH_TIMEOUT_S
+        while not ray.wait([reply], timeout=_LOOKS_S)[0]:
+            if self._closing.is_set():
+                return []
+            if time.monotonic() > until:
+                raise TimeoutError(f"no turn came within {_TOUCH_TIMEOUT_S:g} s")
+        return [Told(state) for state in _ray.get(reply, _TOUCH_TIMEOUT_S)]
 
 
 def _ids(refs: Sequence[Ref], told: Sequence[Told], which: Told) -> list[bytes]:

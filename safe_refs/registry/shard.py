@@ -15,7 +15,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _ray
@@ -43,7 +42,8 @@ _EXPIRED_AT_ONCE = 100  # leases; about a millisecond
 _BREATH_S = 0.001
 _LONGEST_PAUSE_S = 3600.0  # far longer waits overflow
 _AGAIN_TIMEOUT_S = 0.1
-_CLOSE_TIMEOUT_S = 2.0
+_CLOSE_TIMEOUT_S = 10.0
+_CLOSE_PAUSE_S = 0.02
 _PEERS_PAUSE_S = 0.2
 _PEERS_BREATH_S = 0.05
 _MOST_PASSED = 10_000
@@ -123,8 +123,7 @@ class Shard:
         threading.Thread(target=self._watch_owners, name="safe_refs-owners", daemon=True).start()
         threading.Thread(target=self._talk_to_peers, name="safe_refs-peers", daemon=True).start()
         if self._anchors:
-            settle = partial(self._settler.run, lambda: self._closing)
-            threading.Thread(target=settle, name="safe_refs-settling", daemon=True).start()
+            threading.Thread(target=self._settler.run, name="safe_refs-settling", daemon=True).start()
 
     def hello(self) -> bytes:
         """Epoch and generation, 8 bytes each."""
@@ -421,14 +420,19 @@ class Shard:
         actor before that would take those live references along.
         """
         self._closing = True
+        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
         with self._lock:
-            ids = {ref.binary() for ref in self._table.items()}
+            owners = {ref.binary(): _ray.owner_of(ref) for ref in self._table.items()}
             ended = self._table.end_all(origin)
         if self._anchors:
-            self._settler.let_go()
-        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-        while ids and time.monotonic() < deadline and _ray.counted(ids):
-            time.sleep(0.02)
+            self._settler.let_go(_CLOSE_TIMEOUT_S)
+        ids, looks_at = list(owners), time.monotonic() + _PROBE_TIMEOUT_S
+        while (ids := _ray.counted(ids)) and time.monotonic() < deadline:
+            time.sleep(_CLOSE_PAUSE_S)
+            if time.monotonic() > looks_at:
+                looks_at = deadline  # once: the dead don't ask who holds what they owned
+                dead = {owner for owner in {owners[id_] for id_ in ids} if _ray.is_surely_dead(owner)}
+                ids = [id_ for id_ in ids if owners[id_] not in dead]
         return ended
 
     def _pack(self, leases: Sequence[bytes]) -> Parcel:
