@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from . import config
 from .config import Limits
-from .registry import client, contact
+from .registry import late
 from .registry.records import LeaseInfo, Query, RegistryStats
 
 _PAGE = 1000  # rows of one call to the registry
@@ -51,7 +51,7 @@ def leases(
     most = None if limit is None else config.positive(limit, "limit")
     name, wait = config.registry_name(registry), config.timeout_s(timeout)
     query = Query(label, job, min_age_s, min_bytes, sort, None, _PAGE)
-    return client.leases(name, query, most, sizes, wait)
+    return late.client.leases(name, query, most, sizes, wait)
 
 
 def stats(*, registry: str | None = None, timeout: float | timedelta | None = None) -> RegistryStats | None:
@@ -64,7 +64,7 @@ def stats(*, registry: str | None = None, timeout: float | timedelta | None = No
     Raises:
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    return client.stats(config.registry_name(registry), config.timeout_s(timeout))
+    return late.client.stats(config.registry_name(registry), config.timeout_s(timeout))
 
 
 def init(
@@ -118,7 +118,7 @@ def init(
     """
     shards = None if shards is None else config.positive(shards, "shards")
     replicas = None if replicas is None else config.positive(replicas, "replicas")
-    contact.check(shards or replicas or 1, replicas or 1)
+    late.contact.check(shards or replicas or 1, replicas or 1)
     counts = {
         "max_leases": max_leases,
         "max_references": max_references,
@@ -140,15 +140,15 @@ def init(
     )
     name, patience = config.registry_name(registry), config.timeout_s()
     while True:
-        client.ensure(name, shards, replicas, patience)
+        late.client.ensure(name, shards, replicas, patience)
         config.wish(shards, replicas)  # only now, as it may have been refused
-        client.identity(name, patience)
+        late.client.identity(name, patience)
         if given:
-            client.set_limits(name, config.limits(), patience)
-        figures = client.stats(name, patience)
+            late.client.set_limits(name, config.limits(), patience)
+        figures = late.client.stats(name, patience)
         if figures is not None:  # else somebody has shut it down in between
             return figures
-        client.forget_identity(name)
+        late.client.forget_identity(name)
 
 
 def shutdown(registry: str | None = None, *, timeout: float | timedelta | None = None) -> int:
@@ -164,4 +164,4 @@ def shutdown(registry: str | None = None, *, timeout: float | timedelta | None =
     Raises:
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    return client.shutdown(config.registry_name(registry), config.timeout_s(timeout))
+    return late.client.shutdown(config.registry_name(registry), config.timeout_s(timeout))

@@ -16,8 +16,7 @@ from . import config, scopes
 from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .randomness import token
-from .registry import awaiting, client, outbox
-from .registry.client import Pin
+from .registry import late
 from .registry.records import Terms
 from .slots import OBJECT_REF, state
 
@@ -79,7 +78,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        return outbox.resolve(self._address, config.timeout_s(timeout), slot=self._slot)[0]
+        return late.outbox.resolve(self._address, config.timeout_s(timeout), slot=self._slot)[0]
 
     def get(self, timeout: float | None = None) -> T:
         """Resolve, and wait for the value as `ray.get` does.
@@ -107,7 +106,7 @@ class SafeRef(Generic[T]):
     async def _get_async(self) -> T:
         import ray
 
-        ref: Any = (await awaiting.resolve(self._address, config.timeout_s(), slot=self._slot))[0]
+        ref: Any = (await late.awaiting.resolve(self._address, config.timeout_s(), slot=self._slot))[0]
         try:
             value: T = await ref
         except ray.exceptions.OwnerDiedError:
@@ -121,7 +120,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        return outbox.release([self._address], config.timeout_s(timeout))
+        return late.outbox.release([self._address], config.timeout_s(timeout))
 
     def renew(self, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
         """Let the lease live `ttl` seconds from now, be that longer or shorter than it had.
@@ -131,7 +130,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        client.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
+        late.client.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
 
     def __enter__(self) -> SafeRef[T]:
         return self
@@ -278,20 +277,20 @@ def pin(
     if not refs:
         return []
     registry, lease, timeout = config.registry_name(), token(16), config.timeout_s()
-    waits, here = config.waits(wait), client.site()
-    wanted = Pin(lease, refs, terms, client.origin(here))
+    waits, here = config.waits(wait), late.client.site()
+    wanted = late.client.Pin(lease, refs, terms, late.client.origin(here))
     scopes.note(registry, lease)
     if waits:
-        epoch, generation = outbox.pin(registry, wanted, timeout, here)
+        epoch, generation = late.outbox.pin(registry, wanted, timeout, here)
     else:
-        epoch, generation = client.identity(registry, timeout, here)
-        outbox.post(registry, wanted, timeout, here)
+        epoch, generation = late.client.identity(registry, timeout, here)
+        late.outbox.post(registry, wanted, timeout, here)
     try:
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
         handles = [SafeRef[Any](address, number) for number in range(len(refs))]
         if state.writing is not None:
             state.writing.note(registry, lease)
     except BaseException:
-        client.release_later(registry, [lease])
+        late.client.release_later(registry, [lease])
         raise
     return handles[0] if single else handles

@@ -8,17 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import config, envelope, scopes
 from .envelope import Header, LeaseAddress
 from .errors import EnvelopeError
 from .handle import SafeRef
 from .randomness import token
-from .registry import client, outbox
-from .registry.client import Pin, Site
+from .registry import late
 from .registry.records import Terms
 from .slots import OBJECT_REF, Writing, state
+
+if TYPE_CHECKING:
+    from .registry.client import Pin, Site
 
 _NO_TERMS = Terms()
 
@@ -58,9 +60,9 @@ def hold(pickled: Pickled, terms: Terms, waits: bool = True) -> bytes:
     prepared = prepare(pickled, terms, soon=not waits)
     try:
         if not waits:
-            outbox.post(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
+            late.outbox.post(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
             return finished(prepared, None)
-        identity = outbox.pin(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
+        identity = late.outbox.pin(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
     except BaseException:
         discard(prepared.writing)
         raise
@@ -77,14 +79,14 @@ def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool) -> list[byt
         registry, timeout, here = done[0].registry, done[0].timeout, done[0].here
         identities: list[tuple[bytes, int] | None] = [None] * len(done)
         if waits:
-            identities = list(outbox.pin_many(registry, [each.pin for each in done], timeout, here))
+            identities = list(late.outbox.pin_many(registry, [each.pin for each in done], timeout, here))
         else:
             for each in done:
-                outbox.post(registry, each.pin, timeout, here)
+                late.outbox.post(registry, each.pin, timeout, here)
         return [finished(each, identity) for each, identity in zip(done, identities, strict=True)]
     except BaseException:
         for prepared in done:
-            client.release_later(prepared.registry, [prepared.pin.lease])
+            late.client.release_later(prepared.registry, [prepared.pin.lease])
         for failed in pickled:
             discard(failed.writing)
         raise
@@ -95,9 +97,9 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
     refs = pickled.writing.refs or []
     try:
         registry, timeout = config.registry_name(), config.timeout_s()
-        here = client.site()
-        maker = client.origin(here)
-        epoch, generation = client.identity(registry, timeout, here)
+        here = late.client.site()
+        maker = late.client.origin(here)
+        epoch, generation = late.client.identity(registry, timeout, here)
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, token(16), soon)
         header = Header(
             address=address,
@@ -117,7 +119,9 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
     except BaseException:
         discard(pickled.writing)
         raise
-    return Prepared(registry, timeout, here, Pin(address.lease, refs, terms, maker), header, payload, pickled.writing)
+    return Prepared(
+        registry, timeout, here, late.client.Pin(address.lease, refs, terms, maker), header, payload, pickled.writing
+    )
 
 
 def finished(prepared: Prepared, identity: tuple[bytes, int] | None) -> bytes:
@@ -132,7 +136,7 @@ def finished(prepared: Prepared, identity: tuple[bytes, int] | None) -> bytes:
             for nested in [(prepared.registry, address.lease), *(prepared.writing.nested or ())]:
                 state.writing.note(*nested)
     except BaseException:
-        client.release_later(prepared.registry, [address.lease])
+        late.client.release_later(prepared.registry, [address.lease])
         discard(prepared.writing)
         raise
     return payload
@@ -141,7 +145,7 @@ def finished(prepared: Prepared, identity: tuple[bytes, int] | None) -> bytes:
 def discard(writing: Writing) -> None:
     """A pickling came to nothing: end the leases that code called by it has made."""
     for registry, lease in writing.nested or ():
-        client.release_later(registry, [lease])
+        late.client.release_later(registry, [lease])
 
 
 def slot_values(header: Header, resolve: bool, take: bool, timeout: float | timedelta | None) -> Sequence[Any]:
@@ -149,7 +153,7 @@ def slot_values(header: Header, resolve: bool, take: bool, timeout: float | time
     check_kinds(header)
     if not resolve:
         return handles(header, take)
-    return outbox.resolve(header.address, config.timeout_s(timeout), take=take)
+    return late.outbox.resolve(header.address, config.timeout_s(timeout), take=take)
 
 
 def slot_values_many(
@@ -162,7 +166,7 @@ def slot_values_many(
         return [handles(header, take) for header in headers]
     if not headers:
         return []
-    return outbox.resolve_many([header.address for header in headers], config.timeout_s(timeout), take=take)
+    return late.outbox.resolve_many([header.address for header in headers], config.timeout_s(timeout), take=take)
 
 
 def handles(header: Header, take: bool) -> list[SafeRef[Any]]:

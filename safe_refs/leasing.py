@@ -16,7 +16,7 @@ from . import config, envelope
 from .envelope import LeaseAddress
 from .errors import EnvelopeError
 from .handle import TEXT_PREFIX, SafeRef, make_terms
-from .registry import client, outbox
+from .registry import late
 from .scopes import KeepAlive, Scope
 
 _DEEPEST = 10  # lists in lists, when leases are released
@@ -120,9 +120,9 @@ def release(target: Target | Iterable[Target], *, timeout: float | timedelta | N
             if address is not None:
                 addresses[address] = None
     wait = config.timeout_s(timeout)
-    ended = outbox.release(addresses, wait) if addresses else 0
+    ended = late.outbox.release(addresses, wait) if addresses else 0
     if ids:
-        ended += outbox.release_ids(config.registry_name(), list(ids), wait)
+        ended += late.outbox.release_ids(config.registry_name(), list(ids), wait)
     return ended
 
 
@@ -145,7 +145,7 @@ def renew(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    client.renew(address_of(target), config.ttl_s(ttl), config.timeout_s(timeout))
+    late.client.renew(address_of(target), config.ttl_s(ttl), config.timeout_s(timeout))
 
 
 def expires_in_s(
@@ -165,7 +165,7 @@ def expires_in_s(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    return client.expires_in_s(address_of(target), config.timeout_s(timeout))
+    return late.client.expires_in_s(address_of(target), config.timeout_s(timeout))
 
 
 def scope(*, ttl: float | timedelta | None = None, label: str | None = None) -> Scope:

@@ -21,7 +21,7 @@ from . import config, envelope
 from .errors import UnsupportedReferenceError
 from .handle import make_terms
 from .holding import Pickled, discard, hold, hold_many, slot_values, slot_values_many
-from .registry import client
+from .registry import late
 from .slots import Reading, Writing, register, state
 
 # What cloudpickle does too, and pickle itself since Python 3.14. Protocol 5 is what carries buffers without a copy.
@@ -366,7 +366,7 @@ def write_or_release(file: WritableFile, data: bytes) -> None:
     except BaseException:
         if envelope.is_payload(data):
             address = envelope.find(data).header.address
-            client.release_later(address.registry, [address.lease])
+            late.client.release_later(address.registry, [address.lease])
         raise
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from . import config
-from .registry import outbox
+from .registry import late
 
 logger = logging.getLogger("safe_refs")
 
@@ -28,7 +28,7 @@ def flush(timeout: float | timedelta | None = None) -> None:
         RegistryFullError: or another error of `dumps`: that of the first that failed since the last `flush`. Nothing of a failed one
             is held.
     """
-    outbox.flush(config.timeout_s(timeout))
+    late.outbox.flush(config.timeout_s(timeout))
 
 
 @contextmanager

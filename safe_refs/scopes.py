@@ -9,7 +9,6 @@ The current scope is a context variable: each thread has its own, each asyncio t
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 import threading
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 from . import config
 from .envelope import LeaseAddress
 from .errors import LeaseError, RegistryUnavailableError
-from .registry import client, outbox
+from .registry import late
 
 T = TypeVar("T")
 
@@ -117,6 +116,8 @@ class Scope:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._leave()
         try:
+            import asyncio
+
             await asyncio.to_thread(self._release)
         except RegistryUnavailableError:
             if error is None:
@@ -139,7 +140,7 @@ class Scope:
         for registry, lease in leases:
             by_registry.setdefault(registry, []).append(lease)
         for registry, ids in by_registry.items():
-            outbox.release_ids(registry, ids, config.timeout_s())
+            late.outbox.release_ids(registry, ids, config.timeout_s())
 
 
 def open_scope(scope: Scope | None) -> Scope | None:
@@ -183,7 +184,7 @@ class KeepAlive:
 
     def __enter__(self) -> KeepAlive:
         for address in self._addresses:
-            client.renew(address, self._ttl, config.timeout_s())
+            late.client.renew(address, self._ttl, config.timeout_s())
         self._thread = threading.Thread(target=self._renew, name="safe_refs-keepalive", daemon=True)
         self._thread.start()
         return self
@@ -202,7 +203,7 @@ class KeepAlive:
             begun = time.monotonic()
             for address in list(alive):
                 try:
-                    client.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
+                    late.client.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
                 except LeaseError as error:
                     alive.remove(address)
                     self._error = self._error or error

@@ -22,6 +22,7 @@ FLOORS = [
     {"holding"},
     {"handle"},
     {"scopes"},
+    {"registry.late"},
     {"registry.awaiting"},
     {"registry.outbox"},
     {"registry.client"},
