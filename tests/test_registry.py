@@ -19,6 +19,7 @@ import ray
 import safe_refs
 from safe_refs import _ray, config
 from safe_refs.registry import client, outbox
+from safe_refs.registry import shard as shards
 from safe_refs.registry.client import Pin
 from safe_refs.registry.records import Terms
 from safe_refs.registry.topology import actor_name
@@ -352,8 +353,23 @@ def test_registries_of_different_names_live_side_by_side(registry: str) -> None:
         assert safe_refs.shutdown() == 0
 
 
-def test_shutdown_releases_everything_and_spares_live_references(registry: str) -> None:
-    """What a consumer has resolved stays good when the registry is shut down, although it knew the object only through it."""
+def be_in_a_round(shard: Any) -> None:
+    """What a shard does for a moment: it begins to anchor all that it holds, and comes to no end with it."""
+    shards._CLOSE_TIMEOUT_S = 120.0  # it does not give up
+    time.sleep(0.5)  # until `close` waits for its turn, too
+    with shard._lock:
+        shard._pass_on(shard._table.ids()[0], soon=True)
+    wait_until(lambda: bool(shard._settler._batch[1]))
+
+
+@pytest.mark.parametrize("meanwhile", [None, be_in_a_round], ids=["idle", "in a round of anchoring"])
+def test_shutdown_releases_everything_and_spares_live_references(
+    registry: str, meanwhile: Callable[[Any], None] | None
+) -> None:
+    """What a consumer has resolved stays good when the registry is shut down, although it knew the object only through it.
+
+    Also if the registry has begun to tell the owner of the consumer, and holds the reference for that.
+    """
 
     class Consumer:
         def load(self, payload: bytes) -> int:
@@ -367,7 +383,10 @@ def test_shutdown_releases_everything_and_spares_live_references(registry: str) 
     consumer = as_actor(Consumer).remote()
     ray.get(consumer.load.remote(payload), timeout=60)
     gc.collect()
-    assert safe_refs.shutdown() == 1
+    if meanwhile is not None:
+        shard = ray.get_actor(actor_name(registry, 0), namespace=_ray.NAMESPACE)
+        shard.__ray_call__.remote(meanwhile)
+    assert safe_refs.shutdown(timeout=30) == 1
     assert safe_refs.stats() is None
     assert safe_refs.shutdown() == 0
     with pytest.raises(safe_refs.LeaseLostError):

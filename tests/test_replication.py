@@ -51,6 +51,23 @@ def test_an_end_that_comes_late_reaches_who_came_back_from_who_told_it() -> None
     assert tell(peer, back) == tell(back, peer) == []
 
 
+def test_a_lease_that_has_moved_does_not_come_back_with_news() -> None:
+    """The registry grows; a shard that has let go of a lease hears of its use, and would be told of its end no more."""
+    grown = Topology(version=2, shards=3, replicas=1, before=1)
+    clock = Clock()
+    moved = next(lease for lease in (A, B, C) if grown.holders(lease) != (0,))
+    (one, old), (two, new) = make(0, clock), make(grown.holders(moved)[0], clock)
+    pin(one, moved, "x", uses=2)
+    old.topology = new.topology = grown
+    assert old.misplaced() == [moved]
+    new.receive(old.parcel([moved]))
+    assert old.drop_moved([moved]) == 1
+    two.resolve(moved, two.epoch, two.generation, slot=None, take=False, origin=ME, use=b"1")
+    assert new.owe([moved])
+    assert tell(new, old) == [moved]
+    assert (one.items_of(moved), two.items_of(moved)) == ((), ("x",))
+
+
 def test_who_never_crashed_or_long_ago_is_told_nothing_twice() -> None:
     """What is pinned reaches all holders by itself, so that it costs no news when all is well."""
     clock = Clock()

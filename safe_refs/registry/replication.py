@@ -162,13 +162,21 @@ class Replica(Generic[T]):
         before = [self._known_of(lease) for lease in told]
         for ending in parcel.endings:
             self._table.adopt(ending)
-        new = [copy.lease for copy in parcel.copies if not self._table.items_of(copy.lease)]
-        for copy in parcel.copies:
+        copies = [copy for copy in parcel.copies if not self._has_moved(copy.lease)]
+        new = [copy.lease for copy in copies if not self._table.items_of(copy.lease)]
+        for copy in copies:
             # One that had ended here is news for the sender, in case it hasn't heard.
             if not self._table.take_over(copy):
                 self.owe([copy.lease])
         self.owe_returned([lease for lease, known in zip(told, before, strict=True) if self._known_of(lease) != known])
         return new
+
+    def _has_moved(self, lease: bytes) -> bool:
+        """Whether a lease is others' since the registry has grown, and not here any more; its holders tell everybody of it still.
+
+        What a shard that recovers gets back is, for once, not: its holders of before may all be needed until it has moved.
+        """
+        return not self._to_hear and self.shard not in self.topology.holders(lease) and not self._table.items_of(lease)
 
     def _known_of(self, lease: bytes) -> tuple[object, ...]:
         """What can change of a lease."""
