@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARALLEL := -n 2 --dist loadscope --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest
 # Ray is told to stay on loopback (it replaces 127.0.0.1 by the machine's own address otherwise), and not to report home.
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
@@ -37,9 +38,10 @@ redis:
 demo: venv
 	$(BIN)/safe-refs demo
 
-# Two at a time, each with a Ray of its own: most tests wait for something most of the time.
+# Two at a time, each with a Ray of its own: most tests wait for something most of the time. In the order of their files, as those that
+# take longest have few tests.
 test: venv redis
-	$(PYTEST) -n 2 --dist loadscope
+	$(PYTEST) $(PARALLEL)
 
 # What takes too long for every day: long waits, and ten thousand programs for the rules.
 test-deep: venv
@@ -48,7 +50,7 @@ test-deep: venv
 test-oldest: redis
 	$(MAKE) venv VENV=.venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.52.0'
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadscope
+	.venv-oldest/bin/python -m pytest $(PARALLEL)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ Half of the leases run out at the same moment, while one client goes on calling:
 resolves are timed in turn against a registry that holds ten leases, as ratios of neighbours. The leases are put into the registry's
 table from within its process, as sending them one by one would take minutes; they hold references to a few objects.
 
-Run as `python -m benchmarks.lifetimes [--leases N] [--json FILE]`; exit status 1 if a target is missed.
+Run as `python -m benchmarks.lifetimes [--leases N] [--rounds N] [--json FILE]`; exit status 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def call_until(registry: str, payload: bytes, seconds: float, least_live: int) -
                 return times
 
 
-def measure(leases: int) -> tuple[Stall, Figure]:
+def measure(leases: int, rounds: int) -> tuple[Stall, Figure]:
     """Fill one registry, leave another nearly empty, and compare."""
     import ray
 
@@ -110,7 +110,6 @@ def measure(leases: int) -> tuple[Stall, Figure]:
         os.environ["SAFE_REFS_REGISTRY"] = "large"
         payload = safe_refs.dumps(refs[0])
         fill("large", refs, leases - leases // 2 - 1, None)
-        rounds = 1500
         ratio = compare(
             f"loads, {leases:,} leases live",
             lambda: safe_refs.loads(payload),
@@ -146,9 +145,10 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, and say whether the targets were met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lifetimes", description=__doc__)
     parser.add_argument("--leases", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=1500, help="resolves of each registry")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
     chosen = parser.parse_args(argv)
-    stall, ratio = measure(chosen.leases)
+    stall, ratio = measure(chosen.leases, chosen.rounds)
     print(" · ".join(f"{name} {value}" for name, value in machine().items()))
     print(
         f"{stall.expired:,} of {stall.leases:,} leases expired at once; they were gone after {stall.expiry_took_s} s, and of the"

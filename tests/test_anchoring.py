@@ -352,8 +352,9 @@ def test_live_references_outlive_the_registry_that_they_came_through(cluster: st
 @pytest.mark.parametrize(
     ("topology", "often"),
     [
-        pytest.param((1, 1), 500, id="10,000 anchorings, one shard"),
+        pytest.param((1, 1), 100, id="2,000 anchorings, one shard"),
         pytest.param((3, 2), 100, id="2,000 anchorings, three shards, two replicas"),
+        pytest.param((1, 1), 500, marks=pytest.mark.slow, id="10,000 anchorings, one shard"),
         pytest.param((3, 2), 2_500, marks=pytest.mark.slow, id="50,000 anchorings, three shards, two replicas"),
     ],
 )

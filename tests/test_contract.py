@@ -98,19 +98,29 @@ class Actor:
         time.sleep(seconds)  # there is nothing to await: that time passes is what is tested
 
 
+@pytest.fixture(scope="module")
+def names() -> Iterator[dict[str, str]]:
+    """Registries for all tests here: each begins and ends with an empty one."""
+    found = {kind: f"contract-{uuid.uuid4().hex[:8]}" for kind in ("actor", "replicas")}
+    yield found
+    for name in found.values():
+        safe_refs.shutdown(name)
+
+
 @pytest.fixture(params=["rules", "actor", "replicas"])
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+def subject(request: pytest.FixtureRequest, names: dict[str, str]) -> Iterator[Subject]:
     if request.param == "rules":
         yield Rules()
         return
     request.getfixturevalue("cluster")
-    name = f"contract-{uuid.uuid4().hex[:8]}"
     if request.param == "replicas":
         patch = request.getfixturevalue("monkeypatch")
         patch.setenv("SAFE_REFS_SHARDS", "2")
         patch.setenv("SAFE_REFS_REPLICAS", "2")
-    yield Actor(name)
-    safe_refs.shutdown(name)
+    actor = Actor(names[request.param])
+    assert actor.labels() == []
+    yield actor
+    assert actor.labels() == []
 
 
 @pytest.fixture
