@@ -8,13 +8,14 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-deep test-oldest check lint bench leak chaos clean redis
+.PHONY: help venv demo test test-deep test-integrations test-oldest check lint bench leak chaos clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
 	@echo "make test         all tests (under 10 minutes on 2 cores)"
 	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, long waits"
-	@echo "make check        lint, format, types, tests"
+	@echo "make test-integrations  the tests with Ray Serve, in an environment of their own"
+	@echo "make check        lint, format, types, all of these tests but the deep ones"
 	@echo "make bench        what dumps and loads cost, against what they are built on"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
 	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
@@ -47,6 +48,16 @@ test: venv redis
 test-deep: venv
 	SAFE_REFS_TEST_DEEP=1 $(PYTEST) -m slow --timeout 3600
 
+# With what others build on Ray, which is a lot: in an environment of its own.
+test-integrations: .venv-integrations/.done
+	.venv-integrations/bin/python -m pytest -m integrations tests/integrations
+
+.venv-integrations/.done: pyproject.toml constraints.txt constraints-integrations.txt
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-integrations.txt \
+	  -e '.[integrations]'
+	touch $@
+
 test-oldest: redis
 	$(MAKE) venv VENV=.venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.52.0'
@@ -57,7 +68,7 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+check: lint test test-integrations
 
 bench: venv
 	$(BIN)/python -m benchmarks.overhead
@@ -75,4 +86,4 @@ chaos: venv
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-integrations build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

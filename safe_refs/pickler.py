@@ -99,6 +99,7 @@ class Pickler(pickle.Pickler):
     def _writing_to(self, sink: Sink, buffers: Buffers | None) -> Iterator[None]:
         """While it lasts, what the C pickler writes goes to `sink`, with a fresh memo and a dispatch table that knows references."""
         self._sink.take()
+        self._sink.watches = sink.watches
         self._buffers = buffers
         table = getattr(self, "dispatch_table", None)
         self.clear_memo()
@@ -113,6 +114,7 @@ class Pickler(pickle.Pickler):
                 _set_table(self, table)
             self._buffers = None
             self._sink.take()
+            self._sink.watches = False
             self.clear_memo()
 
 

@@ -48,25 +48,41 @@ class WritableFile(Protocol):
         """Write bytes."""
 
 
+class NamesMainError(Exception):
+    """A pickle names something of `__main__`, which is another module in another process. Never leaves this package."""
+
+
 class Sink:
     """A file for the C pickler that keeps what it writes.
 
     Bytes are kept as they are. A buffer that somebody could still write to (the next `__reduce__`, another thread) has to be copied
     at once; from the first one on everything is copied, into one place, so that nothing is copied twice.
 
+    Args:
+        watches: whether it refuses what names `__main__`, at the first frame that does; for protocols from 4 on.
+
     Attributes:
         pieces: the bytes that were written, without the other buffers: what may name a class is in them.
     """
 
-    __slots__ = ("_copy", "pieces")
+    __slots__ = ("_copy", "pieces", "watches")
 
-    def __init__(self) -> None:
+    def __init__(self, watches: bool = False) -> None:
+        self.watches = watches
         self.pieces: list[bytes] = []
         self._copy: io.BytesIO | None = None
 
     def write(self, piece: Any) -> None:
-        """Take a piece of a pickle."""
+        """Take a piece of a pickle.
+
+        Raises:
+            NamesMainError: it names that module, and this sink watches.
+        """
         if type(piece) is bytes:
+            # Every class is named by STACK_GLOBAL, one byte, quickly looked for. Searching from the end is twice as fast in CPython
+            # as searching from the start.
+            if self.watches and b"\x93" in piece and len(piece) <= _LARGEST_FRAME and piece.rfind(_MAIN) >= 0:
+                raise NamesMainError
             self.pieces.append(piece)
             if self._copy is not None:
                 self._copy.write(piece)
@@ -124,7 +140,7 @@ class _Quick(threading.local):
     """A pickler kept for the next small object of this thread: making one costs as much as pickling a small dict."""
 
     def __init__(self) -> None:
-        self.sink = Sink()
+        self.sink = Sink(watches=True)
         self.pickler: pickle.Pickler | None = None
 
 
@@ -410,14 +426,17 @@ def _attempt(
     make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buffers | None, protocol: int | None
 ) -> Pickled | None:
     """Pickle with plain pickle; None where cloudpickle has to do it."""
-    sink = Sink()
+    framed = protocol is None or protocol < 0 or protocol >= 4
+    sink = Sink(watches=framed)
     try:
         writing = _run(make, obj, buffers, sink)
+    except NamesMainError:
+        return None
     except _NEEDS_CLOUDPICKLE as error:
         if not _may_be_mended(error):
             raise
         return None
-    if _names_main(sink.pieces, protocol):
+    if not framed and any(piece.rfind(b"__main__") >= 0 for piece in sink.pieces):
         discard(writing)
         return None
     return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
@@ -462,7 +481,7 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
     # Taken out while it works, so that a `__reduce__` that pickles something itself gets another one.
     _quick.pickler = None
     if pickler is None:
-        _quick.sink = Sink()
+        _quick.sink = Sink(watches=True)
         pickler = pickle.Pickler(_quick.sink, PROTOCOL)
     sink = _quick.sink
     around = state.writing
@@ -471,38 +490,24 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
         pickler.dump(obj)
     except BaseException as error:
         discard(writing)
-        if not isinstance(error, _NEEDS_CLOUDPICKLE) or not _may_be_mended(error):
+        if not isinstance(error, NamesMainError) and not (
+            isinstance(error, _NEEDS_CLOUDPICKLE) and _may_be_mended(error)
+        ):
             raise
         sink.take()
     finally:
         state.writing = around
-    names = sink.pieces
     pieces = sink.take()
-    if not pieces:
-        pass  # plain pickle could not do it
-    elif len(pieces) == 1 and len(pieces[0]) <= _LARGEST_FRAME:
-        small = pieces[0]
-        if not (b"\x93" in small and small.rfind(_MAIN) >= 0) and not _by_value_modules():
+    if pieces and not _by_value_modules():
+        if len(pieces) == 1 and len(pieces[0]) <= _LARGEST_FRAME:
             # Only a pickler that met nothing large is kept: clearing a memo costs as much as it once grew to.
             pickler.clear_memo()
             _quick.sink, _quick.pickler = sink, pickler
-            return small if writing.refs is None else Pickled([small], writing, 0)
-    elif not _names_main(names, None) and not _by_value_modules():
+            if writing.refs is None:
+                return pieces[0]
         return Pickled(pieces, writing, 0)
     discard(writing)
     return _finish(_standard_picklers(None, True)[1], obj, None)
-
-
-def _names_main(pieces: Iterable[Any], protocol: int | None) -> bool:
-    """Whether a pickle may name something of the module `__main__`."""
-    framed = protocol is None or protocol < 0 or protocol >= 4
-    frames = [piece for piece in pieces if type(piece) is bytes and not (framed and len(piece) > _LARGEST_FRAME)]
-    # From protocol 4 on every class is named by STACK_GLOBAL, one byte, quickly looked for. Searching from the end is twice as
-    # fast in CPython as searching from the start.
-    if framed and not any(b"\x93" in frame for frame in frames):
-        return False
-    name = _MAIN if framed else b"__main__"
-    return any(frame.rfind(name) >= 0 for frame in frames)
 
 
 def _by_value_modules() -> bool:
