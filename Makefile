@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-deep test-integrations test-oldest check lint bench leak chaos clean redis
+.PHONY: help venv demo test test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
@@ -16,7 +16,9 @@ help:
 	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, long waits"
 	@echo "make test-integrations  the tests with Ray Serve, in an environment of their own"
 	@echo "make check        lint, format, types, all of these tests but the deep ones"
-	@echo "make bench        what dumps and loads cost, against what they are built on"
+	@echo "make bench        what it all costs, against what it is built on and what one would use instead: one report"
+	@echo "make bench-check  the same, and fails where a target is missed by more than a tenth"
+	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
 	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
 	@echo "make test-oldest  all tests against the oldest Ray that is supported"
@@ -70,9 +72,14 @@ lint: venv
 
 check: lint test test-integrations
 
-bench: venv
-	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.speed
+# One report: benchmarks/RESULTS.md, with figures and pictures in benchmarks/results.
+bench: venv redis
+	$(BIN)/python -m benchmarks.report
+
+bench-check: venv redis
+	$(BIN)/python -m benchmarks.report --check
+
+bench-scaling: venv
 	$(BIN)/python -m benchmarks.lifetimes
 	$(BIN)/python -m benchmarks.scaling
 

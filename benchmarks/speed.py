@@ -1,111 +1,87 @@
-"""How fast many at once go: the targets of passing references on in bulk, by threads, and without waiting.
+"""References passed on and taken back: one and many, in bulk, by threads, and without waiting; and what importing costs.
 
-Each figure is a ratio of two things done in turn, as in `overhead`; rates are counts over the same run. Run as
-`python -m benchmarks.speed [--rounds N] [--json FILE]`; exit status 1 if a target is missed by more than a tenth.
+Each figure is a ratio of two things done in turn; rates are counts over the same run.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import gc
-import json
-import logging
 import os
 import pickle
-import statistics
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault(
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
-)  # or Ray replaces 127.0.0.1 by the machine's own address
-
 import safe_refs
-from benchmarks.overhead import compare, machine
-
-SLACK = 1.1  # a target counts as missed beyond that
+from benchmarks.lines import Line, Section, ratio, small_ray, spread
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """One figure.
+class HomeMade:
+    """What one writes oneself: an actor with a dictionary, and a call for each reference."""
 
-    Attributes:
-        what: was measured.
-        value: what came of it.
-        low: 25th percentile of it, over the rounds.
-        high: 75th percentile.
-        unit: of the value: `times` for ratios, `/s` for rates, `ms`.
-        target: what it should be at least or at most; None where nothing is promised.
-        at_most: whether the target is the most; otherwise the least.
+    def __init__(self) -> None:
+        self.held: dict[bytes, Any] = {}
+
+    def put(self, key: bytes, refs: list[Any]) -> None:
+        self.held[key] = refs[0]
+
+    def get(self, key: bytes) -> list[Any]:
+        return [self.held[key]]
+
+
+class Bare:
+    """A call that carries references, or returns them, and nothing else."""
+
+    def __init__(self) -> None:
+        self.held: dict[bytes, Any] = {}
+
+    def hold(self, call: tuple[bytes, Any]) -> None:
+        self.held[call[0]] = call[1]
+
+    def give(self, key: bytes) -> Any:
+        return self.held[key]
+
+
+def measure(rounds: int) -> list[Section]:
+    """All of it.
+
+    Args:
+        rounds: runs of each small call; a part of it for larger ones.
     """
-
-    what: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    target: float | None = None
-    at_most: bool = True
-
-    @property
-    def missed(self) -> bool:
-        """Whether it is off its target by more than a tenth."""
-        if self.target is None:
-            return False
-        return self.value > self.target * SLACK if self.at_most else self.value * SLACK < self.target
+    with small_ray():
+        sections = [_calls(rounds), _many(max(15, rounds // 40))]
+    return [*sections, _imports(15)]
 
 
-def ratio(what: str, step: Callable[[], Any], other: Callable[[], Any], rounds: int, target: float) -> Line:
-    """A step's time as a ratio to another's, done in turn."""
-    figure = compare(what, step, "", other, rounds=rounds, target=target)
-    return Line(what, figure.ratio, figure.low, figure.high, "times", target)
-
-
-def spread(what: str, values: list[float], unit: str, target: float | None = None, *, at_most: bool = True) -> Line:
-    """A figure of several rounds: the median, and the middle half."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return Line(what, middle, low, high, unit, target, at_most)
-
-
-def with_ray(rounds: int) -> list[Line]:
-    """All that needs a registry."""
+def _calls(rounds: int) -> Section:
     import ray
+    from ray import cloudpickle
 
-    @ray.remote(num_cpus=0)
-    class Bare:
-        def __init__(self) -> None:
-            self.held: dict[bytes, Any] = {}
-
-        def hold(self, call: tuple[bytes, Any]) -> None:
-            self.held[call[0]] = call[1]
-
-        def give(self, key: bytes) -> Any:
-            return self.held[key]
-
-    bare: Any = Bare.remote()  # type: ignore[attr-defined] # Ray's decorator hides it
+    bare: Any = ray.remote(Bare).options(num_cpus=0).remote()
+    leaky: Any = cloudpickle.dumps
+    home_made: Any = ray.remote(HomeMade).options(num_cpus=0).remote()
     ref = ray.put(b"x" * 1000)
     many = [ray.put(number) for number in range(1000)]
     ray.get(bare.hold.remote((b"one", [ref])))
     ray.get(bare.hold.remote((b"many", many)))
+    ray.get(home_made.put.remote(b"one", [ref]))
     large = os.urandom(2**24)
     made: list[bytes] = []
     one, thousand = safe_refs.dumps(ref), safe_refs.dumps(many)
     made += [one, thousand]
+    few = max(15, rounds // 40)
 
     def pickle_and_call() -> None:
         pickle.dumps(large, 5)
         ray.get(bare.hold.remote((b"one", [ref])))
 
-    few = max(15, rounds // 40)
+    def one_by_one() -> None:
+        for each in many:
+            ray.get(home_made.put.remote(uuid.uuid4().bytes, [each]))
+
     lines = [
         ratio(
             "dumps, 1 reference ÷ bare call",
@@ -120,6 +96,27 @@ def with_ray(rounds: int) -> list[Line]:
             lambda: ray.get(bare.give.remote(b"one")),
             rounds,
             1.08,
+        ),
+        ratio(
+            "dumps, 1 reference ÷ home-made registry",
+            lambda: made.append(safe_refs.dumps(ref)),
+            lambda: ray.get(home_made.put.remote(uuid.uuid4().bytes, [ref])),
+            rounds,
+            None,
+        ),
+        ratio(
+            "loads, 1 reference ÷ home-made registry",
+            lambda: safe_refs.loads(one),
+            lambda: ray.get(home_made.get.remote(b"one")),
+            rounds,
+            None,
+        ),
+        ratio(
+            "dumps, 1 reference ÷ ray.cloudpickle.dumps, which pins it for good",
+            lambda: made.append(safe_refs.dumps(ref)),
+            lambda: leaky(ref),
+            rounds,
+            None,
         ),
         _released(
             "dumps, 1,000 references ÷ bare call",
@@ -136,6 +133,13 @@ def with_ray(rounds: int) -> list[Line]:
             0.4,
         ),
         _released(
+            "dumps, 1,000 references ÷ home-made registry, a call for each",
+            lambda: safe_refs.dumps(many),
+            one_by_one,
+            5,
+            None,
+        ),
+        _released(
             "dumps, 16 MB and 1 reference ÷ pickle and bare call",
             lambda: safe_refs.dumps((large, ref)),
             pickle_and_call,
@@ -144,13 +148,24 @@ def with_ray(rounds: int) -> list[Line]:
         ),
     ]
     safe_refs.release(made)
-    lines += _pipelining(ref, few)
-    lines += _threads(ref, few)
-    lines += _bulk(ref, few)
-    return lines
+    text = (
+        "The limit is a bare call of a Ray actor that carries the same references in a list, or returns them, and is waited for. The "
+        "home-made registry is an actor with a dictionary that is called once for each reference, and never told when to forget one."
+    )
+    return Section("References, out and in", text, lines)
 
 
-def _released(what: str, make: Callable[[], bytes], other: Callable[[], Any], rounds: int, target: float) -> Line:
+def _many(rounds: int) -> Section:
+    import ray
+
+    ref = ray.put(b"x" * 1000)
+    lines = [*_pipelining(ref, rounds), *_threads(ref, rounds), *_bulk(ref, rounds)]
+    return Section("Many at once, and without waiting", "One reference in each payload.", lines)
+
+
+def _released(
+    what: str, make: Callable[[], bytes], other: Callable[[], Any], rounds: int, target: float | None
+) -> Line:
     """The ratio of a `dumps` whose lease is released outside of the time that counts."""
     ratios = []
     for number in range(rounds + 3):
@@ -238,15 +253,14 @@ def _bulk(ref: Any, rounds: int) -> list[Line]:
     return [spread("loads_many of 1,000 ÷ one by one", gains, "times", 15.0, at_most=False)]
 
 
-def imports(rounds: int) -> list[Line]:
-    """What importing costs, in processes of their own."""
+def _imports(rounds: int) -> Section:
 
     def ms(code: str) -> float:
         program = f"import time\n{code.replace('BEGIN', 'begun = time.perf_counter()')}\nprint((time.perf_counter() - begun) * 1e3)"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         return float(done.stdout)
 
-    return [
+    lines = [
         spread("import safe_refs", [ms("BEGIN\nimport safe_refs") for _ in range(rounds)], "ms", 50.0),
         spread(
             "import safe_refs, after ray",
@@ -255,43 +269,4 @@ def imports(rounds: int) -> list[Line]:
             20.0,
         ),
     ]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print a table, and say whether each target was met."""
-    import ray
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1000, help="runs of each call; a part of it for larger ones")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE too")
-    chosen = parser.parse_args(argv)
-    gc.disable()  # its pauses belong to neither side
-    lines = imports(7)
-    ray.init(
-        num_cpus=2,
-        object_store_memory=400 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
-    try:
-        lines += with_ray(chosen.rounds)
-    finally:
-        ray.shutdown()
-    print(" · ".join(f"{name} {value}" for name, value in machine().items()))
-    for line in lines:
-        target = "" if line.target is None else f"{'≤' if line.at_most else '≥'} {line.target:g}"
-        print(
-            f"{line.what:60} {line.value:12,.2f} {line.unit:3} ({line.low:,.2f} to {line.high:,.2f})  {target}"
-            f"{' MISSED' if line.missed else ''}"
-        )
-    if chosen.json:
-        with Path(chosen.json).open("w", encoding="utf-8") as file:
-            json.dump({"machine": machine(), "figures": [dataclasses.asdict(line) for line in lines]}, file, indent=1)
-            file.write("\n")
-    return int(any(line.missed for line in lines))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return Section("Importing", "Each in a process of its own.", lines)

@@ -7,18 +7,17 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.servers import redis_server
 from safe_refs import __version__
 from safe_refs.demo.channel import ANSWERS, PAYLOADS, Channel, SQLiteChannel, new_redis_channel, open_channel
 from safe_refs.demo.failure import DemoError, UsageError
@@ -97,34 +96,6 @@ def files(tmp_path: Path) -> list[str]:
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return sorted(contents)
-
-
-@contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """A Redis server of the tests' own, on loopback; its URL."""
-    program = shutil.which("redis-server")
-    assert program is not None, "`make redis` installs redis-server"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    server = subprocess.Popen(
-        [program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        stdout=subprocess.DEVNULL,
-        cwd=folder,
-    )
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", int(port)), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "redis-server did not start"
-                time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")

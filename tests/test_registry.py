@@ -23,7 +23,7 @@ from safe_refs.registry import shard as shards
 from safe_refs.registry.client import Pin
 from safe_refs.registry.records import Terms
 from safe_refs.registry.topology import actor_name
-from tests.conftest import PRELUDE, SETTLE_S, Driver, as_actor, check_nothing_left, is_empty, run_python
+from tests.conftest import PRELUDE, Driver, as_actor, check_nothing_left, is_empty, run_python
 
 MB = 2**20
 
@@ -448,7 +448,7 @@ print("done")
 
 def test_the_watch_over_tests_notices_a_lease_and_a_pinned_byte(cluster: str) -> None:
     """The fixture that all tests here rely on does fail a test that leaves something behind."""
-    before = _ray.wait_for_store(0, SETTLE_S)
+    before = _ray.store_usage()
     payload = safe_refs.dumps(ray.put(1))
     with pytest.raises(AssertionError, match=r"left 1 lease\(s\) behind"):
         check_nothing_left(before)

@@ -1,0 +1,103 @@
+"""What a benchmark says: lines, each with its spread and its target, and sections of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault(
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+)  # or Ray replaces 127.0.0.1 by the machine's own address
+
+from benchmarks.overhead import compare
+
+SLACK = 1.1  # a target counts as missed beyond that
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One figure.
+
+    Attributes:
+        what: was measured.
+        value: what came of it.
+        low: 25th percentile of it, over the rounds.
+        high: 75th percentile.
+        unit: of the value: `times` for ratios, `/s` for rates, else a unit of time or size.
+        target: what it should be at least or at most; None where nothing is promised.
+        at_most: whether the target is the most; otherwise the least.
+    """
+
+    what: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    target: float | None = None
+    at_most: bool = True
+
+    @property
+    def missed(self) -> bool:
+        """Whether it is off its target by more than a tenth."""
+        if self.target is None:
+            return False
+        return self.value > self.target * SLACK if self.at_most else self.value * SLACK < self.target
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Lines that belong together.
+
+    Attributes:
+        title: what they are about.
+        text: what was done, and how to read it.
+        lines: the figures.
+        picture: file name of a picture of them, beside the report; or empty.
+    """
+
+    title: str
+    text: str
+    lines: list[Line]
+    picture: str = ""
+
+
+def ratio(
+    what: str, step: Callable[[], Any], other: Callable[[], Any], rounds: int, target: float | None, *, inner: int = 1
+) -> Line:
+    """A step's time as a ratio to another's, done in turn."""
+    figure = compare(what, step, "", other, rounds=rounds, inner=inner, target=target)
+    return Line(what, figure.ratio, figure.low, figure.high, "times", target)
+
+
+def spread(what: str, values: list[float], unit: str, target: float | None = None, *, at_most: bool = True) -> Line:
+    """A figure of several rounds: the median, and the middle half."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return Line(what, middle, low, high, unit, target, at_most)
+
+
+@contextmanager
+def small_ray(store_bytes: int = 400 * 2**20, **options: Any) -> Iterator[None]:
+    """A Ray of the benchmark's own, with two CPUs."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+        **options,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
