@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from types import FunctionType
 from typing import Any, Protocol
 
 from . import config, envelope
@@ -487,6 +488,8 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
     around = state.writing
     state.writing = writing = Writing()
     try:
+        if type(obj) is FunctionType and obj.__name__ == "<lambda>":
+            raise NamesMainError  # plain pickle takes as long to find out
         pickler.dump(obj)
     except BaseException as error:
         discard(writing)

@@ -34,7 +34,7 @@ FLOORS = [
     {"registry.replication", "registry.returning"},
     {"registry.leases"},
     {"registry.book", "registry.boxes", "registry.couriers", "registry.grouping"},
-    {"registry.usage", "registry.records", "registry.topology"},
+    {"registry.usage", "registry.records", "registry.topology", "registry.wire"},
     {"slots"},
     {"envelope", "_ray", "config"},
     {"errors", "_version", "randomness", "registry"},

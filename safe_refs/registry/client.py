@@ -43,6 +43,7 @@ from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 from .shard import DOUBTFUL, IN_TURN, RECOVERING, STALE, Yours
 from .topology import Topology
+from .wire import packed
 
 if TYPE_CHECKING:
     import ray
@@ -160,7 +161,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, 
     held: set[int] = set()
     answer = b""
     hand_over: anchoring.HandOver | None = None
-    packed: Box | None = None
+    boxed: Box | None = None
     try:
         borrowed = _ray.borrowed(refs)
         if borrowed:
@@ -169,13 +170,13 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, 
         connected = here.connection
         while True:
             topology = contact.topology(connected, registry, start=True)
-            # Plain tuples on the way: naming a class costs Ray's pickler as much as all the rest of a call.
+            told = packed(lease, terms, maker, topology.version, borrower)
             call: tuple[Any, ...]
             if len(refs) < BOXED:
-                call = ((lease, list(refs), tuple(terms), tuple(maker), topology.version, borrower),)
+                call = ((told, list(refs)),)
             else:
-                packed = packed or box(refs)
-                call = ((lease, (), tuple(terms), tuple(maker), topology.version, borrower), packed.inside)
+                boxed = boxed or box(refs)
+                call = ((told, ()), boxed.inside)
             holders = topology.holders(lease)
             if len(holders) == 1:
                 replies = {
@@ -197,7 +198,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, 
             if STALE in replies.values() or None in replies.values():
                 contact.forget_topology(connected, registry)
             elif held.issuperset(holders) or (held and _repair(connected, registry, lease, held, holders, deadline)):
-                packed = call = None  # type: ignore[assignment] # as long as there is a box, nothing in it can be anchored
+                boxed = call = None  # type: ignore[assignment] # as long as there is a box, nothing in it can be anchored
                 if borrowed:
                     anchoring.finish(hand_over, borrowed, registry, lease, deadline)
                 return _remember_identity(connected, registry, answer)
@@ -308,8 +309,8 @@ def resolve(wanted: Wanted, timeout: float, here: Site) -> list[Ref]:
     address, slot, take, asker, use = wanted
 
     def call(version: int, counts: bool, _: int) -> tuple[Any, ...]:
-        key = (address.lease, address.epoch, address.generation, slot, take, asker, version, use if counts else b"")
-        return (key,)
+        use_id = use if counts else b""
+        return (packed(version, address.lease, address.epoch, address.generation, slot, take, asker, use_id),)
 
     refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take)
     anchoring.note_resolved(address, refs)

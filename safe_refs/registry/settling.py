@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import os
 import threading
 import time
@@ -226,7 +227,8 @@ class Settler:
         self._doubtful = False
         self._answered_at = 0.0
         self._closing = threading.Event()
-        self.wake = threading.Event()
+        self._wake = threading.Event()
+        self._sleeps_until = -math.inf  # monotonic seconds; while it is awake, it looks by itself what is due
 
     def touch_batch(self) -> tuple[list[Ref], list[Told]]:
         """Touch what the settling thread has gathered. Only for the thread that carries out the shard's calls."""
@@ -254,10 +256,21 @@ class Settler:
                 time.sleep(_GATHERS_S)
             with self._lock:
                 pause = self._unsettled.next_in_s()
-                hung = bool(self._unsettled.hung_on())
-            longest = _PROBE_S if hung else _KEEPS_COURIERS_S
-            self.wake.wait(longest if pause is None else min(max(pause, _BUSY_PAUSE_S), longest))
-            self.wake.clear()
+                longest = _PROBE_S if self._unsettled.hung_on() else _KEEPS_COURIERS_S
+                pause = longest if pause is None else min(max(pause, _BUSY_PAUSE_S), longest)
+                self._sleeps_until = time.monotonic() + pause
+            self._wake.wait(pause)
+            self._sleeps_until = -math.inf
+            self._wake.clear()
+
+    def nudge(self) -> None:
+        """Something is unsettled: wake the thread, if it sleeps longer than that may wait. Called after, or under, the lock.
+
+        A thread that is woken at each call takes the interpreter from the one that answers it.
+        """
+        due_in_s = self._unsettled.next_in_s()
+        if due_in_s is not None and time.monotonic() + due_in_s < self._sleeps_until:
+            self._wake.set()
 
     def _keep_couriers(self) -> None:
         """Start the couriers, and keep them from ending."""
@@ -423,7 +436,7 @@ class Settler:
     def let_go(self, timeout_s: float) -> None:
         """The shard closes: drop what is in the hands of a round, here and at the couriers."""
         self._closing.set()
-        self.wake.set()
+        self._wake.set()
         key, _, pair = self._batch
         self._returner.begin(key, pair, []).over.wait(timeout_s)
 

@@ -29,6 +29,7 @@ from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 from .replication import Parcel, Replica
 from .settling import Settler, Unsettled
 from .topology import Topology
+from .wire import unpacked
 
 if TYPE_CHECKING:
     import ray
@@ -135,17 +136,20 @@ class Shard:
 
     def pin(
         self,
-        call: tuple[bytes, Sequence[Ref], tuple[Any, ...], tuple[Any, ...], int, bytes],
+        call: tuple[bytes, Sequence[Ref]],
         box: Sequence[Ref] | None = None,
     ) -> bytes | SafeRefsError | None:
         """Begin a lease; answers with epoch and generation, 8 bytes each. None: this actor is closing, and holds nothing new.
 
-        Last in the call is the address of the process that makes it, if it doesn't own all of the objects. Many references come in a
-        box.
+        Args:
+            call: packed: the lease, its terms, who makes it, the topology's version, and the address of the process that makes it, if
+                it doesn't own all of the objects; and the references.
+            box: or the references, where they are many, as they come in a box.
         """
         if self._closing:
             return None
-        lease, refs, wanted, maker, version, borrower = call
+        told, refs = call
+        lease, wanted, maker, version, borrower = unpacked(told)
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
         return self._pin(lease, refs if box is None else box, wanted, maker, borrower)
@@ -192,7 +196,7 @@ class Shard:
         if terms.ttl is not None:
             self._wake.set()
         if borrower:
-            self._settler.wake.set()
+            self._settler.nudge()
         return self._identity
 
     def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
@@ -203,14 +207,16 @@ class Shard:
         self._wake_peers.set()
         return True
 
-    def resolve(
-        self, call: tuple[bytes, bytes, int, int | None, bool, tuple[Any, ...], int, bytes]
-    ) -> list[Ref] | Box | SafeRefsError | Yours | bytes:
-        """What a lease holds. With an empty use id, one that counts its uses is not resolved, but to be asked for in turn."""
-        version = call[6]
+    def resolve(self, call: bytes) -> list[Ref] | Box | SafeRefsError | Yours | bytes:
+        """What a lease holds. With an empty use id, one that counts its uses is not resolved, but to be asked for in turn.
+
+        Args:
+            call: packed: the topology's version, and the arguments of `_resolve`.
+        """
+        version, *how = unpacked(call)
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
-        found = self._resolve(*call[:6], call[7])
+        found = self._resolve(*how)
         return box(found) if isinstance(found, list) and len(found) >= BOXED else found
 
     def resolve_many(
@@ -386,7 +392,7 @@ class Shard:
             waiting = [lease for lease in leases if self._unsettled.has(lease)]
             for lease in waiting:
                 self._unsettled.note(lease, soon=True)
-        self._settler.wake.set()
+        self._settler.nudge()
         return waiting
 
     def hand_back(self, ids: Sequence[bytes]) -> list[Ref]:
@@ -444,7 +450,7 @@ class Shard:
         for lease in self._replica.receive(parcel):
             if self._anchors:
                 self._unsettled.note(lease, parcel.sender, copied=True)
-                self._settler.wake.set()
+                self._settler.nudge()
 
     def _forget_passed(self, refs: Sequence[Ref], told: Sequence[Told]) -> None:
         """The owners have been told who has got these objects."""
@@ -459,7 +465,7 @@ class Shard:
         if self._anchors:
             for lease in leases:
                 self._unsettled.note(lease, soon=soon)
-            self._settler.wake.set()
+            self._settler.nudge()
 
     def _passed_to_peer(self, leases: Sequence[bytes]) -> None:
         with self._lock:
