@@ -142,13 +142,13 @@ def init(
     while True:
         late.client.ensure(name, shards, replicas, patience)
         config.wish(shards, replicas)  # only now, as it may have been refused
-        late.client.identity(name, patience)
+        late.site.identity(name, patience)
         if given:
             late.client.set_limits(name, config.limits(), patience)
         figures = late.client.stats(name, patience)
         if figures is not None:  # else somebody has shut it down in between
             return figures
-        late.client.forget_identity(name)
+        late.site.forget_identity(name)
 
 
 def shutdown(registry: str | None = None, *, timeout: float | timedelta | None = None) -> int:

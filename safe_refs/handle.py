@@ -130,7 +130,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        late.client.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
+        late.resolving.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
 
     def __enter__(self) -> SafeRef[T]:
         return self
@@ -277,13 +277,13 @@ def pin(
     if not refs:
         return []
     registry, lease, timeout = config.registry_name(), token(16), config.timeout_s()
-    waits, here = config.waits(wait), late.client.site()
-    wanted = late.client.Pin(lease, refs, terms, late.client.origin(here))
+    waits, here = config.waits(wait), late.site.site()
+    wanted = late.pinning.Pin(lease, refs, terms, late.site.origin(here))
     scopes.note(registry, lease)
     if waits:
         epoch, generation = late.outbox.pin(registry, wanted, timeout, here)
     else:
-        epoch, generation = late.client.identity(registry, timeout, here)
+        epoch, generation = late.site.identity(registry, timeout, here)
         late.outbox.post(registry, wanted, timeout, here)
     try:
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
@@ -291,6 +291,6 @@ def pin(
         if state.writing is not None:
             state.writing.note(registry, lease)
     except BaseException:
-        late.client.release_later(registry, [lease])
+        late.releasing.release_later(registry, [lease])
         raise
     return handles[0] if single else handles

@@ -20,7 +20,8 @@ from .registry.records import Terms
 from .slots import OBJECT_REF, Writing, state
 
 if TYPE_CHECKING:
-    from .registry.client import Pin, Site
+    from .registry.pinning import Pin
+    from .registry.site import Site
 
 _NO_TERMS = Terms()
 
@@ -86,7 +87,7 @@ def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool) -> list[byt
         return [finished(each, identity) for each, identity in zip(done, identities, strict=True)]
     except BaseException:
         for prepared in done:
-            late.client.release_later(prepared.registry, [prepared.pin.lease])
+            late.releasing.release_later(prepared.registry, [prepared.pin.lease])
         for failed in pickled:
             discard(failed.writing)
         raise
@@ -97,9 +98,9 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
     refs = pickled.writing.refs or []
     try:
         registry, timeout = config.registry_name(), config.timeout_s()
-        here = late.client.site()
-        maker = late.client.origin(here)
-        epoch, generation = late.client.identity(registry, timeout, here)
+        here = late.site.site()
+        maker = late.site.origin(here)
+        epoch, generation = late.site.identity(registry, timeout, here)
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, token(16), soon)
         header = Header(
             address=address,
@@ -120,7 +121,7 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
         discard(pickled.writing)
         raise
     return Prepared(
-        registry, timeout, here, late.client.Pin(address.lease, refs, terms, maker), header, payload, pickled.writing
+        registry, timeout, here, late.pinning.Pin(address.lease, refs, terms, maker), header, payload, pickled.writing
     )
 
 
@@ -136,7 +137,7 @@ def finished(prepared: Prepared, identity: tuple[bytes, int] | None) -> bytes:
             for nested in [(prepared.registry, address.lease), *(prepared.writing.nested or ())]:
                 state.writing.note(*nested)
     except BaseException:
-        late.client.release_later(prepared.registry, [address.lease])
+        late.releasing.release_later(prepared.registry, [address.lease])
         discard(prepared.writing)
         raise
     return payload
@@ -145,7 +146,7 @@ def finished(prepared: Prepared, identity: tuple[bytes, int] | None) -> bytes:
 def discard(writing: Writing) -> None:
     """A pickling came to nothing: end the leases that code called by it has made."""
     for registry, lease in writing.nested or ():
-        late.client.release_later(registry, [lease])
+        late.releasing.release_later(registry, [lease])
 
 
 def slot_values(header: Header, resolve: bool, take: bool, timeout: float | timedelta | None) -> Sequence[Any]:

@@ -145,7 +145,7 @@ def renew(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    late.client.renew(address_of(target), config.ttl_s(ttl), config.timeout_s(timeout))
+    late.resolving.renew(address_of(target), config.ttl_s(ttl), config.timeout_s(timeout))
 
 
 def expires_in_s(
@@ -165,7 +165,7 @@ def expires_in_s(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    return late.client.expires_in_s(address_of(target), config.timeout_s(timeout))
+    return late.resolving.expires_in_s(address_of(target), config.timeout_s(timeout))
 
 
 def scope(*, ttl: float | timedelta | None = None, label: str | None = None) -> Scope:

@@ -383,7 +383,7 @@ def write_or_release(file: WritableFile, data: bytes) -> None:
     except BaseException:
         if envelope.is_payload(data):
             address = envelope.find(data).header.address
-            late.client.release_later(address.registry, [address.lease])
+            late.releasing.release_later(address.registry, [address.lease])
         raise
 
 

@@ -184,7 +184,7 @@ class KeepAlive:
 
     def __enter__(self) -> KeepAlive:
         for address in self._addresses:
-            late.client.renew(address, self._ttl, config.timeout_s())
+            late.resolving.renew(address, self._ttl, config.timeout_s())
         self._thread = threading.Thread(target=self._renew, name="safe_refs-keepalive", daemon=True)
         self._thread.start()
         return self
@@ -203,7 +203,7 @@ class KeepAlive:
             begun = time.monotonic()
             for address in list(alive):
                 try:
-                    late.client.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
+                    late.resolving.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
                 except LeaseError as error:
                     alive.remove(address)
                     self._error = self._error or error

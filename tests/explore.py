@@ -2,8 +2,8 @@
 
 The shards are the real thing: a `LeaseTable` and a `Replica` each, driven through their own methods. What a shard does depends only
 on its state and on the call, so each pair of these is carried out once, on a copy of the real objects, and looked up from then on; a
-state of the whole is seven small numbers. Clients (as in `registry.client`), the network and crashes are small step machines, written
-here.
+state of the whole is seven small numbers. Clients (as in `registry.pinning` and its neighbours), the network and crashes are small
+step machines, written here.
 
 A state is: both shards; each client's program and the calls that it has open; what is under way between shards, and orphans (calls of
 dead clients, doubles of calls); and a book for the properties: what was promised, and how much may still go wrong. The search is

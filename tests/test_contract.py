@@ -12,8 +12,8 @@ import pytest
 
 import safe_refs
 from safe_refs.envelope import LeaseAddress
-from safe_refs.registry import client, outbox
-from safe_refs.registry.client import Pin
+from safe_refs.registry import outbox, resolving, site
+from safe_refs.registry.pinning import Pin
 from safe_refs.registry.records import Query, Terms
 from tests.test_rules import EPOCH, ME, Clock, make_table
 
@@ -65,16 +65,16 @@ class Actor:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.epoch, self.generation = client.identity(name, 30)
+        self.epoch, self.generation = site.identity(name, 30)
 
     def address(self, lease: bytes) -> LeaseAddress:
-        return LeaseAddress(self.name, client.cluster(), self.epoch, self.generation, lease)
+        return LeaseAddress(self.name, site.cluster(), self.epoch, self.generation, lease)
 
     def pin(self, lease: bytes, items: list[str], **terms: Any) -> None:
         import ray
 
-        wanted = Pin(lease, [ray.put(item) for item in items], Terms(**terms), client.origin())
-        outbox.pin(self.name, wanted, 30, client.site())
+        wanted = Pin(lease, [ray.put(item) for item in items], Terms(**terms), site.origin())
+        outbox.pin(self.name, wanted, 30, site.site())
 
     def resolve(self, lease: bytes, slot: int | None = None, *, take: bool = False) -> list[str]:
         import ray
@@ -86,10 +86,10 @@ class Actor:
         return outbox.release([self.address(lease)], 30)
 
     def renew(self, lease: bytes, ttl: float | None) -> None:
-        client.renew(self.address(lease), ttl, 30)
+        resolving.renew(self.address(lease), ttl, 30)
 
     def expires_in_s(self, lease: bytes) -> float | None:
-        return client.expires_in_s(self.address(lease), 30)
+        return resolving.expires_in_s(self.address(lease), 30)
 
     def labels(self) -> list[str | None]:
         return [info.label for info in safe_refs.leases(registry=self.name, sizes=False)]

@@ -15,7 +15,7 @@ import ray
 
 import safe_refs
 from safe_refs import config
-from safe_refs.registry import client, outbox
+from safe_refs.registry import outbox, pinning, resolving
 from tests.conftest import Driver, as_actor, is_empty
 from tests.shards import Start, kill, start, stopped
 from tests.test_anchoring import borrower, opens, value
@@ -34,13 +34,13 @@ def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
 def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """As long as it isn't set, nothing that is posted goes out."""
     event = threading.Event()
-    together = client.pin_together
+    together = pinning.pin_together
 
     def wait_and_pin(*args: Any) -> Any:
         assert event.wait(30)
         return together(*args)
 
-    monkeypatch.setattr(client, "pin_together", wait_and_pin)
+    monkeypatch.setattr(pinning, "pin_together", wait_and_pin)
     return event
 
 
@@ -87,7 +87,7 @@ def test_a_reader_that_comes_too_early_waits(cluster: str, gate: threading.Event
 
 def test_a_reader_waits_up_to_a_bound(cluster: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is told that the lease isn't there."""
-    monkeypatch.setattr(client, "_COMES_S", 0.5)
+    monkeypatch.setattr(resolving, "_COMES_S", 0.5)
     safe_refs.init()
     payload = safe_refs.dumps(ray.put("late"), wait=False)
     begun = time.monotonic()

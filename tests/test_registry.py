@@ -18,9 +18,9 @@ import ray
 
 import safe_refs
 from safe_refs import _ray, config
-from safe_refs.registry import client, outbox
+from safe_refs.registry import outbox, site
 from safe_refs.registry import shard as shards
-from safe_refs.registry.client import Pin
+from safe_refs.registry.pinning import Pin
 from safe_refs.registry.records import Terms
 from safe_refs.registry.topology import actor_name
 from tests.conftest import PRELUDE, Driver, as_actor, check_nothing_left, is_empty, run_python
@@ -204,13 +204,13 @@ def test_a_registry_that_does_not_answer_is_an_error_in_time_and_nothing_stays(r
 
 def test_calls_can_be_repeated(registry: str) -> None:
     """Ray may repeat a call: pinning twice is one lease, and a pin after its release is refused and holds nothing."""
-    lease, ref, maker = os.urandom(16), ray.put(1), client.origin()
+    lease, ref, maker = os.urandom(16), ray.put(1), site.origin()
     for _ in range(2):
-        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, client.site())
+        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, site.site())
     assert len(safe_refs.leases()) == 1
     assert [safe_refs.release(lease.hex()) for _ in range(2)] == [1, 0]
     with pytest.raises(safe_refs.LeaseReleasedError):
-        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, client.site())
+        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, site.site())
     assert safe_refs.leases() == []
 
 

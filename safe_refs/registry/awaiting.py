@@ -10,8 +10,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import LeaseAddress
-from . import client, outbox
-from .client import Pin, Site
+from . import outbox, releasing, site
+from .pinning import Pin
+from .site import Site
 
 if TYPE_CHECKING:
     import ray
@@ -41,8 +42,8 @@ class _Answer:
 
 async def know(registry: str, timeout: float) -> None:
     """See to it that this process knows the registry, so that nothing has to wait for that."""
-    if not client.knows(registry):
-        await asyncio.to_thread(client.identity, registry, timeout)
+    if not site.knows(registry):
+        await asyncio.to_thread(site.identity, registry, timeout)
 
 
 async def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, int]:
@@ -52,7 +53,7 @@ async def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[b
     try:
         identity: tuple[bytes, int] = await answer.future
     except asyncio.CancelledError:
-        client.release_later(registry, [wanted.lease])
+        releasing.release_later(registry, [wanted.lease])
         raise
     return identity
 

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from . import client as client
     from . import contact as contact
     from . import outbox as outbox
+    from . import pinning as pinning
+    from . import releasing as releasing
+    from . import resolving as resolving
+    from . import site as site
 else:
+    _ROOM = ("awaiting", "client", "contact", "outbox", "pinning", "releasing", "resolving", "site")
 
     def __getattr__(name: str) -> Any:
         """Import a module of the room, which from then on is an attribute here, like any other."""
-        if name not in ("awaiting", "client", "contact", "outbox"):
+        if name not in _ROOM:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         import importlib
 

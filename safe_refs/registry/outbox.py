@@ -1,8 +1,8 @@
 """Pins, loads and releases on their way to the registry: those of many threads together, many at once, and pins nobody waits for.
 
-Between the public functions and `client`, which does one thing at a time. One request alone goes straight through. Several go out in
-one call to each shard that has to do with them; what that call can't settle at once (a shard is down, a lease counts its uses, a
-limit is passed) is asked again by itself, which is safe, as ids are the caller's.
+Between the public functions and `pinning`, `resolving` and `releasing`, which do one thing at a time. One request alone goes straight
+through. Several go out in one call to each shard that has to do with them; what that call can't settle at once (a shard is down, a
+lease counts its uses, a limit is passed) is asked again by itself, which is safe, as ids are the caller's.
 
 What always holds: who waits is told the truth about its own request, within its own timeout; a pin that nobody waits for keeps its
 references alive until the registry holds them or refuses; `flush`, and an orderly end of the process, wait for all of those.
@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .. import _ray
 from ..envelope import LeaseAddress
 from ..errors import LeaseReleasedError, RegistryUnavailableError, SafeRefsError
-from . import anchoring, client, contact, exits
-from .client import Pin, Site, Wanted
+from . import anchoring, contact, exits, pinning, releasing, resolving, site
 from .grouping import Group, Request
+from .pinning import Pin
+from .resolving import Wanted
+from .site import Site
 
 if TYPE_CHECKING:
     import ray
@@ -68,7 +70,7 @@ _ALONE = _Alone()
 
 @_bare_errors
 def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> Identity:
-    """Have a registry hold references, and wait until it does; see `client.pin`.
+    """Have a registry hold references, and wait until it does; see `pinning.pin`.
 
     Raises:
         RegistryFullError: a limit would be passed.
@@ -78,13 +80,13 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> Identity:
     try:
         answer = _pins(registry, timeout, here).ask(request)
     except TimeoutError:
-        client.release_later(registry, [wanted.lease])
+        releasing.release_later(registry, [wanted.lease])
         raise contact.late(registry, timeout) from None
     except BaseException:
-        client.release_later(registry, [wanted.lease])
+        releasing.release_later(registry, [wanted.lease])
         raise
     if answer is _ALONE:
-        answer = client.pin(registry, wanted, _left(request, registry, timeout), here)
+        answer = pinning.pin(registry, wanted, _left(request, registry, timeout), here)
     found: Identity = answer
     return found
 
@@ -101,33 +103,33 @@ def pin_many(registry: str, wanted: Sequence[Pin], timeout: float, here: Site) -
     try:
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
-            for each, answer in zip(some, client.pin_together(registry, some, deadline, timeout, here), strict=True):
+            for each, answer in zip(some, pinning.pin_together(registry, some, deadline, timeout, here), strict=True):
                 if isinstance(answer, Exception):
                     raise answer
                 if answer is None:
                     left = max(deadline - time.monotonic(), 0.001)
-                    done.append(client.pin(registry, each, left, here))
+                    done.append(pinning.pin(registry, each, left, here))
                 else:
                     done.append(answer)
     except BaseException:
-        client.release_later(registry, [each.lease for each in wanted])
+        releasing.release_later(registry, [each.lease for each in wanted])
         raise
     return done
 
 
 @_bare_errors
 def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, take: bool = False) -> list[Ref]:
-    """The references of a lease; see `client.resolve`."""
-    here = client.site()
-    client.check_cluster(address, here)
-    wanted = client.wanted(address, here, slot=slot, take=take)
+    """The references of a lease; see `resolving.resolve`."""
+    here = site.site()
+    site.check_cluster(address, here)
+    wanted = resolving.wanted(address, here, slot=slot, take=take)
     request = Request(wanted, time.monotonic() + timeout)
     try:
         answer = _resolves(address.registry, timeout, here).ask(request)
     except TimeoutError:
         raise contact.late(address.registry, timeout) from None
     if answer is _ALONE:
-        answer = client.resolve(wanted, _left(request, address.registry, timeout), here)
+        answer = resolving.resolve(wanted, _left(request, address.registry, timeout), here)
     refs: list[Ref] = answer
     return refs
 
@@ -139,31 +141,31 @@ def resolve_many(addresses: Sequence[LeaseAddress], timeout: float, *, take: boo
     Raises:
         LeaseError: one has ended, as for `resolve`.
     """
-    here, deadline = client.site(), time.monotonic() + timeout
+    here, deadline = site.site(), time.monotonic() + timeout
     found: list[list[Ref]] = []
     for address in addresses:
-        client.check_cluster(address, here)
-    rows = [client.wanted(address, here, slot=None, take=take) for address in addresses]
+        site.check_cluster(address, here)
+    rows = [resolving.wanted(address, here, slot=None, take=take) for address in addresses]
     for start in range(0, len(rows), _AT_ONCE):
         some = rows[start : start + _AT_ONCE]
         answers: dict[int, list[Ref]] = {}
         for registry in dict.fromkeys(row.address.registry for row in some):
             places = [place for place, row in enumerate(some) if row.address.registry == registry]
-            theirs = client.resolve_together(registry, [some[place] for place in places], deadline, here)
+            theirs = resolving.resolve_together(registry, [some[place] for place in places], deadline, here)
             answers.update((place, refs) for place, refs in zip(places, theirs, strict=True) if refs is not None)
         for place, row in enumerate(some):
             if place not in answers:
-                answers[place] = client.resolve(row, max(deadline - time.monotonic(), 0.001), here)
+                answers[place] = resolving.resolve(row, max(deadline - time.monotonic(), 0.001), here)
         found += [answers[place] for place in range(len(some))]
     return found
 
 
 def release(addresses: Iterable[LeaseAddress], timeout: float) -> int:
     """End leases; how many that ended. Those that had ended before, or were lost, count 0."""
-    here = client.site()
+    here = site.site()
     by_registry: dict[str, list[bytes]] = {}
     for address in addresses:
-        client.check_cluster(address, here)
+        site.check_cluster(address, here)
         by_registry.setdefault(address.registry, []).append(address.lease)
     return sum(release_ids(registry, leases, timeout) for registry, leases in by_registry.items())
 
@@ -171,8 +173,8 @@ def release(addresses: Iterable[LeaseAddress], timeout: float) -> int:
 @_bare_errors
 def release_ids(registry: str, leases: Sequence[bytes], timeout: float) -> int:
     """End leases of a registry of this cluster by their bare ids; how many that ended."""
-    here = client.site()
-    request = Request((leases, client.origin(here)), time.monotonic() + timeout)
+    here = site.site()
+    request = Request((leases, site.origin(here)), time.monotonic() + timeout)
     try:
         answer = _releases(registry, timeout, here).ask(request)
     except TimeoutError:
@@ -218,11 +220,11 @@ def send(registry: str, wanted: Pin, timeout: float, here: Site, then: Callable[
         answer, error = request.answer, request.error
         try:
             if answer is _ALONE:
-                answer = client.pin(registry, request.what, _left(request, registry, timeout), here)
+                answer = pinning.pin(registry, request.what, _left(request, registry, timeout), here)
         except Exception as failure:
             answer, error = None, failure.with_traceback(None)
         if error is not None:
-            client.release_later(registry, [lease])
+            releasing.release_later(registry, [lease])
         request.what = None  # the references go before anybody is told: from then on this thread uses none
         then(answer, error if isinstance(error, Exception) else None)
 
@@ -238,15 +240,15 @@ def send_resolve(
     take: bool = False,
 ) -> None:
     """Ask for a lease's references, and call `then` with them, or with the error."""
-    here = client.site()
-    client.check_cluster(address, here)
-    wanted = client.wanted(address, here, slot=slot, take=take)
+    here = site.site()
+    site.check_cluster(address, here)
+    wanted = resolving.wanted(address, here, slot=slot, take=take)
 
     def done(request: Request) -> None:
         answer, error = request.answer, request.error
         try:
             if answer is _ALONE:
-                answer = client.resolve(wanted, _left(request, address.registry, timeout), here)
+                answer = resolving.resolve(wanted, _left(request, address.registry, timeout), here)
         except Exception as failure:
             answer, error = None, failure.with_traceback(None)
         then(answer, error if isinstance(error, Exception) else None)
@@ -335,9 +337,9 @@ def _pins(registry: str, timeout: float, here: Site) -> Group:
         return found
 
     def together(wanted: Sequence[Pin]) -> Sequence[Identity | Exception | None]:
-        return client.pin_together(registry, wanted, time.monotonic() + timeout, timeout, here)
+        return pinning.pin_together(registry, wanted, time.monotonic() + timeout, timeout, here)
 
-    send = partial(_send, lambda wanted: client.pin(registry, wanted, timeout, here), together)
+    send = partial(_send, lambda wanted: pinning.pin(registry, wanted, timeout, here), together)
     return _begin("pin", here, registry, timeout, send)
 
 
@@ -347,9 +349,9 @@ def _resolves(registry: str, timeout: float, here: Site) -> Group:
         return found
 
     def together(wanted: Sequence[Wanted]) -> Sequence[list[Ref] | None]:
-        return client.resolve_together(registry, wanted, time.monotonic() + timeout, here)
+        return resolving.resolve_together(registry, wanted, time.monotonic() + timeout, here)
 
-    send = partial(_send, lambda wanted: client.resolve(wanted, timeout, here), together)
+    send = partial(_send, lambda wanted: resolving.resolve(wanted, timeout, here), together)
     return _begin("resolve", here, registry, timeout, send)
 
 
@@ -359,7 +361,7 @@ def _releases(registry: str, timeout: float, here: Site) -> Group:
         return found
 
     def send(batch: Sequence[Request]) -> None:
-        ended = client.release_ids(registry, [each.what for each in batch], timeout)
+        ended = releasing.release_ids(registry, [each.what for each in batch], timeout)
         for each in batch:
             theirs = ended.intersection(each.what[0])
             ended -= theirs
