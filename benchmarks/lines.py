@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault(
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
-)  # or Ray replaces 127.0.0.1 by the machine's own address
-
-from benchmarks.overhead import compare
+from benchmarks.compare import compare
 
 SLACK = 1.1  # a target counts as missed beyond that
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import gc
+import os
 import pickle
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import cloudpickle
 
 import safe_refs
 from benchmarks.lines import Line, Section, ratio, spread
-from benchmarks.overhead import plain_objects
+from benchmarks.shapes import Point
 
 _INNER = 2000  # small objects are pickled so often for one reading
 
@@ -38,6 +41,27 @@ def measure(rounds: int) -> Section:
         "of `__main__`, and lambdas, pickle can't carry to another process, so that these stand beside cloudpickle only."
     )
     return Section("Objects without references", text, lines)
+
+
+def plain_objects() -> dict[str, Any]:
+    """Objects without references, small and large."""
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+    objects: dict[str, Any] = {
+        "small dict": {"name": "x", "size": 3, "tags": ["a", "b"]},
+        "10,000 dataclasses": [Point(n, str(n)) for n in range(10_000)],
+        "10,000 Fractions": [Fraction(n, n + 1) for n in range(10_000)],
+        "10,000 datetimes": [now + datetime.timedelta(seconds=n) for n in range(10_000)],
+        "100,000 ints": list(range(100_000)),
+        "nested dicts": {str(n): {"n": n, "inner": {"list": [n, n + 1]}} for n in range(5_000)},
+        "16 MB of bytes": os.urandom(2**24),
+    }
+    try:
+        import numpy as np
+    except ModuleNotFoundError:
+        pass
+    else:
+        objects["16 MB array"] = np.random.default_rng(0).random(2**21)
+    return objects
 
 
 def _small(name: str, obj: Any, rounds: int) -> list[Line]:

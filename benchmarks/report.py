@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compare import machine
 from benchmarks.lines import Line, Section
-from benchmarks.overhead import machine
 
 HERE = Path(__file__).resolve().parent
 PICTURES = "results"

@@ -31,7 +31,7 @@ os.environ.setdefault(
 )  # or Ray replaces 127.0.0.1 by the machine's own address
 
 import safe_refs
-from benchmarks.overhead import Figure, compare, machine
+from benchmarks.compare import Figure, compare, machine
 from safe_refs import config
 from safe_refs.registry.records import Origin, Terms
 from safe_refs.registry.topology import Topology, actor_name

@@ -5,6 +5,7 @@ Each figure is a ratio of two things done in turn; rates are counts over the sam
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -44,6 +45,12 @@ class Bare:
     def give(self, key: bytes) -> Any:
         return self.held[key]
 
+    def make(self, count: int) -> list[Any]:
+        """Objects of its own, for others to borrow."""
+        import ray
+
+        return [ray.put(b"y" * 1000) for _ in range(count)]
+
 
 def measure(rounds: int) -> list[Section]:
     """All of it.
@@ -73,6 +80,9 @@ def _calls(rounds: int) -> Section:
     one, thousand = safe_refs.dumps(ref), safe_refs.dumps(many)
     made += [one, thousand]
     few = max(15, rounds // 40)
+    # The same object again within some milliseconds is a case of its own, so: many.
+    borrowed = itertools.cycle(ray.get(bare.make.remote(50)))
+    owned = itertools.cycle([ray.put(b"z" * 1000) for _ in range(50)])
 
     def pickle_and_call() -> None:
         pickle.dumps(large, 5)
@@ -117,6 +127,13 @@ def _calls(rounds: int) -> Section:
             lambda: leaky(ref),
             rounds,
             None,
+        ),
+        ratio(
+            "dumps, 1 reference that is borrowed ÷ that is owned",
+            lambda: made.append(safe_refs.dumps(next(borrowed))),
+            lambda: made.append(safe_refs.dumps(next(owned))),
+            rounds // 2,
+            1.6,
         ),
         _released(
             "dumps, 1,000 references ÷ bare call",

@@ -1,6 +1,6 @@
 """Hand a large value from one Ray job to another through a file, and release it there.
 
-Run it once with a cluster at hand (`ray start --head`), or as it is: it starts a small Ray of its own.
+Run it as it is: it starts a small Ray of its own. With a cluster at hand, `ray.init(address="auto")` is all that changes.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The same names, awaitable: `from safe_refs import aio`, then `await aio.dumps(obj)`. Nothing here blocks the loop.
+"""What asks the registry, awaitable: `from safe_refs import aio`, then `await aio.dumps(obj)`. Nothing here blocks the loop.
 
 Pickling itself happens in the caller's task, as `pickle.dumps` would do it there: nobody can change the object meanwhile. What is
 awaited is the registry. Many tasks at once share its calls.
@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from . import admin, config, envelope, leasing, pickling, pipelining
+from . import handle as handle_module
 from .admin import Sort
 from .handle import SafeRef, make_terms
 from .holding import check_kinds, discard, finished, handles, prepare
 from .leasing import Target
 from .pickling import BufferCallback
-from .registry import awaiting
+from .registry import awaiting, late
 from .registry.records import LeaseInfo, RegistryStats
 from .slots import Reading
+
+T = TypeVar("T")
 
 __all__ = [
     "dumps",
@@ -34,6 +38,7 @@ __all__ = [
     "leases",
     "loads",
     "loads_many",
+    "pin",
     "release",
     "renew",
     "resolve",
@@ -95,8 +100,10 @@ async def dumps_many(
     wait: bool | None = None,
 ) -> list[bytes]:
     """`safe_refs.dumps_many`, awaited. The objects are pickled in a thread: don't change them meanwhile."""
-    return await asyncio.to_thread(
-        pickling.dumps_many, objs, protocol, fix_imports=fix_imports, ttl=ttl, uses=uses, label=label, wait=wait
+    return await _made(
+        partial(
+            pickling.dumps_many, objs, protocol, fix_imports=fix_imports, ttl=ttl, uses=uses, label=label, wait=wait
+        )
     )
 
 
@@ -146,6 +153,38 @@ async def loads_many(
         take=take,
         timeout=timeout,
     )
+
+
+async def pin(
+    ref: Any,
+    *,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
+) -> Any:
+    """`safe_refs.pin`, awaited."""
+    return await _made(partial(handle_module.pin, ref, ttl=ttl, uses=uses, label=label, wait=wait))
+
+
+async def _made(make: Callable[[], T]) -> T:
+    """Make leases in a thread. Who is cancelled meanwhile doesn't get them, so that they end as soon as they have begun."""
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_end)
+        raise
+
+
+def _end(made: asyncio.Future[Any]) -> None:
+    if made.cancelled() or made.exception() is not None:
+        return
+    targets = made.result() if isinstance(made.result(), list) else [made.result()]
+    for target in targets:
+        if isinstance(target, SafeRef) or envelope.is_payload(target):
+            address = leasing.address_of(target)
+            late.releasing.release_later(address.registry, [address.lease])
 
 
 async def resolve(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> Any:

@@ -66,7 +66,9 @@ class LeaseError(SafeRefsError, LookupError):
 
 
 class LeaseReleasedError(LeaseError):
-    """Somebody released the lease, or took it (`take=True`), or its registry was shut down in order.
+    """Somebody released the lease, or took it (`take=True`).
+
+    A registry that was shut down is gone, which is `LeaseLostError`; this one is for calls that reach it while it closes, too.
 
     Attributes:
         by: who did, as `pid 4711 on node 1a2b3c4d, job 01000000`; empty where it isn't known.

@@ -248,7 +248,7 @@ def pin(
 
     Args:
         ref: an `ObjectRef`, or an iterable of them.
-        ttl: seconds (or a `timedelta`) after which the lease ends; None for no limit.
+        ttl: seconds (or a `timedelta`) after which the lease ends; None as for `dumps`.
         uses: how often the lease may be resolved; None for no limit.
         label: a name for people, shown by `leases()`.
         wait: as for `dumps`.

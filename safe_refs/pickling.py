@@ -166,7 +166,8 @@ def dumps(
         protocol: pickle protocol; None for the highest, 5.
         fix_imports: as for `pickle.dumps`.
         buffer_callback: as for `pickle.dumps`; needs protocol 5.
-        ttl: seconds (or a `timedelta`) after which the lease ends by itself; None for no limit.
+        ttl: seconds (or a `timedelta`) after which the lease ends by itself; None for what the scope, `init` or `SAFE_REFS_TTL` says,
+            which is no limit unless it was set; `math.inf` for none.
         uses: how often the payload may be loaded; None for no limit.
         label: a name for people, shown by `leases()`.
         wait: False returns before the registry holds the references, and leaves that to a background thread: see `flush`. The
@@ -216,7 +217,7 @@ def dumps_many(
         What `dumps` returns for each, in their order.
 
     Raises:
-        Exception: as from `dumps`; then nothing of all stays held.
+        Exception: as from `dumps`; then nothing of all stays held. (Without waiting, what is refused later shows in `flush`.)
     """
     terms, waits = make_terms(ttl, uses, label), config.waits(wait)
     done: list[bytes | Pickled] = []

@@ -95,8 +95,10 @@ def test_many_and_without_waiting(cluster: str) -> None:
         assert loaded == refs
         payloads.append(await aio.dumps(refs[0], wait=False))
         await aio.flush()
-        assert len(safe_refs.leases()) == 31
-        assert await aio.release(payloads) == 31
+        first, second = await aio.pin(refs[:2])
+        assert [await first, await second] == [0, 1]
+        assert len(safe_refs.leases()) == 32
+        assert await aio.release([*payloads, first]) == 32
 
     run(live())
 
@@ -157,6 +159,25 @@ def test_who_is_cancelled_leaves_nothing_held(cluster: str) -> None:
 
     run(live())
     time.sleep(0.5)  # so that the pin would have arrived
+    wait_until(lambda: safe_refs.leases() == [])
+
+
+def test_who_is_cancelled_while_many_are_made_leaves_nothing_held(cluster: str) -> None:
+    """They are made by a thread, which goes on."""
+    safe_refs.init()
+    refs = [ray.put(number) for number in range(3)]
+
+    async def live() -> None:
+        for make in (aio.dumps_many(refs), aio.pin(refs)):
+            with stopped("default", 0):
+                task = asyncio.ensure_future(make)
+                await asyncio.sleep(0.2)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            await asyncio.sleep(0.5)  # so that the pin has arrived
+
+    run(live())
     wait_until(lambda: safe_refs.leases() == [])
 
 
