@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
@@ -20,7 +21,7 @@ from . import admin, config, envelope, leasing, pickling, pipelining
 from . import handle as handle_module
 from .admin import Sort
 from .handle import SafeRef, make_terms
-from .holding import check_kinds, discard, finished, handles, prepare
+from .holding import check_kinds, discard, finished, handles, hold, prepare
 from .leasing import Target
 from .pickling import BufferCallback
 from .registry import awaiting, late
@@ -59,18 +60,6 @@ async def dumps(
     wait: bool | None = None,
 ) -> bytes:
     """`safe_refs.dumps`, awaited."""
-    if not config.waits(wait):
-        await awaiting.know(config.registry_name(), config.timeout_s())
-        return pickling.dumps(
-            obj,
-            protocol,
-            fix_imports=fix_imports,
-            buffer_callback=buffer_callback,
-            ttl=ttl,
-            uses=uses,
-            label=label,
-            wait=False,
-        )
     pickled = pickling.pickle_object(obj, protocol, fix_imports, buffer_callback)
     terms = make_terms(ttl, uses, label)
     if isinstance(pickled, bytes):
@@ -80,6 +69,8 @@ async def dumps(
     except BaseException:
         discard(pickled.writing)
         raise
+    if not config.waits(wait):
+        return hold(pickled, terms, waits=False)
     prepared = prepare(pickled, terms, soon=False)
     try:
         identity = await awaiting.pin(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
@@ -169,19 +160,30 @@ async def pin(
 
 async def _made(make: Callable[[], T]) -> T:
     """Make leases in a thread. Who is cancelled meanwhile doesn't get them, so that they end as soon as they have begun."""
-    making = asyncio.ensure_future(asyncio.to_thread(make))
+    lock = threading.Lock()
+    made: list[T] = []
+    gone = False
+
+    def run() -> T:
+        found = make()
+        with lock:
+            made.append(found)
+            if gone:
+                _end(found)
+        return found
+
     try:
-        return await asyncio.shield(making)
-    except asyncio.CancelledError:
-        making.add_done_callback(_end)
+        return await asyncio.to_thread(run)
+    except BaseException:
+        with lock:
+            gone = True
+            for found in made:
+                _end(found)
         raise
 
 
-def _end(made: asyncio.Future[Any]) -> None:
-    if made.cancelled() or made.exception() is not None:
-        return
-    targets = made.result() if isinstance(made.result(), list) else [made.result()]
-    for target in targets:
+def _end(made: Any) -> None:
+    for target in made if isinstance(made, list) else [made]:
         if isinstance(target, SafeRef) or envelope.is_payload(target):
             address = leasing.address_of(target)
             late.releasing.release_later(address.registry, [address.lease])

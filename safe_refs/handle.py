@@ -284,7 +284,7 @@ def pin(
         epoch, generation = late.outbox.pin(registry, wanted, timeout, here)
     else:
         epoch, generation = late.site.identity(registry, timeout, here)
-        late.outbox.post(registry, wanted, timeout, here)
+        late.posting.post(registry, wanted, timeout, here)
     try:
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
         handles = [SafeRef[Any](address, number) for number in range(len(refs))]

@@ -61,7 +61,7 @@ def hold(pickled: Pickled, terms: Terms, waits: bool = True) -> bytes:
     prepared = prepare(pickled, terms, soon=not waits)
     try:
         if not waits:
-            late.outbox.post(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
+            late.posting.post(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
             return finished(prepared, None)
         identity = late.outbox.pin(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
     except BaseException:
@@ -83,7 +83,7 @@ def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool) -> list[byt
             identities = list(late.outbox.pin_many(registry, [each.pin for each in done], timeout, here))
         else:
             for each in done:
-                late.outbox.post(registry, each.pin, timeout, here)
+                late.posting.post(registry, each.pin, timeout, here)
         return [finished(each, identity) for each, identity in zip(done, identities, strict=True)]
     except BaseException:
         for prepared in done:

@@ -29,8 +29,10 @@ from .slots import Reading, Writing, register, state
 PROTOCOL = pickle.HIGHEST_PROTOCOL
 
 # The C pickler hands over its output in frames of 64 KiB, which it ends at the first object that passes that size; larger bytes and
-# buffers come by themselves, as they are. So a piece above twice that (and some) is somebody's data and names no class.
+# buffers come by themselves, as they are. So a piece above twice that (and some) is somebody's data and names no class, unless it
+# begins as a frame does, behind the pickle's own first two bytes or not.
 _LARGEST_FRAME = 2 * 64 * 1024 + 4096
+_FRAME = b"\x95"
 
 _MAIN = b"\x8c\x08__main__"  # the name of that module, as protocols 4 and 5 write it
 
@@ -66,12 +68,13 @@ class Sink:
         pieces: the bytes that were written, without the other buffers: what may name a class is in them.
     """
 
-    __slots__ = ("_copy", "pieces", "watches")
+    __slots__ = ("_copy", "_looked", "pieces", "watches")
 
     def __init__(self, watches: bool = False) -> None:
         self.watches = watches
         self.pieces: list[bytes] = []
         self._copy: io.BytesIO | None = None
+        self._looked = 0  # so many pieces have been looked at
 
     def write(self, piece: Any) -> None:
         """Take a piece of a pickle.
@@ -80,11 +83,10 @@ class Sink:
             NamesMainError: it names that module, and this sink watches.
         """
         if type(piece) is bytes:
-            # Every class is named by STACK_GLOBAL, one byte, quickly looked for. Searching from the end is twice as fast in CPython
-            # as searching from the start.
-            if self.watches and b"\x93" in piece and len(piece) <= _LARGEST_FRAME and piece.rfind(_MAIN) >= 0:
-                raise NamesMainError
             self.pieces.append(piece)
+            # Every class is named by STACK_GLOBAL, one byte, quickly looked for. Its module's name may stand in an earlier frame.
+            if self.watches and b"\x93" in piece and self._names_main():
+                raise NamesMainError
             if self._copy is not None:
                 self._copy.write(piece)
             return
@@ -93,16 +95,28 @@ class Sink:
             self._copy.writelines(self.pieces)
         self._copy.write(piece.raw() if type(piece) is pickle.PickleBuffer else piece)
 
+    def _names_main(self) -> bool:
+        """Whether a frame names that module; each is looked at once."""
+        frames = [piece for piece in self.pieces[self._looked :] if _is_frame(piece)]
+        self._looked = len(self.pieces)
+        # From the end, which is twice as fast in CPython as from the start.
+        return any(frame.rfind(_MAIN) >= 0 for frame in frames)
+
     def take_over(self, other: Sink) -> None:
         """Hold what another sink holds, which is empty afterwards."""
         self.pieces, self._copy = other.pieces, other._copy
-        other.pieces, other._copy = [], None
+        other.pieces, other._copy, other._looked = [], None, 0
 
     def take(self) -> list[bytes]:
         """All that was written, in order; this sink is empty afterwards."""
         taken = self.pieces if self._copy is None else [self._copy.getvalue()]
-        self.pieces, self._copy = [], None
+        self.pieces, self._copy, self._looked = [], None, 0
         return taken
+
+
+def _is_frame(piece: bytes) -> bool:
+    """Whether a piece may be a frame, which names classes, and not somebody's data."""
+    return len(piece) <= _LARGEST_FRAME or piece[:1] == _FRAME or piece[2:3] == _FRAME
 
 
 class Buffers:

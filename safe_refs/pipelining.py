@@ -26,9 +26,9 @@ def flush(timeout: float | timedelta | None = None) -> None:
     Raises:
         RegistryUnavailableError: not all is held in time; it is still tried, so `flush` may be called again.
         RegistryFullError: or another error of `dumps`: that of the first that failed since the last `flush`. Nothing of a failed one
-            is held.
+            is held. What was passed on inside a `pipeline` is its own: it is raised by a `flush` inside, or by the pipeline's end.
     """
-    late.outbox.flush(config.timeout_s(timeout))
+    late.posting.flush(config.timeout_s(timeout))
 
 
 @contextmanager
@@ -40,6 +40,7 @@ def pipeline() -> Iterator[None]:
     Raises:
         Exception: at the end, as from `flush`, unless the block raised something itself.
     """
+    account = late.posting.current.set(late.posting.Account())
     token = config.waiting.set(False)
     try:
         yield
@@ -53,3 +54,4 @@ def pipeline() -> Iterator[None]:
         flush()
     finally:
         config.waiting.reset(token)
+        late.posting.current.reset(account)

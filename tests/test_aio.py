@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -179,6 +183,33 @@ def test_who_is_cancelled_while_many_are_made_leaves_nothing_held(cluster: str) 
 
     run(live())
     wait_until(lambda: safe_refs.leases() == [])
+
+
+def test_what_was_cancelled_by_the_end_of_its_loop_is_not_held(cluster: str) -> None:
+    """The loop is closed before the registry answers."""
+    safe_refs.init()
+    refs = [ray.put(number) for number in range(3)]
+    for make in (lambda: aio.dumps(refs[0]), lambda: aio.dumps_many(refs), lambda: aio.pin(refs)):
+        silence = contextlib.ExitStack()
+        silence.enter_context(stopped("default", 0))
+        ends = threading.Timer(1.0, silence.close)  # the loop's end waits for its threads
+        ends.start()
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(asyncio.wait_for(make(), 0.3))
+        ends.join()
+        time.sleep(0.5)  # so that the pin has arrived
+        wait_until(lambda: safe_refs.leases() == [])
+
+
+def test_without_references_no_ray_is_needed() -> None:
+    """Also without waiting."""
+    code = """
+import asyncio, sys
+from safe_refs import aio
+print([asyncio.run(aio.loads(asyncio.run(aio.dumps([1], wait=wait)))) for wait in (True, False)], "ray" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[[1], [1]] False\n", done.stderr
 
 
 def test_a_scope_belongs_to_its_task(cluster: str) -> None:

@@ -133,6 +133,21 @@ print("done")
     assert done.stdout == "done\n", done.stderr
 
 
+def test_a_class_of_main_is_found_whose_module_was_named_long_before() -> None:
+    """The name may stand in the pickle as a text, far before the class, which then only refers to it."""
+    code = """
+import safe_refs
+class Mine:
+    def __init__(self, x): self.x = x
+for filler in (b"x" * 70_000, [str(n) for n in range(20_000)], 1 << 2_000_000):
+    data = safe_refs.dumps({"module": Mine.__module__, "filler": filler, "obj": Mine(1)})
+    assert b"__init__" in data, "pickled by name"
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_unpicklable_objects_raise_what_pickle_raises() -> None:
     """An object that neither pickle nor cloudpickle can do gives their error, and the next call works."""
     with pytest.raises(TypeError, match="cannot pickle"):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from safe_refs.registry import grouping
 from safe_refs.registry.grouping import Group, Request
 
 
@@ -153,6 +154,48 @@ def test_nobody_waits_longer_than_told() -> None:
         assert group.ask(Request(2, within(5))) == ("echo", 2)
         echo.gate.release()
         assert first.result(10) == ("echo", 0)
+
+
+def test_who_has_gone_is_not_given_the_lead() -> None:
+    """Its request stood in a call that Ctrl-C ended, and in line again, when nobody waited for it any more."""
+    echo = Echo()
+    group = Group(echo, 30)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(group.ask, Request(0, within(20)))
+        while not echo.batches:
+            time.sleep(0.001)
+        second = pool.submit(group.ask, Request(1, within(20)))
+        wait_for_line(group, 1)
+        third = pool.submit(group.ask, Request(2, within(0.5)))
+        wait_for_line(group, 2)
+        echo.gate.release()
+        assert first.result(10) == ("echo", 0)
+        with pytest.raises(TimeoutError):
+            third.result(10)
+        echo.fail = KeyboardInterrupt()
+        echo.gate.release()
+        with pytest.raises(KeyboardInterrupt):
+            second.result(10)
+    assert not group._line
+    echo.open = True
+    assert group.ask(Request(3, within(5))) == ("echo", 3)
+
+
+def test_the_thread_for_posted_requests_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another one comes when there is something to send again."""
+    monkeypatch.setattr(grouping, "_IDLE_S", 0.05)
+    echo = Echo()
+    echo.open = True
+    group = Group(echo, 30)
+    for number in range(3):
+        done = threading.Event()
+        group.post(Request(number, within(5), lambda _, done=done: done.set()))  # type: ignore[misc]
+        assert done.wait(5)
+        deadline = within(5)
+        while group._thread is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert echo.batches == [[0], [1], [2]]
 
 
 def test_many_threads_for_long() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -14,8 +15,8 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import config
-from safe_refs.registry import outbox, pinning, resolving
+from safe_refs import aio, config
+from safe_refs.registry import outbox, pinning, posting, resolving
 from tests.conftest import Driver, as_actor, is_empty
 from tests.shards import Start, kill, start, stopped
 from tests.test_anchoring import borrower, opens, value
@@ -127,6 +128,75 @@ def test_a_failure_is_logged_and_raised_by_flush_once(
         del payloads
     finally:
         safe_refs.shutdown()
+
+
+def test_a_pipeline_hears_of_its_own_failures(cluster: str, unlimited: None) -> None:
+    """Whoever flushes meanwhile; and of no others."""
+    safe_refs.init(max_leases=2)
+
+    def pass_on() -> None:
+        with safe_refs.pipeline():
+            for number in range(3):
+                safe_refs.dumps(ray.put(number))
+            elsewhere = threading.Thread(target=safe_refs.flush)
+            elsewhere.start()
+            elsewhere.join()
+
+    try:
+        with pytest.raises(safe_refs.RegistryFullError):
+            pass_on()
+        safe_refs.dumps(ray.put(3), wait=False)
+        with safe_refs.pipeline():
+            pass
+        with pytest.raises(safe_refs.RegistryFullError):
+            safe_refs.flush()
+    finally:
+        safe_refs.shutdown()
+
+
+def test_flush_waits_for_what_was_posted_before(cluster: str) -> None:
+    """While another thread posts on and on."""
+    safe_refs.init()
+    over = threading.Event()
+    payloads: list[bytes] = []
+
+    def post() -> None:
+        ref = ray.put("again and again")
+        while not over.is_set():
+            payloads.append(safe_refs.dumps(ref, wait=False))
+
+    poster = threading.Thread(target=post)
+    poster.start()
+    try:
+        for _ in range(20):
+            safe_refs.flush(20)
+    finally:
+        over.set()
+        poster.join()
+    safe_refs.flush()
+    assert safe_refs.release(payloads) == len(payloads)
+
+
+def test_a_reader_that_comes_too_early_holds_up_no_other(cluster: str, gate: threading.Event) -> None:
+    """One waits for a pin that its maker didn't wait for; others, who share the thread that asks, are answered meanwhile."""
+    safe_refs.init()
+    there = safe_refs.dumps(ray.put("there"))
+    coming = safe_refs.dumps(ray.put("coming"), wait=False)
+
+    async def load() -> float:
+        early = asyncio.ensure_future(aio.loads(coming))
+        await asyncio.sleep(0.3)
+        begun = time.monotonic()
+        for _ in range(5):
+            await aio.loads(there)
+        took = time.monotonic() - begun
+        assert not early.done()
+        gate.set()
+        assert await (await early) == "coming"
+        return took
+
+    assert asyncio.run(asyncio.wait_for(load(), 60)) < 2
+    assert safe_refs.release([there, coming]) == 2
 
 
 def test_flush_waits_no_longer_than_told(cluster: str) -> None:
@@ -278,7 +348,7 @@ def test_a_forked_child_has_an_outbox_of_its_own(cluster: str) -> None:
     payload = safe_refs.dumps(ray.put(1), wait=False)
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if outbox._outbox.waiting == 0 and not outbox._groups else 1)
+        os._exit(0 if not posting._posts.waiting and not outbox._groups else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     safe_refs.flush()
     safe_refs.release(payload)

@@ -68,6 +68,34 @@ def test_a_lease_that_has_moved_does_not_come_back_with_news() -> None:
     assert (one.items_of(moved), two.items_of(moved)) == ((), ("x",))
 
 
+def test_a_new_shard_takes_what_it_is_given_before_it_has_heard_of_the_growth() -> None:
+    """It was started by the growth, and knows the topology of before, in which there is no such shard."""
+    before, grown = Topology(version=1), Topology(version=2, shards=3, replicas=1, before=1)
+    clock = Clock()
+    moved = next(lease for lease in (A, B, C) if grown.holders(lease) != (0,))
+    (one, old), (two, new) = make(0, clock), make(grown.holders(moved)[0], clock)
+    old.topology, new.topology = grown, before
+    pin(one, moved, "x")
+    assert new.receive(old.parcel([moved])) == [moved]
+    assert two.items_of(moved) == ("x",)
+
+
+def test_a_shard_that_recovers_after_a_growth_keeps_nothing_that_has_moved() -> None:
+    """It takes back all that it held while others still move, and hears only then that the growth is over."""
+    grown = Topology(version=2, shards=4, replicas=2, before=2)
+    clock = Clock()
+    moved = next(lease for lease in (bytes([n]) * 16 for n in range(99)) if 0 not in grown.holders(lease))
+    (one, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
+    back.topology = peer.topology = grown
+    pin(two, moved, "x")
+    back.receive(peer.parcel(peer.shared_with(0)))
+    assert one.items_of(moved) == ("x",)
+    assert back.drop_strays() == 0
+    back.topology = grown._replace(version=3, before=0)
+    assert back.drop_strays() == 1
+    assert one.items_of(moved) == ()
+
+
 def test_who_never_crashed_or_long_ago_is_told_nothing_twice() -> None:
     """What is pinned reaches all holders by itself, so that it costs no news when all is well."""
     clock = Clock()

@@ -6,7 +6,7 @@ What always holds: nothing here blocks the loop; who is cancelled holds nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import LeaseAddress
@@ -21,20 +21,31 @@ if TYPE_CHECKING:
 
 
 class _Answer:
-    """A future of a loop that another thread answers."""
+    """A future of a loop that another thread answers.
 
-    def __init__(self) -> None:
+    Args:
+        undo: called if the answer comes when nobody waits for it any more, in either thread; mustn't wait.
+    """
+
+    def __init__(self, undo: Callable[[], None] | None = None) -> None:
+        self._undo = undo
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self._loop.create_future()
 
     def __call__(self, answer: Any, error: Exception | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits any more
+        try:
             self._loop.call_soon_threadsafe(self._set, answer, error)
+        except RuntimeError:  # the loop has been closed meanwhile
+            self._forsake(error)
+
+    def _forsake(self, error: Exception | None) -> None:
+        if error is None and self._undo is not None:
+            self._undo()
 
     def _set(self, answer: Any, error: Exception | None) -> None:
         if self.future.done():
-            return
-        if error is not None:
+            self._forsake(error)
+        elif error is not None:
             self.future.set_exception(error)
         else:
             self.future.set_result(answer)
@@ -48,12 +59,16 @@ async def know(registry: str, timeout: float) -> None:
 
 async def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, int]:
     """`outbox.pin`, awaited."""
-    answer = _Answer()
+
+    def undo() -> None:
+        releasing.release_later(registry, [wanted.lease])
+
+    answer = _Answer(undo)
     outbox.send(registry, wanted, timeout, here, answer)
     try:
         identity: tuple[bytes, int] = await answer.future
-    except asyncio.CancelledError:
-        releasing.release_later(registry, [wanted.lease])
+    except BaseException:  # cancelled, or the loop ends
+        undo()  # now, as it may overtake the pin; and once more if the pin comes through all the same
         raise
     return identity
 

@@ -19,6 +19,8 @@ from .records import LeaseInfo, Query, RegistryStats
 from .site import forget_registry, origin, pause
 from .topology import Topology
 
+_CLOSES_WITHIN = 0.8  # of the time that is left, so that the answer comes in time, too
+
 
 def leases(registry: str, query: Query, most: int | None, with_sizes: bool, timeout: float) -> list[LeaseInfo]:
     """Live leases, each once, at most so many (None: all); nothing where no registry runs. Asked for a page at a time."""
@@ -170,17 +172,24 @@ def shutdown(registry: str, timeout: float) -> int:
         return 0
     except ValueError:
         topology = book.topology(registry) or Topology(0)  # it isn't the one that this process wants, but it is to end
-    ended = 0
-    handles = []
-    for shard in range(topology.shards):
-        try:
-            ended += contact.ask(connected, registry, shard, "close", (origin(),), timeout, deadline, start=False)
-        except NoRegistryError:
-            continue
-        handles.append(contact.forget_handle(connected, registry, shard))
+    ended: dict[int, int] = {}
+    waiting = set(range(topology.shards))
+    while waiting:
+        patience_s = max(0.0, deadline - time.monotonic()) * _CLOSES_WITHIN
+        replies = contact.ask_each(
+            connected, registry, "close", dict.fromkeys(waiting, (origin(), patience_s)), deadline, start=False
+        )
+        if Silence.LATE in replies.values():
+            raise contact.late(registry, timeout)
+        ended |= {shard: reply for shard, reply in replies.items() if isinstance(reply, int)}
+        # One that is dead comes back in a moment, and what it recovers has to be let go of in order, too.
+        waiting = {shard for shard, reply in replies.items() if reply is Silence.DEAD}
+        if waiting:
+            pause(registry, timeout, deadline)
+    handles = [contact.forget_handle(connected, registry, shard) for shard in ended]
     book.close(registry)
     forget_registry(connected, registry)
     for handle in handles:
         if handle is not None:
             ray.kill(handle, no_restart=True)
-    return math.ceil(ended / topology.replicas)
+    return math.ceil(sum(ended.values()) / topology.replicas)

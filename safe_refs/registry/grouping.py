@@ -19,6 +19,7 @@ from typing import Any
 
 _MOST_AT_ONCE = 1000
 _MARGIN_S = 5.0
+_IDLE_S = 30.0
 
 
 class Request:
@@ -34,7 +35,7 @@ class Request:
         error: or what went wrong.
     """
 
-    __slots__ = ("_leads", "_waiter", "answer", "deadline", "error", "then", "what")
+    __slots__ = ("_gone", "_leads", "_waiter", "answer", "deadline", "error", "then", "what")
 
     def __init__(self, what: Any, deadline: float, then: Callable[[Request], None] | None = None) -> None:
         self.what = what
@@ -44,6 +45,7 @@ class Request:
         self.error: BaseException | None = None
         self._waiter: threading.Lock | None = None
         self._leads = False
+        self._gone = False  # who waited for it waits no more
 
     @property
     def is_answered(self) -> bool:
@@ -121,25 +123,30 @@ class Group:
             if waiter.acquire(timeout=max(0.0, request.deadline - time.monotonic())):
                 return request._leads
         except BaseException:
-            if not self._leave(request):
+            if not self._leave(request) and request._leads:
                 self._pass_on()
             raise
         if self._leave(request):
             raise TimeoutError
-        return request._leads
+        return request._leads  # or it was answered in the last moment
 
     def _leave(self, request: Request) -> bool:
         """Stand in line no longer; False if it was answered or given the lead just now."""
         with self._lock:
-            if request._waiter is not None and request._waiter.acquire(blocking=False):
-                return not request._leads
+            if request._leads or (request._waiter is not None and request._waiter.acquire(blocking=False)):
+                return False
+            request._gone = True
             if request in self._line:
                 self._line.remove(request)
             return True
 
     def _work(self) -> None:
         while True:
-            self._wake.acquire()
+            if not self._wake.acquire(timeout=_IDLE_S):
+                with self._lock:
+                    if not self._wake.acquire(blocking=False):
+                        self._thread = None  # whoever needs one hires another
+                        return
             self._lead([])
 
     def _lead(self, batch: list[Request]) -> None:
@@ -163,7 +170,7 @@ class Group:
         except BaseException:
             # Ctrl-C hits this thread alone: the others' requests stand in line again, and may be sent twice.
             with self._lock:
-                again = [each for each in batch if each is not mine and not each.is_answered]
+                again = [each for each in batch if each is not mine and not each.is_answered and not each._gone]
                 self._line.extendleft(reversed(again))
                 batch = [each for each in batch if each not in again]
             raise

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from . import contact as contact
     from . import outbox as outbox
     from . import pinning as pinning
+    from . import posting as posting
     from . import releasing as releasing
     from . import resolving as resolving
     from . import site as site
 else:
-    _ROOM = ("awaiting", "client", "contact", "outbox", "pinning", "releasing", "resolving", "site")
+    _ROOM = ("awaiting", "client", "contact", "outbox", "pinning", "posting", "releasing", "resolving", "site")
 
     def __getattr__(name: str) -> Any:
         """Import a module of the room, which from then on is an attribute here, like any other."""

@@ -5,12 +5,11 @@ through. Several go out in one call to each shard that has to do with them; what
 lease counts its uses, a limit is passed) is asked again by itself, which is safe, as ids are the caller's.
 
 What always holds: who waits is told the truth about its own request, within its own timeout; a pin that nobody waits for keeps its
-references alive until the registry holds them or refuses; `flush`, and an orderly end of the process, wait for all of those.
+references alive until the registry holds them or refuses (see `posting`).
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import logging
 import os
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .. import _ray
 from ..envelope import LeaseAddress
-from ..errors import LeaseReleasedError, RegistryUnavailableError, SafeRefsError
-from . import anchoring, contact, exits, pinning, releasing, resolving, site
+from ..errors import RegistryUnavailableError, SafeRefsError
+from . import contact, pinning, releasing, resolving, site
+from .aside import Aside
 from .grouping import Group, Request
 from .pinning import Pin
 from .resolving import Wanted
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("safe_refs")
 
-_MOST_POSTED = 100_000  # pins that nobody waits for, at a time; then `post` waits for some to be held
-_LAST_WAIT_S = 30.0
 _AT_ONCE = 1000  # leases in one call
 
 _groups: dict[tuple[str, _ray.Connection, str, float], Group] = {}
 _groups_lock = threading.Lock()
+_aside = Aside()
 
 Identity = tuple[bytes, int]
 P = ParamSpec("P")
@@ -183,52 +182,20 @@ def release_ids(registry: str, leases: Sequence[bytes], timeout: float) -> int:
     return ended
 
 
-class _Outbox:
-    """The pins that nobody waits for, until they are held."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.waiting = 0
-        self.failed: list[Exception] = []
-        self.hooked = False
-
-
-_outbox = _Outbox()
-
-
-def post(registry: str, wanted: Pin, timeout: float, here: Site) -> None:
-    """Have a registry hold references soon. What goes wrong is logged, and raised by `flush`."""
-    if not _outbox.hooked:
-        _hook()
-    with _outbox.changed:
-        if _outbox.waiting >= _MOST_POSTED:
-            _outbox.changed.wait_for(lambda: _outbox.waiting < _MOST_POSTED, timeout)
-        _outbox.waiting += 1
-        anchoring.sending = True
-    try:
-        send(registry, wanted, timeout, here, _note_posted)
-    except BaseException:
-        _note_posted(None, None)
-        raise
-
-
 def send(registry: str, wanted: Pin, timeout: float, here: Site, then: Callable[[Any, Exception | None], None]) -> None:
     """Have a registry hold references soon, and call `then` with the identity that holds them, or with the error."""
     lease = wanted.lease
 
-    def done(request: Request) -> None:
-        answer, error = request.answer, request.error
-        try:
-            if answer is _ALONE:
-                answer = pinning.pin(registry, request.what, _left(request, registry, timeout), here)
-        except Exception as failure:
-            answer, error = None, failure.with_traceback(None)
+    def finish(request: Request) -> None:
+        answer, error = _answer(
+            request, lambda: pinning.pin(registry, request.what, _left(request, registry, timeout), here)
+        )
         if error is not None:
             releasing.release_later(registry, [lease])
         request.what = None  # the references go before anybody is told: from then on this thread uses none
-        then(answer, error if isinstance(error, Exception) else None)
+        then(answer, error)
 
-    _pins(registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, done))
+    _pins(registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, _or_aside(finish)))
 
 
 def send_resolve(
@@ -244,79 +211,43 @@ def send_resolve(
     site.check_cluster(address, here)
     wanted = resolving.wanted(address, here, slot=slot, take=take)
 
+    def finish(request: Request) -> None:
+        left = partial(_left, request, address.registry, timeout)
+        then(*_answer(request, lambda: resolving.resolve(wanted, left(), here)))
+
+    _resolves(address.registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, _or_aside(finish)))
+
+
+def _or_aside(finish: Callable[[Request], None]) -> Callable[[Request], None]:
+    """What is to be asked again, by itself, may take long: the thread that sends leaves it to others."""
+
     def done(request: Request) -> None:
-        answer, error = request.answer, request.error
-        try:
-            if answer is _ALONE:
-                answer = resolving.resolve(wanted, _left(request, address.registry, timeout), here)
-        except Exception as failure:
-            answer, error = None, failure.with_traceback(None)
-        then(answer, error if isinstance(error, Exception) else None)
+        if request.answer is _ALONE:
+            _aside.run(partial(finish, request))
+        else:
+            finish(request)
 
-    _resolves(address.registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, done))
+    return done
 
 
-def flush(timeout: float) -> None:
-    """Wait until every posted pin is held.
-
-    Raises:
-        RegistryUnavailableError: not all in time; they are still tried.
-        SafeRefsError: what the first of those that failed since the last `flush` failed with; nothing of theirs is held.
-    """
-    with _outbox.changed:
-        over = _outbox.changed.wait_for(lambda: _outbox.waiting == 0, timeout)
-        failed, _outbox.failed = _outbox.failed, []
-        waiting = _outbox.waiting
-    if failed:
-        if len(failed) > 1:
-            logger.warning("%d pins that nobody waited for have failed; the first error is raised", len(failed))
-        try:
-            raise failed[0]
-        finally:
-            failed.clear()
-    if not over:
-        raise RegistryUnavailableError(
-            f"{waiting} pin(s) that nobody waited for are not held after {timeout:g} s: the registry is overloaded, stopped, or its "
-            "node can't be reached; they are still tried: flush again"
-        )
-
-
-def _note_posted(_: Any, error: Exception | None) -> None:
-    if isinstance(error, LeaseReleasedError):
-        error = None  # its release, or its scope's end, has overtaken it, and wins
-    with _outbox.changed:
-        _outbox.waiting -= 1
-        anchoring.sending = _outbox.waiting > 0
-        if error is not None:
-            _outbox.failed.append(error)
-        if _outbox.waiting == 0 or _outbox.waiting == _MOST_POSTED - 1:
-            _outbox.changed.notify_all()
-    if error is not None:
-        logger.error("a payload was made without waiting, and its references could not be held: %s", error)
-
-
-def _hook() -> None:
-    """An orderly end of this process waits for what was posted, while Ray still answers."""
-    _outbox.hooked = True
-    _ray.call_before_exit(_flush_at_exit)
-    atexit.register(_flush_at_exit)
-    os.register_at_fork(after_in_child=_forget)
-
-
-def _flush_at_exit() -> None:
-    if _outbox.waiting:
-        try:
-            flush(_LAST_WAIT_S)
-        except Exception:
-            logger.exception("the process ends, and references that it passed on without waiting are not held")
-        exits.hand_over()  # which may have run already, and found less
+def _answer(request: Request, alone: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """A posted request's answer, or its error."""
+    try:
+        if request.answer is _ALONE:
+            return alone(), None
+    except Exception as failure:
+        return None, failure.with_traceback(None)
+    return request.answer, request.error if isinstance(request.error, Exception) else None
 
 
 def _forget() -> None:
-    """A forked child has none of the threads that would send."""
-    global _outbox
-    _outbox = _Outbox()
+    """A forked child has none of the threads that would send, and may have locks that somebody held."""
+    global _aside, _groups_lock
+    _aside, _groups_lock = Aside(), threading.Lock()
     _groups.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _left(request: Request, registry: str, timeout: float) -> float:
@@ -336,10 +267,13 @@ def _pins(registry: str, timeout: float, here: Site) -> Group:
     if found is not None:
         return found
 
-    def together(wanted: Sequence[Pin]) -> Sequence[Identity | Exception | None]:
-        return pinning.pin_together(registry, wanted, time.monotonic() + timeout, timeout, here)
+    def together(wanted: Sequence[Pin], deadline: float) -> Sequence[Identity | Exception | None]:
+        return pinning.pin_together(registry, wanted, deadline, timeout, here)
 
-    send = partial(_send, lambda wanted: pinning.pin(registry, wanted, timeout, here), together)
+    def alone(request: Request) -> Identity:
+        return pinning.pin(registry, request.what, _left(request, registry, timeout), here)
+
+    send = partial(_send, alone, together)
     return _begin("pin", here, registry, timeout, send)
 
 
@@ -348,10 +282,13 @@ def _resolves(registry: str, timeout: float, here: Site) -> Group:
     if found is not None:
         return found
 
-    def together(wanted: Sequence[Wanted]) -> Sequence[list[Ref] | None]:
-        return resolving.resolve_together(registry, wanted, time.monotonic() + timeout, here)
+    def together(wanted: Sequence[Wanted], deadline: float) -> Sequence[list[Ref] | None]:
+        return resolving.resolve_together(registry, wanted, deadline, here)
 
-    send = partial(_send, lambda wanted: resolving.resolve(wanted, timeout, here), together)
+    def alone(request: Request) -> list[Ref]:
+        return resolving.resolve(request.what, _left(request, registry, timeout), here)
+
+    send = partial(_send, alone, together)
     return _begin("resolve", here, registry, timeout, send)
 
 
@@ -371,20 +308,29 @@ def _releases(registry: str, timeout: float, here: Site) -> Group:
 
 
 def _send(
-    alone: Callable[[Any], Any], together: Callable[[Sequence[Any]], Sequence[Any]], batch: Sequence[Request]
+    alone: Callable[[Request], Any],
+    together: Callable[[Sequence[Any], float], Sequence[Any]],
+    batch: Sequence[Request],
 ) -> None:
-    """Send a batch: a lone one that waits as it is, others together. What that doesn't settle is to be asked again, alone."""
-    if len(batch) == 1 and batch[0].then is None:
-        batch[0].answer = alone(batch[0].what)
+    """Send a batch: a lone one that waits as it is, others together. What that doesn't settle is to be asked again, alone.
+
+    It takes no longer than who sends may wait, whose request is the first, and in line since earlier than the others.
+    """
+    first = batch[0]
+    if len(batch) == 1 and first.then is None:
+        first.answer = alone(first)
         return
     answers: Sequence[Any] = [None] * len(batch)
     try:
-        answers = together([each.what for each in batch])
+        answers = together([each.what for each in batch], first.deadline)
+    except RegistryUnavailableError:
+        if first.then is None:
+            raise  # the others, who may have time left, ask again
     finally:
         for request, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
                 request.error = answer
-            else:
+            elif request is not first or answer is not None or first.then is not None:
                 request.answer = _ALONE if answer is None else answer
 
 

@@ -59,7 +59,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, 
     hand_over: anchoring.HandOver | None = None
     boxed: Box | None = None
     try:
-        borrowed = _ray.borrowed(refs)
+        borrowed = _borrowed(refs)
         if borrowed:
             hand_over = anchoring.begin(borrowed)
         borrower = here.address if borrowed else b""
@@ -91,6 +91,8 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, 
                 if isinstance(reply, bytes) and reply != STALE:
                     held.add(shard)
                     answer = max(answer, reply, key=generation_of)
+            if None in replies.values():
+                held.clear()  # the registry is being shut down, and whoever holds it already will be gone with it
             if STALE in replies.values() or None in replies.values():
                 contact.forget_topology(connected, registry)
             elif held.issuperset(holders) or (held and _repair(connected, registry, lease, held, holders, deadline)):
@@ -100,18 +102,30 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, 
                 return remember_identity(connected, registry, answer)
             if STALE not in replies.values():
                 pause(registry, timeout, deadline)
-    except BaseException as error:
+    except BaseException:
         # The call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
         # release first refuses the pin.
         release_later(registry, [lease])
         anchoring.abandon(hand_over)
-        if isinstance(error, ValueError) and "owner is unknown" in str(error):
-            raise UnsupportedReferenceError(
-                "the object holds a reference of which Ray does not know the owner: it was made from a bare id (by plain pickle, "
-                "say), so nothing can be held by it; pass the reference itself, or a payload",
-                kind="ray.ObjectRef",
-            ) from None
         raise
+
+
+def _borrowed(refs: Sequence[Ref]) -> list[Ref]:
+    """Those that other processes own.
+
+    Raises:
+        UnsupportedReferenceError: Ray doesn't know whose one is.
+    """
+    try:
+        return _ray.borrowed(refs)
+    except ValueError as error:
+        if "owner is unknown" not in str(error):
+            raise
+        raise UnsupportedReferenceError(
+            "the object holds a reference of which Ray does not know the owner: it was made from a bare id (by plain pickle, "
+            "say), so nothing can be held by it; pass the reference itself, or a payload",
+            kind="ray.ObjectRef",
+        ) from None
 
 
 def pin_together(
@@ -126,7 +140,7 @@ def pin_together(
         RegistryUnavailableError: no answer in time.
     """
     connected = here.connection
-    borrowed = [_ray.borrowed(each.refs) for each in wanted]
+    borrowed = [_borrowed(each.refs) for each in wanted]
     topology = contact.topology(connected, registry, start=True)
     holders = [topology.holders(each.lease) for each in wanted]
     calls: dict[int, tuple[Any, ...]] = {}

@@ -174,9 +174,15 @@ class Replica(Generic[T]):
     def _has_moved(self, lease: bytes) -> bool:
         """Whether a lease is others' since the registry has grown, and not here any more; its holders tell everybody of it still.
 
-        What a shard that recovers gets back is, for once, not: its holders of before may all be needed until it has moved.
+        What a shard that recovers gets back is, for once, not: its holders of before may all be needed until it has moved. And a
+        shard that is new may not have heard of the growth that it came with.
         """
-        return not self._to_hear and self.shard not in self.topology.holders(lease) and not self._table.items_of(lease)
+        return (
+            not self._to_hear
+            and self.shard < self.topology.shards
+            and self.shard not in self.topology.holders(lease)
+            and not self._table.items_of(lease)
+        )
 
     def _known_of(self, lease: bytes) -> tuple[object, ...]:
         """What can change of a lease."""
@@ -201,6 +207,10 @@ class Replica(Generic[T]):
             return []
         old = topology._replace(shards=topology.before, before=0).holders(lease)
         return [shard for shard in topology.holders(lease) if shard not in old]
+
+    def drop_strays(self) -> int:
+        """After a recovery: let go of what this shard held before the registry grew, and others gave back; how many that were."""
+        return 0 if self.topology.before else self.drop_moved(self._table.ids()[0])
 
     def drop_moved(self, leases: Iterable[bytes]) -> int:
         """Let go of leases that others hold from now on; how many that were."""

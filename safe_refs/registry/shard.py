@@ -419,19 +419,20 @@ class Shard:
         self._share_limits()
         self._wake_owners.set()
 
-    def close(self, origin: Origin) -> int:
-        """Let go of everything, and wait until Ray has seen it; how many leases that were.
+    def close(self, origin: Origin, patience_s: float = _CLOSE_TIMEOUT_S) -> int:
+        """Let go of everything, and wait until Ray has seen it, no longer than told; how many leases that were.
 
         A process that resolved a reference from here is known to its owner only once this one has let go in order: killing the
         actor before that would take those live references along.
         """
         self._closing = True
-        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
+        patience_s = min(patience_s, _CLOSE_TIMEOUT_S)
+        deadline = time.monotonic() + patience_s
         with self._lock:
             owners = {ref.binary(): _ray.owner_of(ref) for ref in self._table.items()}
             ended = self._table.end_all(origin)
         if self._anchors:
-            self._settler.let_go(_CLOSE_TIMEOUT_S)
+            self._settler.let_go(patience_s)
         ids, looks_at = list(owners), time.monotonic() + _PROBE_TIMEOUT_S
         while (ids := _ray.counted(ids)) and time.monotonic() < deadline:
             time.sleep(_CLOSE_PAUSE_S)
@@ -594,6 +595,9 @@ class Shard:
                 with self._lock:
                     self._table.begin_anew(*book.new_epoch(self._registry))
                 self._identify()
+            self._is_old(0)  # the registry may have grown meanwhile
+            with self._lock:
+                self._replica.drop_strays()
             self._recovering = False
             self._wake.set()
         moved = 0
