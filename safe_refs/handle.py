@@ -206,11 +206,16 @@ def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | Non
     """Check the terms of a lease, as callers give them, and fill in those of the scope and the process.
 
     Raises:
-        ValueError: `ttl` or `uses` isn't above zero.
+        ValueError: `ttl` or `uses` isn't above zero, or `label` is no text that can be written.
         TypeError: one of them is of the wrong type.
     """
-    if label is not None and not isinstance(label, str):
-        raise TypeError(f"label must be a string, not {type(label).__name__}")
+    if label is not None:
+        if not isinstance(label, str):
+            raise TypeError(f"label must be a string, not {type(label).__name__}")
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"label must be text that can be written as UTF-8, not {label!r}") from None
     return Terms(
         scopes.default_ttl_s() if ttl is None else config.ttl_s(ttl),
         None if uses is None else config.positive(uses, "uses"),

@@ -260,6 +260,7 @@ def test_a_minute_of_storm_costs_nothing(tmp_path: Path) -> None:
     assert report["recovery_worst_s"] < 60
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_planted_faults_are_found_in_a_real_storm(tmp_path: Path) -> None:
     """A lease released behind its maker's back, one that is never released, another's value and a lost object each show."""

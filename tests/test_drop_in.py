@@ -241,6 +241,8 @@ def test_terms_of_an_object_without_references_are_checked_all_the_same() -> Non
         safe_refs.dumps([1], ttl=-1)
     with pytest.raises(TypeError, match="uses must be a whole number"):
         safe_refs.dumps([1], uses=1.5)  # type: ignore[arg-type] # the point
+    with pytest.raises(ValueError, match="label must be text"):
+        safe_refs.dumps([1], label="\udcff")
     with pytest.raises(TypeError, match="label must be a string"):
         safe_refs.dumps([1], label=b"x")  # type: ignore[arg-type] # the point
 
