@@ -33,7 +33,7 @@ logger = logging.getLogger("safe_refs")
 
 _COURIER_PATIENCE_S = 10.0  # one that starts takes a second or two
 _COURIER_ANSWERS_S = 1.0  # then the other one is asked, as Ray may take long to see that a node is gone
-_COURIER_STARTS_S = 3.0
+_COURIER_STARTS_S = 4.0
 _COURIER_FRESH_S = 2.0  # one that has not answered for longer is asked whether it is there, first
 _COURIER_PAUSE_S = 0.1
 _DOWN_S = 5.0  # couriers that could not be had are not waited for by each and every call
@@ -187,6 +187,7 @@ def _wait_for_courier(hand_over: HandOver, deadline: float) -> tuple[HandOver, L
     global _answered_at, _down_until, _which
     until = min(deadline, time.monotonic() + _COURIER_PATIENCE_S)
     patience = _COURIER_STARTS_S if _answered_at is None else _COURIER_ANSWERS_S
+    first = hand_over.courier
     while True:
         left = max(min(until - time.monotonic(), patience), 0.001)
         answer = couriers.answer(hand_over.courier, hand_over.reply, left)
@@ -202,7 +203,8 @@ def _wait_for_courier(hand_over: HandOver, deadline: float) -> tuple[HandOver, L
             return None
         time.sleep(_COURIER_PAUSE_S)
         _which = (_which + 1) % len(couriers.FOR_CLIENTS)
-        patience = _COURIER_STARTS_S
+        # The other one may have to start, for which it has most of the time, also if the first is asked again in between.
+        patience = _COURIER_ANSWERS_S if couriers.FOR_CLIENTS[_which] == first else _COURIER_STARTS_S
         hand_over = _knock(hand_over.refs)
 
 

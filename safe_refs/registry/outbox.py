@@ -85,7 +85,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> Identity:
         releasing.release_later(registry, [wanted.lease])
         raise
     if answer is _ALONE:
-        answer = pinning.pin(registry, wanted, _left(request, registry, timeout), here)
+        answer = pinning.pin(registry, wanted, timeout, here, request.deadline)
     found: Identity = answer
     return found
 
@@ -106,8 +106,7 @@ def pin_many(registry: str, wanted: Sequence[Pin], timeout: float, here: Site) -
                 if isinstance(answer, Exception):
                     raise answer
                 if answer is None:
-                    left = max(deadline - time.monotonic(), 0.001)
-                    done.append(pinning.pin(registry, each, left, here))
+                    done.append(pinning.pin(registry, each, timeout, here, deadline))
                 else:
                     done.append(answer)
     except BaseException:
@@ -128,7 +127,7 @@ def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, t
     except TimeoutError:
         raise contact.late(address.registry, timeout) from None
     if answer is _ALONE:
-        answer = resolving.resolve(wanted, _left(request, address.registry, timeout), here)
+        answer = resolving.resolve(wanted, timeout, here, request.deadline)
     refs: list[Ref] = answer
     return refs
 
@@ -154,7 +153,7 @@ def resolve_many(addresses: Sequence[LeaseAddress], timeout: float, *, take: boo
             answers.update((place, refs) for place, refs in zip(places, theirs, strict=True) if refs is not None)
         for place, row in enumerate(some):
             if place not in answers:
-                answers[place] = resolving.resolve(row, max(deadline - time.monotonic(), 0.001), here)
+                answers[place] = resolving.resolve(row, timeout, here, deadline)
         found += [answers[place] for place in range(len(some))]
     return found
 
@@ -187,9 +186,7 @@ def send(registry: str, wanted: Pin, timeout: float, here: Site, then: Callable[
     lease = wanted.lease
 
     def finish(request: Request) -> None:
-        answer, error = _answer(
-            request, lambda: pinning.pin(registry, request.what, _left(request, registry, timeout), here)
-        )
+        answer, error = _answer(request, lambda: pinning.pin(registry, request.what, timeout, here, request.deadline))
         if error is not None:
             releasing.release_later(registry, [lease])
         request.what = None  # the references go before anybody is told: from then on this thread uses none
@@ -212,8 +209,7 @@ def send_resolve(
     wanted = resolving.wanted(address, here, slot=slot, take=take)
 
     def finish(request: Request) -> None:
-        left = partial(_left, request, address.registry, timeout)
-        then(*_answer(request, lambda: resolving.resolve(wanted, left(), here)))
+        then(*_answer(request, lambda: resolving.resolve(wanted, timeout, here, request.deadline)))
 
     _resolves(address.registry, timeout, here).post(Request(wanted, time.monotonic() + timeout, _or_aside(finish)))
 
@@ -250,18 +246,6 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _left(request: Request, registry: str, timeout: float) -> float:
-    """What is left of a request's time, in seconds.
-
-    Raises:
-        RegistryUnavailableError: nothing.
-    """
-    left = request.deadline - time.monotonic()
-    if left <= 0:
-        raise contact.late(registry, timeout)
-    return left
-
-
 def _pins(registry: str, timeout: float, here: Site) -> Group:
     found = _groups.get(("pin", here.connection, registry, timeout))
     if found is not None:
@@ -271,7 +255,7 @@ def _pins(registry: str, timeout: float, here: Site) -> Group:
         return pinning.pin_together(registry, wanted, deadline, timeout, here)
 
     def alone(request: Request) -> Identity:
-        return pinning.pin(registry, request.what, _left(request, registry, timeout), here)
+        return pinning.pin(registry, request.what, timeout, here, request.deadline)
 
     send = partial(_send, alone, together)
     return _begin("pin", here, registry, timeout, send)
@@ -286,7 +270,7 @@ def _resolves(registry: str, timeout: float, here: Site) -> Group:
         return resolving.resolve_together(registry, wanted, deadline, here)
 
     def alone(request: Request) -> list[Ref]:
-        return resolving.resolve(request.what, _left(request, registry, timeout), here)
+        return resolving.resolve(request.what, timeout, here, request.deadline)
 
     send = partial(_send, alone, together)
     return _begin("resolve", here, registry, timeout, send)
@@ -323,15 +307,14 @@ def _send(
     answers: Sequence[Any] = [None] * len(batch)
     try:
         answers = together([each.what for each in batch], first.deadline)
-    except RegistryUnavailableError:
-        if first.then is None:
-            raise  # the others, who may have time left, ask again
-    finally:
-        for request, answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
-                request.error = answer
-            elif request is not first or answer is not None or first.then is not None:
-                request.answer = _ALONE if answer is None else answer
+    except Exception as error:
+        if first.then is None and isinstance(error, RegistryUnavailableError):
+            first.error = error.with_traceback(None)  # its time is over; the others, who may have some left, ask again
+    for request, answer in zip(batch, answers, strict=True):
+        if isinstance(answer, Exception):
+            request.error = answer
+        elif request.error is None:
+            request.answer = _ALONE if answer is None else answer
 
 
 def _begin(kind: str, here: Site, registry: str, timeout: float, send: Callable[[Sequence[Request]], None]) -> Group:

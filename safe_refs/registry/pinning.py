@@ -42,8 +42,15 @@ class Pin(NamedTuple):
     maker: Origin
 
 
-def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, int]:
+def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float | None = None) -> tuple[bytes, int]:
     """Have a registry hold references, and wait until it does: all replicas, or all but those known to be dead.
+
+    Args:
+        registry: its name.
+        wanted: what it is to hold.
+        timeout: seconds that it was given from the start, as errors tell.
+        here: where this process stands.
+        deadline: monotonic seconds, if a part of the time is over.
 
     Returns:
         Epoch and generation of the registry that holds them.
@@ -53,7 +60,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, 
         RegistryUnavailableError: no answer in time. As with every error, nothing stays held.
     """
     lease, refs, terms, maker = wanted
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout if deadline is None else deadline
     held: set[int] = set()
     answer = b""
     hand_over: anchoring.HandOver | None = None

@@ -59,8 +59,14 @@ def wanted(address: LeaseAddress, here: Site, *, slot: int | None, take: bool) -
     return Wanted(address, slot, take, asker, token(8))
 
 
-def resolve(wanted: Wanted, timeout: float, here: Site) -> list[Ref]:
+def resolve(wanted: Wanted, timeout: float, here: Site, deadline: float | None = None) -> list[Ref]:
     """The references of a lease, or the one in a slot; with `take`, end the lease in the same step.
+
+    Args:
+        wanted: the lease, and how.
+        timeout: seconds that it was given from the start, as errors tell.
+        here: where this process stands.
+        deadline: monotonic seconds, if a part of the time is over.
 
     Raises:
         LeaseError: it has ended, was lost, or was never there.
@@ -72,7 +78,7 @@ def resolve(wanted: Wanted, timeout: float, here: Site) -> list[Ref]:
         use_id = use if counts else b""
         return (packed(version, address.lease, address.epoch, address.generation, slot, take, asker, use_id),)
 
-    refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take)
+    refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take, deadline=deadline)
     anchoring.note_resolved(address, refs)
     return refs
 
@@ -174,6 +180,7 @@ def _ask_holders(
     timeout: float,
     *,
     in_turn: bool,
+    deadline: float | None = None,
 ) -> Any:
     """Ask whoever holds a lease, and make one answer of theirs.
 
@@ -185,13 +192,14 @@ def _ask_holders(
             number that one of them has answered.
         timeout: seconds.
         in_turn: ask them one after the other from the start; otherwise only if they say so.
+        deadline: monotonic seconds, if a part of the time is over.
 
     Raises:
         LeaseError: the lease has ended, was lost, or was never there.
         RegistryUnavailableError: no answer in time.
     """
     registry, begun = address.registry, time.monotonic()
-    deadline = begun + timeout
+    deadline = begun + timeout if deadline is None else deadline
     comes_by = min(deadline, begun + _COMES_S) if address.soon else begun
     was_moving = False
     granted: dict[int, Any] = {}  # answers of those that were asked in turn, which are not to be asked twice
