@@ -493,6 +493,8 @@ def _finish(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buff
 
 def _pickle_quickly(obj: Any) -> Pickled | bytes:
     """Pickle with the kept pickler of this thread: the way of nearly every call. Just bytes where they are small and all."""
+    if type(obj) is FunctionType and obj.__name__ == "<lambda>":
+        return _pickle_lambda(obj)
     pickler = _quick.pickler
     # Taken out while it works, so that a `__reduce__` that pickles something itself gets another one.
     _quick.pickler = None
@@ -503,8 +505,6 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
     around = state.writing
     state.writing = writing = Writing()
     try:
-        if type(obj) is FunctionType and obj.__name__ == "<lambda>":
-            raise NamesMainError  # plain pickle takes as long to find out
         pickler.dump(obj)
     except BaseException as error:
         discard(writing)
@@ -526,6 +526,22 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
         return Pickled(pieces, writing, 0)
     discard(writing)
     return _finish(_standard_picklers(None, True)[1], obj, None)
+
+
+def _pickle_lambda(obj: Any) -> Pickled | bytes:
+    """Cloudpickle's at once, as plain pickle would take as long to find out."""
+    import cloudpickle
+
+    around = state.writing
+    state.writing = writing = Writing()
+    try:
+        data: bytes = cloudpickle.dumps(obj, PROTOCOL)
+    except BaseException:
+        discard(writing)
+        raise
+    finally:
+        state.writing = around
+    return data if writing.refs is None else Pickled([data], writing, 0)
 
 
 def _by_value_modules() -> bool:

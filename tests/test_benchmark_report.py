@@ -17,7 +17,13 @@ from benchmarks.report import PARTS, as_markdown
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = {
     "plain": {"Objects without references"},
-    "references": {"References, out and in", "Many at once, and without waiting", "Importing"},
+    "references": {
+        "Borrowed references",
+        "References, out and in",
+        "Many at once, and without waiting",
+        "Importing",
+        "Where a box pays off",
+    },
     "handover": {"Handing over a value"},
     "memory": {"Memory over time"},
     "million": {"A million leases"},

@@ -26,7 +26,7 @@ from tests.test_registry import wait_until
 
 __all__ = ["start"]  # a fixture
 
-MANY = 3 * BOXED
+MANY = BOXED + 100
 
 
 @pytest.fixture

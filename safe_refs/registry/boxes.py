@@ -1,4 +1,4 @@
-"""Many references travel in one small object that contains them: Ray's cost for each by itself is three to four times as high.
+"""Many references travel in one small object that contains them, where that costs Ray less than each by itself.
 
 What always holds: a box is opened by whoever gets it before anything else is done with it, and dropped at once; what is in it is then
 borrowed as if it had come by itself.
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     Ref = ray.ObjectRef[Any]
 
-BOXED = 64  # references, from which on a box pays off, by `python -m benchmarks.boxes`
+# References, from which on a box pays off, a little, by `python -m benchmarks.boxes`; with 64 it costs a fifth to a third more.
+BOXED = 600
 
 
 class Box(NamedTuple):
