@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from safe_refs import _ray
+from safe_refs.registry import contact, releasing
 from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.replication import Replica
+from safe_refs.registry.shard import STALE
 from safe_refs.registry.topology import Topology
 from tests.test_rules import ME, A, B, C, Clock, make_table, pin
 
@@ -109,3 +114,16 @@ def test_who_never_crashed_or_long_ago_is_told_nothing_twice() -> None:
     clock.now += 601.0
     pin(two, C, "x")
     assert not peer.owe_returned([C])
+
+
+def test_an_end_counts_though_another_shard_says_that_the_registry_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old holder ends a lease; the new one has heard that the growth is over, and has the lease's end as news already."""
+    moved = next(
+        lease for lease in (bytes([n]) * 16 for n in range(99)) if Topology(1, shards=3).holders(lease) == (2,)
+    )
+    topologies = iter([Topology(2, shards=3, before=1), Topology(3, shards=3)])
+    replies = iter([{0: [True], 2: STALE}, {2: [False]}])
+    monkeypatch.setattr(_ray, "connection", lambda: _ray.Connection(b"c" * 28, "01000000"))
+    monkeypatch.setattr(contact, "topology", lambda *_, **__: next(topologies))
+    monkeypatch.setattr(contact, "ask_each", lambda *_, **__: next(replies))
+    assert releasing.release_ids("any", [([moved], ME)], 5.0) == {moved}

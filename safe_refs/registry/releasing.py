@@ -40,17 +40,17 @@ def release_ids(registry: str, rows: Sequence[tuple[Sequence[bytes], Origin]], t
         except NoRegistryError:
             forget_registry(connected, registry)
             return ended
-        if STALE in replies.values():
-            contact.forget_topology(connected, registry)
-            waiting = None
-            continue
-        if Silence.LATE in replies.values():
-            raise contact.late(registry, timeout)
         told: set[bytes] = set()
         for shard, flags in replies.items():
             if isinstance(flags, list):
                 told.update(waiting[shard])
                 ended.update(lease for lease, flag in zip(waiting[shard], flags, strict=True) if flag)
+        if STALE in replies.values():  # the others may have carried it out all the same
+            contact.forget_topology(connected, registry)
+            waiting = None
+            continue
+        if Silence.LATE in replies.values():
+            raise contact.late(registry, timeout)
         # A dead shard hears it from the others; where there are none it is told when it is back.
         untold = {
             shard: [lease for lease in waiting[shard] if lease not in told]
