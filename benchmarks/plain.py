@@ -120,7 +120,7 @@ def _of_main(rounds: int) -> list[Line]:
         ratio(
             f"dumps: {name} ÷ cloudpickle",
             lambda obj=obj: safe_refs.dumps(obj),  # type: ignore[misc] # mypy can't infer a lambda's default
-            lambda obj=obj: cloudpickle.dumps(obj),  # type: ignore[misc]
+            lambda obj=obj: cloudpickle.dumps(obj),  # type: ignore[misc] # likewise
             rounds,
             1.15,
             inner=inner,

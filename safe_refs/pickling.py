@@ -85,7 +85,7 @@ class Sink:
         if type(piece) is bytes:
             self.pieces.append(piece)
             # Every class is named by STACK_GLOBAL, one byte, quickly looked for. Its module's name may stand in an earlier frame.
-            if self.watches and b"\x93" in piece and self._names_main():
+            if self.watches and _is_frame(piece) and b"\x93" in piece and self._names_main():
                 raise NamesMainError
             if self._copy is not None:
                 self._copy.write(piece)

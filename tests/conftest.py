@@ -42,6 +42,16 @@ SETTLE_S = 15.0
 
 Driver = Callable[..., Any]
 
+LOCAL_RAY: dict[str, Any] = {
+    "address": "local",  # its own, also where another runs on this machine
+    "num_cpus": 4,
+    "object_store_memory": 400 * 2**20,
+    "include_dashboard": False,
+    "log_to_driver": False,
+    "logging_level": logging.ERROR,
+    "_node_ip_address": "127.0.0.1",
+}
+
 
 def as_actor(class_: type) -> Any:
     """Make a Ray actor class of a class, without a CPU of its own; typed as what it is at run time, which Ray's types don't know."""
@@ -55,15 +65,7 @@ def ray_cluster() -> Iterator[str]:
     """A Ray of one node for the session; its GCS address."""
     import ray
 
-    ray.init(
-        address="local",  # its own, also where another runs on this machine
-        num_cpus=4,
-        object_store_memory=400 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
+    ray.init(**LOCAL_RAY)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -37,11 +38,22 @@ class Echo:
             request.answer = ("echo", request.what)
 
 
-def wait_for_line(group: Group, length: int) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while len(group._line) < length:
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def wait_for_line(group: Group, length: int) -> None:
+    wait_until(lambda: len(group._line) >= length)
+
+
+def send_first(pool: ThreadPoolExecutor, group: Group, echo: Echo) -> Future[Any]:
+    """A request whose call is under way, until the gate opens."""
+    first = pool.submit(group.ask, Request(0, within(20)))
+    wait_until(lambda: bool(echo.batches))
+    return first
 
 
 def test_a_lone_request_goes_out_at_once() -> None:
@@ -59,9 +71,7 @@ def test_those_who_come_meanwhile_go_together() -> None:
     echo = Echo()
     group = Group(echo, 30)
     with ThreadPoolExecutor(20) as pool:
-        first = pool.submit(group.ask, Request(0, within(20)))
-        while not echo.batches:
-            time.sleep(0.001)
+        first = send_first(pool, group, echo)
         others = [pool.submit(group.ask, Request(number, within(20))) for number in range(1, 16)]
         wait_for_line(group, 15)
         echo.open = True
@@ -94,9 +104,7 @@ def test_an_error_is_everybodys() -> None:
     echo = Echo()
     group = Group(echo, 30)
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(group.ask, Request(0, within(20)))
-        while not echo.batches:
-            time.sleep(0.001)
+        first = send_first(pool, group, echo)
         others = [pool.submit(group.ask, Request(number, within(20))) for number in range(1, 3)]
         wait_for_line(group, 2)
         echo.open = True
@@ -114,16 +122,13 @@ def test_ctrl_c_hits_only_whose_it_is() -> None:
     echo = Echo()
     group = Group(echo, 30)
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(group.ask, Request(0, within(20)))
-        while not echo.batches:
-            time.sleep(0.001)
+        first = send_first(pool, group, echo)
         second = pool.submit(group.ask, Request(1, within(20)))
         third = pool.submit(group.ask, Request(2, within(20)))
         wait_for_line(group, 2)
         echo.gate.release()
         assert first.result(10) == ("echo", 0)
-        while len(echo.batches) < 2:
-            time.sleep(0.001)
+        wait_until(lambda: len(echo.batches) == 2)
         echo.fail = KeyboardInterrupt()
         echo.open = True
         echo.gate.release()
@@ -141,9 +146,7 @@ def test_nobody_waits_longer_than_told() -> None:
     group = Group(echo, 0.1)
     group._longest_s = 0.3
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(group.ask, Request(0, within(20)))
-        while not echo.batches:
-            time.sleep(0.001)
+        first = send_first(pool, group, echo)
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
             group.ask(Request(1, within(0.1)))
@@ -161,9 +164,7 @@ def test_who_has_gone_is_not_given_the_lead() -> None:
     echo = Echo()
     group = Group(echo, 30)
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(group.ask, Request(0, within(20)))
-        while not echo.batches:
-            time.sleep(0.001)
+        first = send_first(pool, group, echo)
         second = pool.submit(group.ask, Request(1, within(20)))
         wait_for_line(group, 1)
         third = pool.submit(group.ask, Request(2, within(0.5)))
@@ -191,10 +192,7 @@ def test_the_thread_for_posted_requests_ends_when_idle(monkeypatch: pytest.Monke
         done = threading.Event()
         group.post(Request(number, within(5), lambda _, done=done: done.set()))  # type: ignore[misc]
         assert done.wait(5)
-        deadline = within(5)
-        while group._thread is not None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: group._thread is None)
     assert echo.batches == [[0], [1], [2]]
 
 
@@ -225,11 +223,8 @@ def test_many_threads_for_long() -> None:
 
     with ThreadPoolExecutor(16) as pool:
         late = sum(pool.map(work, range(0, 16_000, 1000)))
-    deadline = within(10)
     posted = sum(number % 7 == 0 for start in range(0, 16_000, 1000) for number in range(start, start + 200))
-    while len(done) < posted:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_until(lambda: len(done) >= posted)
     assert len(sent) == len(set(sent))
     assert 3200 - late <= len(sent) <= 3200
     assert group._busy_until is None
@@ -245,9 +240,7 @@ def test_who_waits_is_not_kept_by_what_is_posted() -> None:
         held.wait(20)
 
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(group.ask, Request(0, within(20)))
-        while not echo.batches:
-            time.sleep(0.001)
+        first = send_first(pool, group, echo)
         second = pool.submit(group.ask, Request(1, within(20)))
         wait_for_line(group, 1)
         group.post(Request(2, within(20), take_long))

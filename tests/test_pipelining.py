@@ -185,7 +185,8 @@ def test_a_reader_that_comes_too_early_holds_up_no_other(cluster: str, gate: thr
 
     async def load() -> float:
         early = asyncio.ensure_future(aio.loads(coming))
-        await asyncio.sleep(0.3)
+        while not outbox._aside._threads:  # until it asks again, by itself
+            await asyncio.sleep(0.01)
         begun = time.monotonic()
         for _ in range(5):
             await aio.loads(there)

@@ -23,20 +23,23 @@ class Aside:
         self._idle = 0
 
     def run(self, job: Callable[[], None]) -> None:
-        """Have a thread do it, in its turn."""
+        """Have a thread do it, in its turn; or do it here, if no thread can be had."""
         with self._changed:
             self._jobs.append(job)
             if self._idle >= len(self._jobs) or self._threads == _MOST:
                 self._changed.notify()
+                return
+            self._threads += 1
+            try:
+                threading.Thread(target=self._work, name="safe_refs-aside", daemon=True).start()
+            except RuntimeError:
+                self._threads -= 1
+                if self._threads:
+                    return
+                self._jobs.remove(job)
             else:
-                self._threads += 1
-                try:
-                    threading.Thread(target=self._work, name="safe_refs-aside", daemon=True).start()
-                except RuntimeError:  # no more threads can be had
-                    self._threads -= 1
-                    if not self._threads:
-                        self._jobs.pop()
-                        raise
+                return
+        job()
 
     def _work(self) -> None:
         while True:
@@ -51,5 +54,6 @@ class Aside:
             try:
                 job()
             except Exception:
+                # A job that fails must not take the thread from those that wait for it.
                 logger.exception("what was put aside has failed")
             del job  # it knows references

@@ -160,7 +160,8 @@ def shutdown(registry: str, timeout: float) -> int:
     """End every lease of a registry, in order, and then the registry; how many leases that were.
 
     Raises:
-        RegistryUnavailableError: it didn't answer in time; it still runs.
+        RegistryUnavailableError: it didn't answer in time. What did has let go of its leases, and refuses new ones until the next
+            `shutdown` ends it.
     """
     import ray
 

@@ -231,7 +231,7 @@ def _answer(request: Request, alone: Callable[[], Any]) -> tuple[Any, Exception 
     try:
         if request.answer is _ALONE:
             return alone(), None
-    except Exception as failure:
+    except Exception as failure:  # whoever posted it is told
         return None, failure.with_traceback(None)
     return request.answer, request.error if isinstance(request.error, Exception) else None
 
@@ -308,6 +308,7 @@ def _send(
     try:
         answers = together([each.what for each in batch], first.deadline)
     except Exception as error:
+        # Whatever it was, each asks again by itself, and is told what that says.
         if first.then is None and isinstance(error, RegistryUnavailableError):
             first.error = error.with_traceback(None)  # its time is over; the others, who may have some left, ask again
     for request, answer in zip(batch, answers, strict=True):

@@ -142,6 +142,7 @@ def _flush_at_exit() -> None:
         try:
             flush(_LAST_WAIT_S, _everybody)
         except Exception:
+            # The process ends all the same, and what comes after this is still to be done.
             logger.exception("the process ends, and references that it passed on without waiting are not held")
         exits.hand_over()  # which may have run already, and found less
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray, aio
-from tests.conftest import RAYS_MARKS, SETTLE_S
+from tests.conftest import LOCAL_RAY, RAYS_MARKS, SETTLE_S
 from tests.shards import stopped
 from tests.test_aio import Ticks
 from tests.test_registry import wait_until
@@ -58,15 +57,7 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader() -> Iterator[Any]:
     """The handle of an application of two deployments, in a Ray of its own."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=400 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address="127.0.0.1",
-    )
+    ray.init(**LOCAL_RAY)
     options = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 1000}
     maker = serve.deployment(**options)(Maker).bind()
     serve.start(proxy_location="Disabled")
