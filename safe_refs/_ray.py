@@ -188,21 +188,134 @@ def _core_worker() -> Any:
     return worker.core_worker
 
 
-def owner_of(ref: ray.ObjectRef[Any]) -> bytes:
-    """Address of the process that owns `ref`, as Ray packs it; opaque, equal for equal owners.
+def is_actor_handle(reference: Any) -> bool:
+    """Whether a reference is an actor's handle, and not an object's."""
+    import ray
+
+    return isinstance(reference, ray.actor.ActorHandle)
+
+
+def is_weak(handle: Any) -> bool:
+    """Whether a handle of an actor keeps that actor alive no more than a name would: `ray.get_actor` gives such handles.
+
+    Private: `ActorHandle._ray_weak_ref`, seen since Ray 2.52. Without it a payload that holds such a handle and a real one of the
+    same actor may hold only the former.
+    """
+    return bool(getattr(handle, "_ray_weak_ref", False))
+
+
+def counted_ref(reference: Any) -> ray.ObjectRef[Any]:
+    """What Ray counts for a reference: itself, or for an actor's handle the id of an object that stands for the actor.
+
+    Private: `CoreWorker.serialize_actor_handle`, with which Ray itself passes handles on, seen since Ray 2.52. Without it leases of
+    actors could not be held.
+    """
+    if not is_actor_handle(reference):
+        ref: ray.ObjectRef[Any] = reference
+        return ref
+    _, standing_for = _core_worker().serialize_actor_handle(reference._actor_id)
+    found: ray.ObjectRef[Any] = standing_for
+    return found
+
+
+def id_of(reference: Any) -> bytes:
+    """Id of the object that a reference names, or that stands for its actor."""
+    return counted_ref(reference).binary()
+
+
+def objects(references: Iterable[Any]) -> list[ray.ObjectRef[Any]]:
+    """Those that are objects' references, and not actors' handles."""
+    return [each for each in references if not is_actor_handle(each)]
+
+
+def actors(references: Iterable[Any]) -> list[Any]:
+    """Those that are actors' handles."""
+    return [each for each in references if is_actor_handle(each)]
+
+
+def known_actors(ids: Iterable[bytes]) -> set[bytes]:
+    """Those of these ids that stand for actors of which this process has handles, and that somebody owns.
+
+    Private: `CoreWorker.get_owner_address`, see `owner_of`; Ray's counts leave actors out.
+    """
+    return {id_ for id_ in ids if _stands_for_actor(id_) and _has_owner(id_)}
+
+
+def _stands_for_actor(id_: bytes) -> bool:
+    """Whether the object of this id stands for an actor: it counts as what the actor's creation returned.
+
+    Private: how Ray makes ids of tasks and objects (`id.h`), seen since Ray 2.52; see `counted_ref`.
+    """
+    return id_[:8] == b"\xff" * 8 and id_[8:20] != b"\xff" * 12 and id_[24:] == b"\1\0\0\0"
+
+
+def _has_owner(id_: bytes) -> bool:
+    import ray
+
+    try:
+        _core_worker().get_owner_address(ray.ObjectRef(id_))
+    except ValueError:
+        return False
+    return True
+
+
+def is_actor_dead(handle: Any) -> bool:
+    """Whether an actor is dead for good. About 1 ms.
+
+    Private: the actor's row in the control store (`ray._private.state.actors`), seen since Ray 2.52. Without it a lease that hung on
+    a process would be taken for good when that process has died, and its reader would get Ray's own error from the actor's calls.
+    """
+    import ray
+
+    row = ray._private.state.actors(handle._actor_id.hex())
+    return bool(not row or row.get("State") == "DEAD")
+
+
+def let_go_of_actor(id_: bytes) -> None:
+    """Take this process's count for an actor, by the id that stands for it, to zero, so that Ray tells its owner who else has it.
+
+    Only for a process that ends: the actor's handles that it has keep nothing alive from then on. Ray's counts leave actors out, so
+    that it is seen by the owner's being unknown when it is done.
+
+    Private: see `touch_zero`.
+    """
+    import ray
+
+    ref: Any = ray.ObjectRef(id_)
+    for _ in range(_MOST_HANDLES):
+        if not _has_owner(id_):
+            return
+        _core_worker().remove_object_ref_reference(ref)
+
+
+_MOST_HANDLES = 1000  # of one actor, that a process may have
+
+
+def owner_of(reference: Any) -> bytes:
+    """Address of the process that owns an object, or created an actor, as Ray packs it; opaque, equal for equal owners.
+
+    Empty for an actor that nobody owns as far as is known here: a detached one, or one got by its name.
 
     Private: `CoreWorker.get_owner_address`, seen since Ray 2.52. Without it a dead owner is only found when a value is fetched.
     """
-    return bytes(_core_worker().get_owner_address(ref))
+    if not is_actor_handle(reference):
+        return bytes(_core_worker().get_owner_address(reference))
+    if is_weak(reference):
+        return b""
+    try:
+        return bytes(_core_worker().get_owner_address(counted_ref(reference)))
+    except ValueError:
+        return b""
 
 
-def owner_answers(ref: ray.ObjectRef[Any], timeout_s: float) -> bool:
-    """Whether the owner of `ref` could be asked about it; a single silence may be the network's (see `is_surely_dead`).
+def owner_answers(ref: Any, timeout_s: float) -> bool:
+    """Whether the owner of an object or actor could be asked about it; a single silence may be the network's (see `is_surely_dead`).
 
     Raises:
         TimeoutError: the owner neither answers nor refuses: it hangs.
     """
-    return ref in _locations([ref], timeout_s)
+    counted = counted_ref(ref)
+    return counted in _locations([counted], timeout_s)
 
 
 def _locations(refs: Sequence[ray.ObjectRef[Any]], timeout_s: float) -> Any:
@@ -288,6 +401,16 @@ def _pack_address(worker_id: str, node_id: str) -> bytes:
     return bytes(address.SerializeToString())
 
 
+def is_same_process(one: bytes, other: bytes) -> bool:
+    """Whether two addresses, of `owner_of` or `own_address`, are of the same process."""
+    from ray.core.generated import common_pb2
+
+    parsed = [common_pb2.Address(), common_pb2.Address()]  # type: ignore[attr-defined] # generated at build time
+    parsed[0].ParseFromString(one)
+    parsed[1].ParseFromString(other)
+    return bool(parsed[0].worker_id == parsed[1].worker_id)
+
+
 def describe(address: bytes) -> str:
     """A process, by what `own_address` gave there, for people."""
     from ray.core.generated import common_pb2
@@ -298,11 +421,17 @@ def describe(address: bytes) -> str:
     return f"the process of worker {parsed.worker_id.hex()[:8]} on node {node_id.hex()[:8]}"
 
 
-def borrowed(refs: Iterable[ray.ObjectRef[Any]]) -> list[ray.ObjectRef[Any]]:
+def borrowed(refs: Iterable[Any]) -> list[Any]:
     """Those of `refs` that other processes own. An owner's address contains its worker id; see `owner_of`."""
+    import ray
+
     core = _core_worker()
     me = core.get_worker_id().binary()
-    return [ref for ref in refs if me not in core.get_owner_address(ref)]
+    return [
+        ref
+        for ref in refs
+        if me not in (core.get_owner_address(ref) if type(ref) is ray.ObjectRef else owner_of(ref) or me)
+    ]
 
 
 def still_counted(ids: Iterable[bytes]) -> set[bytes]:
@@ -481,7 +610,7 @@ def _no_collection() -> Iterator[bool]:
 def sizes(refs: Iterable[ray.ObjectRef[Any]], timeout_s: float) -> dict[ray.ObjectRef[Any], int]:
     """Bytes (data and metadata) of those of `refs` that exist already and whose owner answers in time; one call for each owner."""
     by_owner: dict[bytes, list[ray.ObjectRef[Any]]] = {}
-    for ref in refs:
+    for ref in objects(refs):
         by_owner.setdefault(owner_of(ref), []).append(ref)
     found: dict[ray.ObjectRef[Any], int] = {}
     for theirs in by_owner.values():
@@ -503,7 +632,7 @@ def counted(ids: Iterable[bytes]) -> list[bytes]:
     which waits until what it let go of is really gone, and by couriers; without it, they would have to wait a fixed time.
     """
     counts = _core_worker().get_all_reference_counts()
-    return [id_ for id_ in ids if id_.hex().encode() in counts]
+    return [id_ for id_ in ids if id_.hex().encode() in counts or (_stands_for_actor(id_) and _has_owner(id_))]
 
 
 def store_usage() -> StoreUsage:

@@ -72,7 +72,7 @@ class Header(NamedTuple):
     Attributes:
         address: where its lease lives.
         tag: what the payload's slots call it by in the inner pickle, 8 random bytes.
-        kinds: one letter a slot: `o` is an `ObjectRef`.
+        kinds: one letter a slot: `o` is an `ObjectRef`, `a` an `ActorHandle`.
         terms: the terms the lease was made with: `ttl` (seconds), `uses`, `label`; only those that were given.
         made_at: seconds since the epoch by the maker's clock.
         inner_size: bytes of the inner pickle.

@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections.abc import Generator, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from . import config, scopes
 from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
@@ -18,7 +18,7 @@ from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .randomness import token
 from .registry import late
 from .registry.records import Terms
-from .slots import OBJECT_REF, state
+from .slots import ACTOR, OBJECT_REF, kind_of, register, state
 
 if TYPE_CHECKING:
     import ray
@@ -33,7 +33,8 @@ class SafeRef(Generic[T]):
     """Names one reference of one lease. Immutable, hashable, equal by what it names, picklable by any pickler.
 
     Get one from `pin`, from `loads(..., resolve=False)`, or back from its text (`SafeRef.parse(str(handle))`) or bytes
-    (`SafeRef.from_bytes(bytes(handle))`). As a context manager it releases its lease at the end.
+    (`SafeRef.from_bytes(bytes(handle))`). As a context manager it releases its lease at the end. A `SafeRef` of an actor resolves to
+    an `ActorHandle`.
     """
 
     __slots__ = ("_address", "_kind", "_slot")
@@ -67,8 +68,16 @@ class SafeRef(Generic[T]):
         """Which of the lease's references it names, from 0."""
         return self._slot
 
+    @property
+    def kind(self) -> str:
+        """What it resolves to: `o` is an `ObjectRef`, `a` an `ActorHandle`."""
+        return self._kind
+
     def resolve(self, *, timeout: float | timedelta | None = None) -> ray.ObjectRef[T]:
         """Give the reference back, tracked by Ray as if it had been passed in-band. Counts as one use of the lease.
+
+        Returns:
+            The reference; of an actor, its `ActorHandle`.
 
         Args:
             timeout: seconds to wait for the registry (not for the value); default from `init` or `SAFE_REFS_TIMEOUT`.
@@ -81,7 +90,7 @@ class SafeRef(Generic[T]):
         return late.outbox.resolve(self._address, config.timeout_s(timeout), slot=self._slot)[0]
 
     def get(self, timeout: float | None = None) -> T:
-        """Resolve, and wait for the value as `ray.get` does.
+        """Resolve, and wait for the value as `ray.get` does. For an actor: its handle.
 
         Args:
             timeout: seconds to wait for the value; None waits for as long as it takes, as `ray.get` does.
@@ -94,6 +103,9 @@ class SafeRef(Generic[T]):
         import ray
 
         ref = self.resolve()
+        if self._kind == ACTOR:
+            handle: Any = ref
+            return cast(T, handle)
         try:
             value: T = ray.get(ref, timeout=timeout)
         except ray.exceptions.OwnerDiedError:
@@ -107,6 +119,8 @@ class SafeRef(Generic[T]):
         import ray
 
         ref: Any = (await late.awaiting.resolve(self._address, config.timeout_s(), slot=self._slot))[0]
+        if self._kind == ACTOR:
+            return cast(T, ref)
         try:
             value: T = await ref
         except ray.exceptions.OwnerDiedError:
@@ -233,6 +247,15 @@ def pin(
     wait: bool | None = None,
 ) -> SafeRef[T]: ...
 @overload
+def pin(  # type: ignore[overload-overlap] # a handle has any attribute, as its methods are the actor's, and so looks iterable
+    ref: ray.actor.ActorHandle[T],
+    *,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
+) -> SafeRef[Any]: ...
+@overload
 def pin(
     ref: Iterable[ray.ObjectRef[T]],
     *,
@@ -252,7 +275,7 @@ def pin(
     """Have the registry hold a reference, or several under one lease, and return handles for them.
 
     Args:
-        ref: an `ObjectRef`, or an iterable of them.
+        ref: an `ObjectRef` or an `ActorHandle`, or an iterable of them.
         ttl: seconds (or a `timedelta`) after which the lease ends; None as for `dumps`.
         uses: how often the lease may be resolved; None for no limit.
         label: a name for people, shown by `leases()`.
@@ -267,18 +290,11 @@ def pin(
         UnsupportedReferenceError: a Ray reference of another kind.
         TypeError: no reference at all.
     """
-    import ray
-
     terms = make_terms(ttl, uses, label)
-    single = isinstance(ref, ray.ObjectRef)
+    register()
+    single = kind_of(ref) is not None
     refs = [ref] if single else list(ref) if isinstance(ref, Iterable) else [ref]
-    for each in refs:
-        kind = type(each)
-        if kind is not ray.ObjectRef:
-            name = f"{kind.__module__}.{kind.__qualname__}"
-            if kind.__module__.partition(".")[0] == "ray":
-                raise UnsupportedReferenceError(f"safe_refs can't pin a {name} yet, only ray.ObjectRef", kind=name)
-            raise TypeError(f"pin takes a ray.ObjectRef or an iterable of them, not {name}")
+    kinds = [_kind(each) for each in refs]
     if not refs:
         return []
     registry, lease, timeout = config.registry_name(), token(16), config.timeout_s()
@@ -292,10 +308,28 @@ def pin(
         late.posting.post(registry, wanted, timeout, here)
     try:
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
-        handles = [SafeRef[Any](address, number) for number in range(len(refs))]
+        handles = [SafeRef[Any](address, number, kind) for number, kind in enumerate(kinds)]
         if state.writing is not None:
             state.writing.note(registry, lease)
     except BaseException:
         late.releasing.release_later(registry, [lease])
         raise
     return handles[0] if single else handles
+
+
+def _kind(reference: Any) -> str:
+    """The kind of a reference.
+
+    Raises:
+        UnsupportedReferenceError: it is of a kind that can't be carried.
+        TypeError: it is no reference.
+    """
+    kind = kind_of(reference)
+    if kind is not None:
+        return kind
+    name = f"{type(reference).__module__}.{type(reference).__qualname__}"
+    if name.partition(".")[0] == "ray":
+        raise UnsupportedReferenceError(
+            f"safe_refs can't pin a {name}, only a ray.ObjectRef or an ActorHandle", kind=name
+        )
+    raise TypeError(f"pin takes a ray.ObjectRef or an ActorHandle, or an iterable of them, not {name}")

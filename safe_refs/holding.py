@@ -17,7 +17,7 @@ from .handle import SafeRef
 from .randomness import token
 from .registry import late
 from .registry.records import Terms
-from .slots import OBJECT_REF, Writing, state
+from .slots import KINDS, Writing, state
 
 if TYPE_CHECKING:
     from .registry.pinning import Pin
@@ -105,7 +105,7 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
         header = Header(
             address=address,
             tag=pickled.writing.tag,
-            kinds=OBJECT_REF * len(refs),
+            kinds=pickled.writing.kinds,
             terms={name: value for name, value in zip(Terms._fields, terms, strict=True) if value is not None}
             if terms != _NO_TERMS
             else {},
@@ -183,7 +183,7 @@ def check_kinds(header: Header) -> None:
     Raises:
         EnvelopeError: the payload holds some.
     """
-    unknown = set(header.kinds) - {OBJECT_REF}
+    unknown = set(header.kinds) - KINDS
     if unknown:
         raise EnvelopeError(
             f"the payload holds references of kind {', '.join(sorted(unknown))!r}, which this release of safe_refs doesn't "

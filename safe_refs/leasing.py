@@ -39,7 +39,7 @@ class PayloadInfo:
         pickle_size: bytes of the pickle inside it.
         buffers: out-of-band buffers that belong to it.
         address: where its lease lives, as secret as the payload; None for a plain pickle.
-        kinds: one letter for each reference: `o` is an `ObjectRef`.
+        kinds: one letter for each reference: `o` is an `ObjectRef`, `a` an `ActorHandle`.
     """
 
     lease_id: str | None

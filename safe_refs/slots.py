@@ -17,15 +17,19 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import _ray
 from .errors import EnvelopeError, UnsupportedReferenceError
 from .randomness import token
 
 if TYPE_CHECKING:
     import ray
 
-    Ref = ray.ObjectRef[Any]
+    Reference = ray.ObjectRef[Any] | ray.actor.ActorHandle[Any]
 
-OBJECT_REF = "o"  # the kind of a slot, as it stands in a payload's header
+# The kinds of a slot, as they stand in a payload's header.
+OBJECT_REF = "o"
+ACTOR = "a"
+KINDS = frozenset({OBJECT_REF, ACTOR})
 
 
 class Writing:
@@ -34,19 +38,23 @@ class Writing:
     Costs nothing until the first one.
     """
 
-    refs: list[Ref] | None = None
+    refs: list[Reference] | None = None
+    kinds: str = ""
     tag: bytes = b""
     nested: list[tuple[str, bytes]] | None = None
-    _numbers: dict[Ref, int]
+    _numbers: dict[Any, int]
 
-    def number(self, ref: Ref) -> tuple[bytes, int]:
-        """Tag and number of the slot for `ref`; equal references share one."""
+    def number(self, ref: Reference, kind: str) -> tuple[bytes, int]:
+        """Tag and number of the slot for `ref`, which is of that kind; equal references share one."""
         if self.refs is None:
             self.refs, self._numbers, self.tag = [], {}, token(8)
-        number = self._numbers.get(ref)
+        # Two handles of an actor are equal, though one of them keeps it alive and the other doesn't.
+        key: Any = (ref, _ray.is_weak(ref)) if kind == ACTOR else ref
+        number = self._numbers.get(key)
         if number is None:
-            number = self._numbers[ref] = len(self.refs)
+            number = self._numbers[key] = len(self.refs)
             self.refs.append(ref)
+            self.kinds += kind
         return self.tag, number
 
     def note(self, registry: str, lease: bytes) -> None:
@@ -118,11 +126,27 @@ slot.__module__ = "safe_refs"
 slot.__qualname__ = slot.__name__ = "_slot"
 
 
-def _reduce_object_ref(ref: Ref) -> Any:
+def _reduce_object_ref(ref: ray.ObjectRef[Any]) -> Any:
     writing = state.writing
     if writing is None:
         return ref.__reduce__()
-    return slot, writing.number(ref)
+    return slot, writing.number(ref, OBJECT_REF)
+
+
+def _reduce_actor(handle: ray.actor.ActorHandle[Any]) -> Any:
+    writing = state.writing
+    if writing is None:
+        return handle.__reduce__()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    return slot, writing.number(handle, ACTOR)
+
+
+def kind_of(reference: Any) -> str | None:
+    """The kind of slot that a reference gets; None for what is none, or none that can be carried."""
+    reduce = copyreg.dispatch_table.get(type(reference))
+    return _KIND_BY_REDUCER.get(reduce)
+
+
+_KIND_BY_REDUCER: dict[Any, str] = {_reduce_object_ref: OBJECT_REF, _reduce_actor: ACTOR}
 
 
 def _refuse(what: str, remedy: str) -> Callable[[Any], Any]:
@@ -142,8 +166,7 @@ def _register_ray() -> bool:
     if not hasattr(ray, "actor"):  # another thread is in the middle of importing Ray: nobody has a reference yet
         return False
     copyreg.pickle(ray.ObjectRef, _reduce_object_ref)
-    remedy = "pass the actor's name, and ray.get_actor it there"
-    copyreg.pickle(ray.actor.ActorHandle, _refuse("ray.actor.ActorHandle", remedy))
+    copyreg.pickle(ray.actor.ActorHandle, _reduce_actor)
     return True
 
 

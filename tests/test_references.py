@@ -381,22 +381,6 @@ def test_a_private_dispatch_table_still_knows_references(cluster: str) -> None:
     safe_refs.release(file.getvalue())
 
 
-def test_other_kinds_of_reference_are_refused_by_name_and_nothing_stays(cluster: str) -> None:
-    """An actor handle, which this release can't carry, is refused; the references beside it are not left pinned."""
-
-    class Actor:
-        pass
-
-    actor = as_actor(Actor).remote()
-    with pytest.raises(safe_refs.UnsupportedReferenceError, match="ActorHandle") as caught:
-        safe_refs.dumps([ray.put(1), actor])
-    assert caught.value.kind == "ray.actor.ActorHandle"
-    assert isinstance(caught.value, pickle.PicklingError)
-    with pytest.raises(safe_refs.UnsupportedReferenceError):
-        safe_refs.pin(actor)
-    assert safe_refs.leases() == []
-
-
 def test_something_unpicklable_beside_references_leaves_nothing_pinned(cluster: str) -> None:
     """If the object can't be pickled, `dumps` raises what pickle would, and no lease exists."""
     import threading

@@ -112,7 +112,9 @@ def begin(refs: Sequence[Ref]) -> HandOver | None:
         or not _ray.is_alone()
     ):
         return None
-    found = {ref.binary(): ref for ref in refs}
+    found = {ref.binary(): ref for ref in _ray.objects(refs)}
+    if not found:
+        return None
     for ref in exits.backlog():  # what this process pinned when it was not alone, or no courier was there
         found.setdefault(ref.binary(), ref)
     if _answered_at is None or time.monotonic() - _answered_at > _COURIER_FRESH_S:
@@ -125,6 +127,7 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
     held = None if hand_over is None else _wait_for_courier(hand_over, deadline)
     if held is not None:
         hand_over, life, behind = held
+        actors, refs = _ray.actors(refs), _ray.objects(refs)
         mine = {ref.binary() for ref in refs}
         told, untold = _tell_owners(hand_over.refs, mine, registry, lease, deadline)
         courier, key = hand_over.courier, hand_over.key
@@ -136,7 +139,7 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
         else:
             _said.update(dict.fromkeys(told, (time.monotonic(), life)))
         exits.forget(ref.binary() for ref in hand_over.refs if ref.binary() not in untold)
-        refs = [ref for ref in refs if ref.binary() in untold]
+        refs = [ref for ref in refs if ref.binary() in untold] + actors
         if not refs:
             return
     if config.anchors() and _ray.can_anchor():
@@ -152,7 +155,7 @@ def abandon(hand_over: HandOver | None) -> None:
 def note_resolved(address: LeaseAddress, refs: Sequence[Ref]) -> None:
     """This process got references from the registry, which is known to their owners, while this process isn't yet."""
     now = time.monotonic()
-    for ref in refs:
+    for ref in _ray.objects(refs):
         _note_recent(ref.binary(), now, address)
 
 

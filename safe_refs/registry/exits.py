@@ -44,6 +44,7 @@ _TIMEOUT_S = 1.5
 _TRIES = 20
 _LOOK_S = 0.1
 _OPEN_S = 1.5  # how long an end is held up at most, so that the next look sees it; a new call is made halfway
+_NEWS_S = 0.3  # Ray's news of an actor travel in the background, and nobody says when its owner has them
 _CLOSING_S = 3 * _TIMEOUT_S
 _TIDY_S = 5.0
 _BACKLOG_S = 2.0
@@ -94,7 +95,7 @@ def note(refs: Sequence[Ref], registry: str, lease: bytes) -> None:
         _tidy()
     with _lock:
         for ref in refs:
-            _hanging.setdefault(ref.binary(), []).append((registry, lease))
+            _hanging.setdefault(_ray.id_of(ref), []).append((registry, lease))
         if not _hooked:
             _hooked = True
             _ray.call_before_exit(hand_over)
@@ -128,10 +129,15 @@ def hand_over() -> None:
     locked = _lock.acquire(timeout=_TIMEOUT_S)
     try:
         refs = _ray.references(_ray.still_counted(_hanging))
+        actors = _ray.known_actors(_hanging)
         leases = {lease for found in _hanging.values() for lease in found}
         _hanging.clear()
+        for actor in actors:
+            _ray.let_go_of_actor(actor)
         if refs:
             _anchor(refs, leases)
+        elif actors:
+            time.sleep(_NEWS_S)
     except Exception:
         logger.debug("the end of this process could not be prepared", exc_info=True)  # Ray is gone from it already
     finally:
@@ -206,7 +212,7 @@ def _tidy() -> bool:
     found = {
         lease for leases in list(_hanging.values()) for lease in leases
     }  # what is noted from here on is left alone
-    counted = _ray.still_counted(noted)
+    counted = _ray.still_counted(noted) | _ray.known_actors(noted)
     connected, until = _ray.connection(), time.monotonic() + _TIMEOUT_S
     still: set[tuple[str, bytes]] = set()
     for registry in {registry for registry, _ in found}:

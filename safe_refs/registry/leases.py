@@ -181,7 +181,7 @@ class LeaseTable(Generic[T]):
         Args:
             lease: its id, drawn by the caller.
             items: what it holds.
-            owners: for each item, whatever names the process that it dies with.
+            owners: for each item, whatever names the process that it dies with; empty for one that dies with none.
             terms: on what it ends by itself.
             origin: who makes it.
 
@@ -556,7 +556,7 @@ class LeaseTable(Generic[T]):
     ) -> _Lease[T]:
         self._pinned += 1
         held = self._live[lease] = _Lease(self._pinned, items, owners, terms, origin, since)
-        for owner in owners:
+        for owner in filter(None, owners):
             self._by_owner.setdefault(owner, {})[lease] = None
             self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
         self.usage.add(items, origin.job)
@@ -602,7 +602,7 @@ class LeaseTable(Generic[T]):
     def _let_go(self, lease: bytes) -> _Lease[T]:
         """A live lease, which from now on holds nothing."""
         held = self._live.pop(lease)
-        for owner in set(held.owners):
+        for owner in set(filter(None, held.owners)):
             theirs = self._by_owner[owner]
             del theirs[lease]
             if not theirs:

@@ -37,7 +37,7 @@ class Pin(NamedTuple):
     """A lease that is to begin: its id, what it is to hold, on what terms, and who makes it."""
 
     lease: bytes
-    refs: Sequence[Ref]
+    refs: Sequence[Any]  # references of objects, and handles of actors
     terms: Terms
     maker: Origin
 

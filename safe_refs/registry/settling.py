@@ -332,7 +332,7 @@ class Settler:
                     self._unsettled.forget(lease)
                     continue
                 leases[lease] = marks
-                refs.update((ref.binary(), ref) for ref in items)
+                refs.update((ref.binary(), ref) for ref in _ray.objects(items))
                 if len(refs) >= _MOST_REFERENCES:
                     break
         if not leases:
@@ -356,12 +356,15 @@ class Settler:
         """What a round has found; what it didn't get to is due again."""
         lost = []
         gone = self._gone(leases, told)
+        held_up = self._by_actors(leases)
         self._put_off_verdicts(leases)
         with self._lock:
             for lease, marks in leases.items():
-                ids = [ref.binary() for ref in self._table.items_of(lease)]
+                ids = [ref.binary() for ref in _ray.objects(self._table.items_of(lease))]
                 # Of an object whose owner is dead there is nothing to tell, and a lease that holds others, too, lives for those.
                 found = {told.get(id_, Told.BUSY) for id_ in ids if id_ not in gone}
+                if lease in held_up:
+                    found.add(Told.UNKNOWN)
                 worst = next((state for state in (Told.UNKNOWN, Told.BUSY) if state in found), Told.YES)
                 maker = self._unsettled.hangs_on(lease)
                 if self._unsettled.outcome(lease, marks, worst, heard=unheard.isdisjoint(ids)):
@@ -380,11 +383,33 @@ class Settler:
             return set()
         with self._using:
             with self._lock:
-                refs = [ref for lease in leases for ref in self._table.items_of(lease) if ref.binary() in unknown]
+                held = [ref for lease in leases for ref in _ray.objects(self._table.items_of(lease))]
+                refs = [ref for ref in held if ref.binary() in unknown]
+                held.clear()
             owners = {ref.binary(): _ray.owner_of(ref) for ref in refs}
             refs.clear()
         dead = {owner for owner in set(owners.values()) if _ray.is_surely_dead(owner)}
         return {id_ for id_, owner in owners.items() if owner in dead}
+
+    def _by_actors(self, leases: Iterable[bytes]) -> set[bytes]:
+        """The leases that hang on a process because of an actor's handle, which can't be anchored, as Ray's counts leave actors out.
+
+        When that process has died, the actor shows whether its owner has learned of this shard: it lives, or it doesn't.
+        """
+        found: set[bytes] = set()
+        for lease in leases:
+            with self._using:
+                with self._lock:
+                    maker = self._unsettled.hangs_on(lease)
+                    due = self._unsettled.is_verdict_due(lease)
+                    actors = _ray.actors(self._table.items_of(lease)) if maker else []
+                for actor in actors:
+                    owner = _ray.owner_of(actor)
+                    if owner and not _ray.is_same_process(owner, maker) and (not due or _ray.is_actor_dead(actor)):
+                        found.add(lease)
+                actor = None
+                actors.clear()
+        return found
 
     def _put_off_verdicts(self, leases: Iterable[bytes]) -> None:
         """An owner that was stopped, or is very busy, may not have read yet what a dead process told it."""
@@ -393,7 +418,7 @@ class Settler:
         for lease in due:
             with self._using:
                 with self._lock:
-                    samples = {_ray.owner_of(ref): ref for ref in self._table.items_of(lease)}
+                    samples = {_ray.owner_of(ref): ref for ref in _ray.objects(self._table.items_of(lease))}
                 try:
                     for ref in samples.values():
                         _ray.owner_answers(ref, _HOLD_S)

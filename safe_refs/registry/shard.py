@@ -177,7 +177,7 @@ class Shard:
     ) -> bytes | SafeRefsError:
         if borrower and self._passed:
             # The answer to this call hands what Ray knows here of who resolved these objects to the borrower: tell the owners first.
-            waiting = [ref for ref in refs if ref.binary() in self._passed]
+            waiting = [ref for ref in _ray.objects(refs) if ref.binary() in self._passed]
             if waiting:
                 self._forget_passed(waiting, self._settler.settle_now(waiting))
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
@@ -262,7 +262,7 @@ class Shard:
                 if not take:
                     self._pass_on([lease])
                 if self._anchors:
-                    self._passed.update([item.binary() for item in items])
+                    self._passed.update([item.binary() for item in _ray.objects(items)])
                 return list(items)
         except (LeaseNotFoundError, LeaseLostError) as refusal:
             return RECOVERING if self._recovering else _bare(refusal)
@@ -400,12 +400,14 @@ class Shard:
         wanted = set(ids)
         with self._lock:
             leases = {id_: lease for lease in self._table.ids()[0] for id_ in self._held_ids(lease) if id_ in wanted}
-            found = {ref.binary(): ref for lease in leases.values() for ref in self._table.items_of(lease)}
+            found = {
+                ref.binary(): ref for lease in leases.values() for ref in _ray.objects(self._table.items_of(lease))
+            }
             self._pass_on(list(dict.fromkeys(leases.values())), soon=True)
         return [ref for id_, ref in found.items() if id_ in wanted]
 
     def _held_ids(self, lease: bytes) -> list[bytes]:
-        return [ref.binary() for ref in self._table.items_of(lease)]
+        return [ref.binary() for ref in _ray.objects(self._table.items_of(lease))]
 
     def touch(self) -> list[int]:
         """Take the counts of the settler's batch to zero and up again. No other call is carried out meanwhile."""
@@ -429,7 +431,7 @@ class Shard:
         patience_s = min(patience_s, _CLOSE_TIMEOUT_S)
         deadline = time.monotonic() + patience_s
         with self._lock:
-            owners = {ref.binary(): _ray.owner_of(ref) for ref in self._table.items()}
+            owners = {_ray.id_of(ref): _ray.owner_of(ref) for ref in self._table.items()}
             ended = self._table.end_all(origin)
         if self._anchors:
             self._settler.let_go(patience_s)

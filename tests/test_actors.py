@@ -1,0 +1,279 @@
+"""Handles of actors go out and come back like references: the actor lives exactly as long as a lease or a live handle of it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import safe_refs
+from safe_refs import LeaseReleasedError, OwnerGoneError, SafeRef
+from tests.conftest import Driver, as_actor
+
+DIES_S = 10.0
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self) -> int:
+        self.count += 1
+        return self.count
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class Passer:
+    """Borrows what it is given, and pins it."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def keep(self, refs: list[Any]) -> int:
+        self.kept = refs
+        return os.getpid()
+
+    def dumps(self) -> bytes:
+        return safe_refs.dumps(self.kept)
+
+    def leave(self) -> None:
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+
+
+def counter(**options: Any) -> tuple[Any, int]:
+    """A new actor, and its process."""
+    actor = as_actor(Counter).options(**options).remote()
+    return actor, ray.get(actor.pid.remote(), timeout=60)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this machine is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = DIES_S) -> bool:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def dies(pid: int) -> bool:
+    return wait_until(lambda: not lives(pid))
+
+
+def stays(pid: int) -> bool:
+    """Whether a process is still there when Ray has had its time to end it (control: `dies` in the same tests)."""
+    return not wait_until(lambda: not lives(pid), 1.5)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_lives_as_long_as_its_lease() -> None:
+    """The maker drops its handle: the actor lives, with its state, until `release`, and then ends."""
+    actor, pid = counter()
+    assert ray.get(actor.add.remote(), timeout=60) == 1
+    payload = safe_refs.dumps({"actor": actor})
+    del actor
+    gc.collect()
+    assert stays(pid)
+    loaded = safe_refs.loads(payload)["actor"]
+    assert ray.get(loaded.add.remote(), timeout=60) == 2
+    del loaded
+    assert stays(pid)
+    assert safe_refs.release(payload) == 1
+    assert dies(pid)
+    with pytest.raises(LeaseReleasedError):
+        safe_refs.loads(payload)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_plain_pickle_lets_an_actor_die() -> None:
+    """The control: without a lease nothing keeps it."""
+    import pickle
+
+    actor, pid = counter()
+    data = pickle.dumps(actor)
+    del actor
+    gc.collect()
+    assert dies(pid)
+    assert data
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_handle_that_was_resolved_outlives_the_release() -> None:
+    """As with objects: `release` takes nothing from who has resolved before."""
+    actor, pid = counter()
+    payload = safe_refs.dumps(actor)
+    del actor
+    loaded = safe_refs.loads(payload, take=True)
+    assert stays(pid)
+    assert ray.get(loaded.add.remote(), timeout=60) == 1
+    del loaded
+    assert dies(pid)
+
+
+def test_an_actor_goes_to_another_job(cluster: str, driver: Driver) -> None:
+    """Another driver opens the payload, calls the actor and has it for as long as it likes."""
+    assert cluster
+    actor, pid = counter()
+    payload = safe_refs.dumps([actor])
+    del actor
+    done = driver(
+        """
+        actor, = safe_refs.loads(bytes.fromhex(args[0]), take=True)
+        print(ray.get([actor.add.remote(), actor.add.remote(), actor.pid.remote()], timeout=60))
+        """,
+        payload.hex(),
+    )
+    assert done == [1, 2, pid]
+    assert dies(pid)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_one_actor_is_one_slot_beside_objects() -> None:
+    """The same handle twice is one reference, and comes back as one object; objects beside it are untouched."""
+    actor, pid = counter()
+    ref = ray.put("value")
+    payload = safe_refs.dumps([actor, ref, {"again": actor}])
+    assert safe_refs.inspect(payload).kinds == "ao"
+    first, other, again = safe_refs.loads(payload)
+    assert first is again["again"]
+    assert first == actor
+    assert ray.get(other, timeout=20) == "value"
+    safe_refs.release(payload)
+    del actor, first, again, ref, other
+    assert dies(pid)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_named_and_detached_actors() -> None:
+    """A named actor lives by its lease, as long as its maker's handle was a real one; a detached one by itself, released or not."""
+    named, pid = counter(name="counter-of-a-lease")
+    weak = ray.get_actor("counter-of-a-lease")
+    payload = safe_refs.dumps([weak, named])
+    assert safe_refs.inspect(payload).kinds == "aa"
+    del named, weak
+    gc.collect()
+    assert stays(pid)
+    for handle in safe_refs.loads(payload):
+        assert ray.get(handle.pid.remote(), timeout=60) == pid
+    del handle
+    safe_refs.release(payload)
+    assert dies(pid)
+
+    detached, pid = counter(name="detached-counter", lifetime="detached", namespace="safe_refs-tests")
+    payload = safe_refs.dumps(detached)
+    del detached
+    loaded = safe_refs.loads(payload)
+    safe_refs.release(payload)
+    assert ray.get(loaded.pid.remote(), timeout=60) == pid
+    assert stays(pid)
+    ray.kill(loaded)
+    assert dies(pid)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_safe_ref_of_an_actor_resolves_to_its_handle() -> None:
+    """Also by its text; `get` and `await` give the handle, as there is no value behind it."""
+    actor, pid = counter()
+    handle = safe_refs.pin(actor)
+    del actor
+    again: SafeRef[Any] = SafeRef.parse(str(handle))
+    assert again == handle
+    assert again.kind == "a"
+
+    async def awaited() -> Any:
+        return await again
+
+    for found in (handle.resolve(), again.get(), asyncio.run(awaited())):
+        assert ray.get(found.pid.remote(), timeout=60) == pid
+    del found
+    gc.collect()
+    assert handle.release() == 1
+    assert dies(pid)
+
+
+def test_an_actor_whose_maker_ended_is_gone(cluster: str, driver: Driver) -> None:
+    """An actor that isn't detached dies with the job that made it: whoever loads it later is told so."""
+    assert cluster
+    payload = driver(
+        """
+        class Counter:
+            def pid(self):
+                return 1
+        actor = ray.remote(num_cpus=0)(Counter).remote()
+        ray.get(actor.pid.remote(), timeout=60)
+        print(json.dumps(safe_refs.dumps(actor).hex()))
+        """
+    )
+    assert wait_until(lambda: _is_gone(bytes.fromhex(payload)), 30)
+
+
+def _is_gone(payload: bytes) -> bool:
+    try:
+        safe_refs.loads(payload)
+    except OwnerGoneError:
+        return True
+    return False
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("end", ["exit_actor", "dropped"])
+def test_a_borrowers_lease_of_an_actor_outlives_an_orderly_end(end: str) -> None:
+    """Who pins an actor that another process created may end, as long as it ends in order."""
+    actor, pid = counter()
+    borrower = as_actor(Passer).remote()
+    borrowers_pid = ray.get(borrower.keep.remote([actor]), timeout=60)
+    payload = ray.get(borrower.dumps.remote(), timeout=60)
+    del actor
+    gc.collect()
+    if end == "exit_actor":
+        borrower.leave.remote()
+    del borrower
+    gc.collect()
+    assert dies(borrowers_pid)
+    assert stays(pid)
+    (loaded,) = safe_refs.loads(payload)
+    assert ray.get(loaded.pid.remote(), timeout=60) == pid
+    del loaded
+    safe_refs.release(payload)
+    assert dies(pid)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_borrowers_lease_of_an_actor_hangs_on_it_and_is_lost_if_it_is_killed() -> None:
+    """Ray's counts don't show actors, so that their owners can't be told of the registry: the lease says so, and its loss, too."""
+    actor, pid = counter()
+    borrower = as_actor(Passer).remote()
+    borrowers_pid = ray.get(borrower.keep.remote([actor]), timeout=60)
+    payload = ray.get(borrower.dumps.remote(), timeout=60)
+    (row,) = safe_refs.leases(sizes=False)
+    assert row.hangs_on is not None
+    assert str(borrowers_pid) in row.hangs_on
+    del actor
+    gc.collect()
+    ray.kill(borrower)
+    assert dies(pid)
+
+    def is_lost() -> bool:
+        try:
+            safe_refs.loads(payload)
+        except safe_refs.LeaseLostError as error:
+            return "hung on" in str(error)
+        return False
+
+    assert wait_until(is_lost, 20)
