@@ -18,7 +18,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray
-from tests.conftest import Driver, as_actor, is_empty
+from tests.conftest import Driver, is_empty
 
 MB = 2**20
 
