@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,6 +125,56 @@ def _get(how: Any, refs: Any, timeout_s: float) -> Any:
         return how(refs, timeout=timeout_s)
     except Exception as error:
         raise error.with_traceback(None)  # noqa: B904 # it is the same error
+
+
+@contextmanager
+def met_inside(instead: Mapping[bytes, ray.ObjectRef[Any]] | None = None) -> Iterator[list[Any]]:
+    """While it lasts, what this thread fetches shows the references that are inside, objects' and actors', as often as they stand.
+
+    Private: Ray's pickles name the functions that make references again (`_object_ref_deserializer` and `_actor_handle_deserializer`
+    in `ray._private.serialization`), and unpickling looks them up there; seen since Ray 2.52. Ray tells nobody what is inside an
+    object. Without it, objects inside durable ones would die with their makers.
+
+    Args:
+        instead: by an object's id, what is to stand in its place.
+    """
+    import ray
+
+    module: Any = ray._private.serialization
+    met: list[Any] = []
+    names = ("_object_ref_deserializer", "_actor_handle_deserializer")
+    originals = {name: getattr(module, name) for name in names}
+    me = threading.get_ident()
+
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def make(first: Any, *rest: Any) -> Any:
+            if threading.get_ident() != me:
+                return original(first, *rest)
+            if instead is not None and first in instead:
+                return instead[first]
+            made = original(first, *rest)
+            met.append(made)
+            return made
+
+        return make
+
+    for name, original in originals.items():
+        setattr(module, name, watched(original))
+    try:
+        yield met
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
+
+
+def nodes_of(ref: ray.ObjectRef[Any], timeout_s: float) -> list[str]:
+    """Ids of the nodes whose stores have an object, in memory or on disk; none for a small one, that its owner has, or if unknown."""
+    try:
+        place = _locations([ref], timeout_s).get(ref, {})
+    except TimeoutError:
+        return []
+    return [str(node) for node in place.get("node_ids", ())]
 
 
 def node_and_process() -> tuple[str, int]:
@@ -303,9 +353,49 @@ def owner_of(reference: Any) -> bytes:
     if is_weak(reference):
         return b""
     try:
-        return bytes(_core_worker().get_owner_address(counted_ref(reference)))
+        owner = bytes(_core_worker().get_owner_address(counted_ref(reference)))
     except ValueError:
         return b""
+    is_own = _core_worker().get_worker_id().binary() in owner
+    return owner if is_own or not _is_detached(reference._actor_id) else b""
+
+
+_detached: dict[bytes, bool] = {}
+_MOST_REMEMBERED = 4096
+
+
+def _is_detached(actor_id: Any) -> bool:
+    """Whether an actor outlives its creator. About 1 ms, once.
+
+    Private: the actor's row in the control service, seen since Ray 2.52. A detached actor's handle names an owner everywhere but in
+    that owner. Without it a lease of a detached actor would end with the actor's creator.
+    """
+    from ray.core.generated import gcs_pb2
+
+    known = _detached.get(actor_id.binary())
+    if known is not None:
+        return known
+    row = _accessor().get_actor_info(actor_id)
+    if row is None:
+        return False  # it is being created
+    actor = gcs_pb2.ActorTableData()  # type: ignore[attr-defined] # generated at build time
+    actor.ParseFromString(row)
+    if len(_detached) >= _MOST_REMEMBERED:
+        _detached.clear()
+    _detached[actor_id.binary()] = found = bool(actor.is_detached)
+    return found
+
+
+def _accessor() -> Any:
+    """What asks the control service. Private: `ray._private.state`, seen since Ray 2.52."""
+    import ray
+
+    state: Any = ray._private.state.state
+    accessor = state._connect_and_get_accessor() if hasattr(state, "_connect_and_get_accessor") else None
+    if accessor is None:
+        state._really_init_global_state()
+        accessor = state.global_state_accessor
+    return accessor
 
 
 def owner_answers(ref: Any, timeout_s: float) -> bool:
@@ -342,12 +432,7 @@ def is_surely_dead(owner: bytes) -> bool:
 
     address = common_pb2.Address()  # type: ignore[attr-defined] # generated at build time
     address.ParseFromString(owner)
-    state: Any = ray._private.state.state
-    accessor = state._connect_and_get_accessor() if hasattr(state, "_connect_and_get_accessor") else None
-    if accessor is None:
-        state._really_init_global_state()
-        accessor = state.global_state_accessor
-    row = accessor.get_worker_info(ray.WorkerID(address.worker_id))
+    row = _accessor().get_worker_info(ray.WorkerID(address.worker_id))
     if row is None:
         return False
     worker = gcs_pb2.WorkerTableData()  # type: ignore[attr-defined] # likewise
@@ -381,6 +466,14 @@ _ANCHORING_CALLS = (
     "remove_object_ref_reference",
     "serialize_object_ref",
 )
+
+
+def runtime_env() -> str:
+    """The runtime environment of this process, as JSON."""
+    import ray
+
+    env: str = ray.get_runtime_context().get_runtime_env_string()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    return env
 
 
 def own_address() -> bytes:

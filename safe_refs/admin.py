@@ -73,6 +73,7 @@ def init(
     shards: int | None = None,
     replicas: int | None = None,
     timeout: float | timedelta | None = None,
+    durable_timeout: float | timedelta | None = None,
     ttl: float | timedelta | None = None,
     wait: bool | None = None,
     max_leases: int | None = None,
@@ -94,6 +95,7 @@ def init(
         replicas: how many of them hold each lease; 1 unless set. With 2 or more a crash of a shard, or of its node, costs nothing. A
             running registry keeps what it has.
         timeout: seconds that calls wait for the registry, where they aren't told otherwise.
+        durable_timeout: seconds that `durable=True` waits until the objects exist and have been copied; 600 unless set.
         ttl: seconds to live of leases that this process makes without a ttl; without this, they have no limit.
         wait: False lets `dumps` and `pin` return before the registry holds what they pass on; see `flush`.
         max_leases: the most live leases it will hold; past this or another limit, `dumps` raises `RegistryFullError`.
@@ -137,6 +139,7 @@ def init(
         ttl=None if ttl is None else config.seconds(ttl, "ttl"),
         limits=Limits(**given) if given else None,
         wait=wait,
+        durable_timeout=None if durable_timeout is None else config.seconds(durable_timeout, "durable_timeout"),
     )
     name, patience = config.registry_name(registry), config.timeout_s()
     while True:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from . import admin, config, envelope, leasing, pickling, pipelining
 from . import handle as handle_module
 from .admin import Sort
-from .handle import SafeRef, make_terms
+from .handle import SafeRef, how_held, make_terms
 from .holding import check_kinds, discard, finished, handles, hold, prepare
 from .leasing import Target
 from .pickling import BufferCallback
@@ -39,6 +39,7 @@ __all__ = [
     "leases",
     "loads",
     "loads_many",
+    "make_durable",
     "pin",
     "release",
     "renew",
@@ -56,12 +57,13 @@ async def dumps(
     buffer_callback: BufferCallback | None = None,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> bytes:
     """`safe_refs.dumps`, awaited."""
     pickled = pickling.pickle_object(obj, protocol, fix_imports, buffer_callback)
-    terms = make_terms(ttl, uses, label)
+    terms, (waits, copies) = make_terms(ttl, uses, label), how_held(wait, durable)
     if isinstance(pickled, bytes):
         return pickled
     try:
@@ -69,7 +71,9 @@ async def dumps(
     except BaseException:
         discard(pickled.writing)
         raise
-    if not config.waits(wait):
+    if copies:
+        return await _made(partial(hold, pickled, terms, durable=True))
+    if not waits:
         return hold(pickled, terms, waits=False)
     prepared = prepare(pickled, terms, soon=False)
     try:
@@ -87,13 +91,22 @@ async def dumps_many(
     fix_imports: bool = True,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> list[bytes]:
     """`safe_refs.dumps_many`, awaited. The objects are pickled in a thread: don't change them meanwhile."""
     return await _made(
         partial(
-            pickling.dumps_many, objs, protocol, fix_imports=fix_imports, ttl=ttl, uses=uses, label=label, wait=wait
+            pickling.dumps_many,
+            objs,
+            protocol,
+            fix_imports=fix_imports,
+            ttl=ttl,
+            uses=uses,
+            durable=durable,
+            label=label,
+            wait=wait,
         )
     )
 
@@ -151,11 +164,17 @@ async def pin(
     *,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> Any:
     """`safe_refs.pin`, awaited."""
-    return await _made(partial(handle_module.pin, ref, ttl=ttl, uses=uses, label=label, wait=wait))
+    return await _made(partial(handle_module.pin, ref, ttl=ttl, uses=uses, durable=durable, label=label, wait=wait))
+
+
+async def make_durable(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> None:
+    """`SafeRef.make_durable`, awaited."""
+    await asyncio.to_thread(handle.make_durable, timeout=timeout)
 
 
 async def _made(make: Callable[[], T]) -> T:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 DEFAULT_REGISTRY = "default"
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_DURABLE_TIMEOUT_S = 600.0
 _LONGEST_S = 3.2e9  # a century; far longer waits overflow in Ray and in the operating system
 
 # What `os.environ` keeps: bytes by bytes, where it is so. Asking that for what isn't there costs a twentieth.
@@ -80,6 +81,7 @@ class _Told:
 
     registry: str | None = None
     timeout: float | None = None
+    durable_timeout: float | None = None
     ttl: float | None = None
     limits: Limits | None = None
     shards: int | None = None
@@ -122,8 +124,11 @@ def tell(
     ttl: float | None,
     limits: Limits | None,
     wait: bool | None = None,
+    durable_timeout: float | None = None,
 ) -> None:
     """Keep what `init` was given; None leaves a setting as it is."""
+    if durable_timeout is not None:
+        _told.durable_timeout = seconds(durable_timeout, "durable_timeout")
     if wait is not None:
         _told.wait = wait
     if registry is not None:
@@ -146,6 +151,13 @@ def timeout_s(given: float | timedelta | None = None) -> float:
     if given is not None:
         return seconds(given, "timeout")
     return _environment("SAFE_REFS_TIMEOUT", float) or _told.timeout or DEFAULT_TIMEOUT_S
+
+
+def durable_timeout_s(given: float | timedelta | None = None) -> float:
+    """How long to wait until copies exist, in seconds: until the objects do, and for the copying."""
+    if given is not None:
+        return seconds(given, "timeout")
+    return _environment("SAFE_REFS_DURABLE_TIMEOUT", float) or _told.durable_timeout or DEFAULT_DURABLE_TIMEOUT_S
 
 
 def default_ttl_s() -> float | None:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from . import config, scopes
+from . import _ray, config, scopes
 from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .randomness import token
@@ -146,6 +146,23 @@ class SafeRef(Generic[T]):
         """
         late.resolving.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
 
+    def make_durable(self, *, timeout: float | timedelta | None = None) -> None:
+        """Have the registry hold copies of its own in place of what the lease holds: of all its references and what is inside.
+
+        From then on what it resolves to outlives the process, job and driver that made the objects. Copies are made once; a lease
+        that is durable stays as it is. What was resolved before stays what it was.
+
+        Args:
+            timeout: seconds until the copies exist; default from `init` or `SAFE_REFS_DURABLE_TIMEOUT`, else 600.
+
+        Raises:
+            LeaseError: the lease has ended; `OwnerGoneError` if the owner of an object is dead already.
+            UnsupportedReferenceError: the lease holds, or an object of it holds, an actor that dies with its creator.
+            WrongClusterError: it is another cluster's.
+            RegistryUnavailableError: no Ray connection, the copies don't exist in time, or could not be made. The lease stays.
+        """
+        late.adopting.make_durable([self._address], config.durable_timeout_s(timeout))
+
     def __enter__(self) -> SafeRef[T]:
         return self
 
@@ -237,12 +254,25 @@ def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | Non
     )
 
 
+def how_held(wait: bool | None, durable: bool | None) -> tuple[bool, bool]:
+    """Whether a call waits until the registry holds what it passes on, and whether that is to be copies; None is the default of each.
+
+    Raises:
+        ValueError: both not waiting and copies were asked for.
+    """
+    copies = scopes.default_durable() if durable is None else bool(durable)
+    if copies and wait is False and durable:
+        raise ValueError("durable=True returns when the copies exist, so that it can't be had with wait=False")
+    return (True, True) if copies else (config.waits(wait), False)
+
+
 @overload
 def pin(
     ref: ray.ObjectRef[T],
     *,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> SafeRef[T]: ...
@@ -252,6 +282,7 @@ def pin(  # type: ignore[overload-overlap] # a handle has any attribute, as its 
     *,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> SafeRef[Any]: ...
@@ -261,6 +292,7 @@ def pin(
     *,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> list[SafeRef[T]]: ...
@@ -269,6 +301,7 @@ def pin(
     *,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> SafeRef[Any] | list[SafeRef[Any]]:
@@ -278,6 +311,7 @@ def pin(
         ref: an `ObjectRef` or an `ActorHandle`, or an iterable of them.
         ttl: seconds (or a `timedelta`) after which the lease ends; None as for `dumps`.
         uses: how often the lease may be resolved; None for no limit.
+        durable: as for `dumps`.
         label: a name for people, shown by `leases()`.
         wait: as for `dumps`.
 
@@ -298,8 +332,10 @@ def pin(
     if not refs:
         return []
     registry, lease, timeout = config.registry_name(), token(16), config.timeout_s()
-    waits, here = config.waits(wait), late.site.site()
-    wanted = late.pinning.Pin(lease, refs, terms, late.site.origin(here))
+    (waits, copies), here = how_held(wait, durable), late.site.site()
+    if copies:
+        refuse_mortals(refs)
+    wanted = late.pinning.Pin(lease, refs, while_copying(terms) if copies else terms, late.site.origin(here))
     scopes.note(registry, lease)
     if waits:
         epoch, generation = late.outbox.pin(registry, wanted, timeout, here)
@@ -308,6 +344,8 @@ def pin(
         late.posting.post(registry, wanted, timeout, here)
     try:
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
+        if copies:
+            late.adopting.make_durable([address], config.durable_timeout_s(), terms.ttl)
         handles = [SafeRef[Any](address, number, kind) for number, kind in enumerate(kinds)]
         if state.writing is not None:
             state.writing.note(registry, lease)
@@ -315,6 +353,26 @@ def pin(
         late.releasing.release_later(registry, [lease])
         raise
     return handles[0] if single else handles
+
+
+def while_copying(terms: Terms) -> Terms:
+    """The terms of a lease until it is durable: its own ttl runs from then on. Till then it has another, in case its maker dies."""
+    return terms if terms.ttl is None else terms._replace(ttl=max(terms.ttl, config.durable_timeout_s()))
+
+
+def refuse_mortals(references: Iterable[Any]) -> None:
+    """Refuse actors that die with whoever created them, where copies are wanted.
+
+    Raises:
+        UnsupportedReferenceError: there is one.
+    """
+    for handle in _ray.actors(references):
+        if _ray.owner_of(handle):
+            raise UnsupportedReferenceError(
+                f"{handle!r} dies with the process that created it, and an actor can't be copied, so that it can't be made durable: "
+                'create it with lifetime="detached", or pass it without durable=True',
+                kind="ray.actor.ActorHandle",
+            )
 
 
 def _kind(reference: Any) -> str:

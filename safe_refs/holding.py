@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import config, envelope, scopes
 from .envelope import Header, LeaseAddress
 from .errors import EnvelopeError
-from .handle import SafeRef
+from .handle import SafeRef, refuse_mortals, while_copying
 from .randomness import token
 from .registry import late
 from .registry.records import Terms
@@ -56,9 +56,16 @@ class Prepared(NamedTuple):
     writing: Writing
 
 
-def hold(pickled: Pickled, terms: Terms, waits: bool = True) -> bytes:
-    """Make the payload of a pickled object, and have the registry hold its references, if `waits`, before returning it."""
-    prepared = prepare(pickled, terms, soon=not waits)
+def hold(pickled: Pickled, terms: Terms, waits: bool = True, durable: bool = False) -> bytes:
+    """Make the payload of a pickled object, and have the registry hold its references, if `waits`, before returning it.
+
+    Args:
+        pickled: the object.
+        terms: of the lease.
+        waits: whether it is held before this returns.
+        durable: whether copies are; then it waits, too.
+    """
+    prepared = prepare(pickled, terms, soon=not waits, durable=durable)
     try:
         if not waits:
             late.posting.post(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
@@ -67,14 +74,14 @@ def hold(pickled: Pickled, terms: Terms, waits: bool = True) -> bytes:
     except BaseException:
         discard(prepared.writing)
         raise
-    return finished(prepared, identity)
+    return finished(prepared, identity, durable)
 
 
-def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool) -> list[bytes]:
+def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool, durable: bool) -> list[bytes]:
     """The same for several: all are held, or none."""
     done: list[Prepared] = []
     try:
-        done += [prepare(each, terms, soon=not waits) for each in pickled]
+        done += [prepare(each, terms, soon=not waits, durable=durable) for each in pickled]
         if not done:
             return []
         registry, timeout, here = done[0].registry, done[0].timeout, done[0].here
@@ -84,6 +91,9 @@ def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool) -> list[byt
         else:
             for each in done:
                 late.posting.post(registry, each.pin, timeout, here)
+        if durable:
+            addresses = [_held_by(each, identity) for each, identity in zip(done, identities, strict=True)]
+            late.adopting.make_durable(addresses, config.durable_timeout_s(), terms.ttl)
         return [finished(each, identity) for each, identity in zip(done, identities, strict=True)]
     except BaseException:
         for prepared in done:
@@ -93,10 +103,15 @@ def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool) -> list[byt
         raise
 
 
-def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
+def prepare(pickled: Pickled, terms: Terms, *, soon: bool, durable: bool = False) -> Prepared:
     """Make the payload first, so that running out of memory here leaves nothing pinned."""
     refs = pickled.writing.refs or []
     try:
+        if durable:
+            refuse_mortals(refs)
+        said: dict[str, Any] = {"durable": True} if durable else {}
+        if terms != _NO_TERMS:
+            said.update((name, value) for name, value in zip(Terms._fields, terms, strict=True) if value is not None)
         registry, timeout = config.registry_name(), config.timeout_s()
         here = late.site.site()
         maker = late.site.origin(here)
@@ -106,9 +121,7 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
             address=address,
             tag=pickled.writing.tag,
             kinds=pickled.writing.kinds,
-            terms={name: value for name, value in zip(Terms._fields, terms, strict=True) if value is not None}
-            if terms != _NO_TERMS
-            else {},
+            terms=said,
             made_at=time.time(),
             inner_size=envelope.total_size(pickled.pieces),
             buffers=pickled.buffers,
@@ -121,17 +134,32 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool) -> Prepared:
         discard(pickled.writing)
         raise
     return Prepared(
-        registry, timeout, here, late.pinning.Pin(address.lease, refs, terms, maker), header, payload, pickled.writing
+        registry,
+        timeout,
+        here,
+        late.pinning.Pin(address.lease, refs, while_copying(terms) if durable else terms, maker),
+        header,
+        payload,
+        pickled.writing,
     )
 
 
-def finished(prepared: Prepared, identity: tuple[bytes, int] | None) -> bytes:
-    """The payload, its references being held by the registry of that identity; None: it is not known yet which that will be."""
-    address, payload = prepared.header.address, prepared.payload
+def _held_by(prepared: Prepared, identity: tuple[bytes, int] | None) -> LeaseAddress:
+    """Where a lease lives, being held by the registry of that identity; None: it is not known yet which that will be."""
+    address = prepared.header.address
+    if identity is not None and identity[0] != address.epoch:
+        # The registry has restarted since this process last heard of it: name the one that holds the lease.
+        return address._replace(epoch=identity[0], generation=identity[1])
+    return address
+
+
+def finished(prepared: Prepared, identity: tuple[bytes, int] | None, durable: bool = False) -> bytes:
+    """The payload, its references being held by the registry of that identity (see `_held_by`), or if `durable` copies of them."""
+    payload, address = prepared.payload, _held_by(prepared, identity)
     try:
-        if identity is not None and identity[0] != address.epoch:
-            # The registry has restarted since this process last heard of it: name the one that holds the lease.
-            address = address._replace(epoch=identity[0], generation=identity[1])
+        if durable:
+            late.adopting.make_durable([address], config.durable_timeout_s(), prepared.header.terms.get("ttl"))
+        if address is not prepared.header.address:
             payload = envelope.wrap(prepared.header._replace(address=address), [envelope.find(payload).inner])
         if state.writing is not None:
             for nested in [(prepared.registry, address.lease), *(prepared.writing.nested or ())]:

@@ -168,7 +168,7 @@ def expires_in_s(
     return late.resolving.expires_in_s(address_of(target), config.timeout_s(timeout))
 
 
-def scope(*, ttl: float | timedelta | None = None, label: str | None = None) -> Scope:
+def scope(*, ttl: float | timedelta | None = None, label: str | None = None, durable: bool | None = None) -> Scope:
     """A context manager: leases that this thread or task makes inside, in whatever code it calls, are released when it closes.
 
     Also when it closes by an exception. Scopes nest, and asyncio tasks started inside belong to it (`async with` works, too); what a
@@ -178,6 +178,7 @@ def scope(*, ttl: float | timedelta | None = None, label: str | None = None) -> 
     Args:
         ttl: seconds to live of leases made inside without a ttl of their own.
         label: label of those made without one of their own.
+        durable: whether those hold copies (see `dumps`) that aren't told otherwise.
 
     Returns:
         The scope, with `keep(target)`.
@@ -187,7 +188,7 @@ def scope(*, ttl: float | timedelta | None = None, label: str | None = None) -> 
         RegistryUnavailableError: on closing, if the registry doesn't answer in time, unless the block raised something itself.
     """
     terms = make_terms(ttl, None, label)
-    return Scope(None if ttl is None else terms.ttl, label, _addresses)
+    return Scope(None if ttl is None else terms.ttl, label, durable, _addresses)
 
 
 def keepalive(

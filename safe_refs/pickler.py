@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from . import config, envelope
-from .handle import make_terms
+from . import envelope
+from .handle import how_held, make_terms
 from .holding import hold, slot_values
 from .pickling import PROTOCOL, BufferCallback, Buffers, Sink, WritableFile, pickle_with, write_or_release
 from .slots import Reading, WithReducers, register, slot
@@ -39,8 +39,9 @@ class Pickler(pickle.Pickler):
         protocol: as for `dumps`, like `fix_imports` and `buffer_callback`.
         fix_imports: see `protocol`.
         buffer_callback: see `protocol`.
-        ttl: terms of each lease, as for `dumps`, like `uses` and `label`.
+        ttl: terms of each lease, as for `dumps`, like `uses`, `durable` and `label`.
         uses: see `ttl`.
+        durable: see `ttl`.
         label: see `ttl`.
         wait: as for `dumps`.
     """
@@ -54,6 +55,7 @@ class Pickler(pickle.Pickler):
         buffer_callback: BufferCallback | None = None,
         ttl: float | timedelta | None = None,
         uses: int | None = None,
+        durable: bool | None = None,
         label: str | None = None,
         wait: bool | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class Pickler(pickle.Pickler):
         )  # a mistake in them shows here; what a scope adds is known when something is dumped
         self._terms = (ttl, uses, label)
         self._wait = wait
+        self._durable = durable
         self._sink = Sink()
         self._buffers: Buffers | None = None
         callback = None if buffer_callback is None else self._ask
@@ -87,7 +90,7 @@ class Pickler(pickle.Pickler):
             for piece in pickled.pieces:
                 self._file.write(piece)
         else:
-            write_or_release(self._file, hold(pickled, make_terms(*self._terms), config.waits(self._wait)))
+            write_or_release(self._file, hold(pickled, make_terms(*self._terms), *how_held(self._wait, self._durable)))
 
     def _as_plain(self, sink: Sink, buffers: Buffers | None) -> Any:
         return _Plain(self, sink, buffers)

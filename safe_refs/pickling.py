@@ -18,9 +18,9 @@ from datetime import timedelta
 from types import FunctionType
 from typing import Any, Protocol
 
-from . import config, envelope
+from . import envelope
 from .errors import UnsupportedReferenceError
-from .handle import make_terms
+from .handle import how_held, make_terms
 from .holding import Pickled, discard, hold, hold_many, slot_values, slot_values_many
 from .registry import late
 from .slots import Reading, Writing, register, state
@@ -170,6 +170,7 @@ def dumps(
     buffer_callback: BufferCallback | None = None,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> bytes:
@@ -183,6 +184,9 @@ def dumps(
         ttl: seconds (or a `timedelta`) after which the lease ends by itself; None for what the scope, `init` or `SAFE_REFS_TTL` says,
             which is no limit unless it was set; `math.inf` for none.
         uses: how often the payload may be loaded; None for no limit.
+        durable: True has the registry hold copies of its own, of the objects and those inside them, so that they outlive the
+            process, job and driver that made them; returns when the copies exist (see docs/lifetimes.md for the cost).
+            The default is False, unless a `scope` says otherwise.
         label: a name for people, shown by `leases()`.
         wait: False returns before the registry holds the references, and leaves that to a background thread: see `flush`. The
             default is True, unless `pipeline`, `init` or `SAFE_REFS_WAIT` says otherwise.
@@ -194,7 +198,9 @@ def dumps(
     Raises:
         UnsupportedReferenceError: `obj` holds a Ray reference of a kind that can't be carried.
         RegistryFullError: a limit of the registry would be passed.
-        RegistryUnavailableError: no Ray connection, or no answer in time.
+        RegistryUnavailableError: no Ray connection, or no answer in time; or the copies could not be made in time.
+        OwnerGoneError: with `durable`, the owner of an object died before it was copied.
+        ValueError: `durable=True` and `wait=False`, or terms that are none.
         Exception: what `pickle` or `cloudpickle` raises for an object that can't be pickled.
         In each case nothing stays held.
     """
@@ -203,7 +209,7 @@ def dumps(
         if ttl is not None or uses is not None or label is not None:
             make_terms(ttl, uses, label)
         return pickled
-    return hold(pickled, make_terms(ttl, uses, label), config.waits(wait))
+    return hold(pickled, make_terms(ttl, uses, label), *how_held(wait, durable))
 
 
 def dumps_many(
@@ -213,6 +219,7 @@ def dumps_many(
     fix_imports: bool = True,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> list[bytes]:
@@ -224,6 +231,7 @@ def dumps_many(
         fix_imports: see `protocol`.
         ttl: see `protocol`.
         uses: see `protocol`.
+        durable: see `protocol`.
         label: see `protocol`.
         wait: see `protocol`.
 
@@ -233,7 +241,7 @@ def dumps_many(
     Raises:
         Exception: as from `dumps`; then nothing of all stays held. (Without waiting, what is refused later shows in `flush`.)
     """
-    terms, waits = make_terms(ttl, uses, label), config.waits(wait)
+    terms, (waits, copies) = make_terms(ttl, uses, label), how_held(wait, durable)
     done: list[bytes | Pickled] = []
     try:
         for obj in objs:
@@ -243,7 +251,7 @@ def dumps_many(
             if isinstance(each, Pickled):
                 discard(each.writing)
         raise
-    held = iter(hold_many([each for each in done if isinstance(each, Pickled)], terms, waits))
+    held = iter(hold_many([each for each in done if isinstance(each, Pickled)], terms, waits, copies))
     return [next(held) if isinstance(each, Pickled) else each for each in done]
 
 
@@ -355,6 +363,7 @@ def dump(
     buffer_callback: BufferCallback | None = None,
     ttl: float | timedelta | None = None,
     uses: int | None = None,
+    durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
 ) -> None:
@@ -369,6 +378,7 @@ def dump(
         buffer_callback=buffer_callback,
         ttl=ttl,
         uses=uses,
+        durable=durable,
         label=label,
         wait=wait,
     )

@@ -34,14 +34,20 @@ class Scope:
     Args:
         ttl: time to live, in seconds, of leases made inside without one of their own.
         label: label of leases made inside without one of their own.
+        durable: whether leases made inside hold copies, where they aren't told otherwise; None for what is so outside.
         addresses_of: gives the leases that a target names.
     """
 
     def __init__(
-        self, ttl: float | None, label: str | None, addresses_of: Callable[[Any], Iterable[LeaseAddress]]
+        self,
+        ttl: float | None,
+        label: str | None,
+        durable: bool | None,
+        addresses_of: Callable[[Any], Iterable[LeaseAddress]],
     ) -> None:
         self.ttl = ttl
         self.label = label
+        self.durable = durable
         self._addresses_of = addresses_of
         self._lock = threading.Lock()
         self._leases: dict[tuple[str, bytes], None] | None = None
@@ -230,3 +236,13 @@ def default_label() -> str | None:
             return scope.label
         scope = open_scope(scope._around)
     return None
+
+
+def default_durable() -> bool:
+    """Whether a lease that is made here holds copies, where it isn't told: as the nearest scope says that says something."""
+    scope = current()
+    while scope is not None:
+        if scope.durable is not None:
+            return scope.durable
+        scope = open_scope(scope._around)
+    return False

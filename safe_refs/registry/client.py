@@ -14,6 +14,7 @@ from typing import Any
 from .. import _ray
 from ..config import Limits
 from . import book, contact
+from .adoption import adopter_name
 from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Query, RegistryStats
 from .site import forget_registry, origin, pause
@@ -193,4 +194,17 @@ def shutdown(registry: str, timeout: float) -> int:
     for handle in handles:
         if handle is not None:
             ray.kill(handle, no_restart=True)
+    for shard in ended:
+        _retire_adopter(registry, shard)
     return math.ceil(sum(ended.values()) / topology.replicas)
+
+
+def _retire_adopter(registry: str, shard: int) -> None:
+    """The owner of a shard's copies ends when nobody has one any more: whoever has resolved one keeps it."""
+    import ray
+
+    try:
+        adopter = ray.get_actor(adopter_name(registry, shard), namespace=_ray.NAMESPACE)
+        adopter.retire.remote()
+    except (ValueError, ray.exceptions.RayActorError):
+        pass  # there is none: nothing was durable

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import adopting as adopting
     from . import awaiting as awaiting
     from . import client as client
     from . import contact as contact
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from . import resolving as resolving
     from . import site as site
 else:
-    _ROOM = ("awaiting", "client", "contact", "outbox", "pinning", "posting", "releasing", "resolving", "site")
+    _ROOM = (
+        "adopting",
+        "awaiting",
+        "client",
+        "contact",
+        "outbox",
+        "pinning",
+        "posting",
+        "releasing",
+        "resolving",
+        "site",
+    )
 
     def __getattr__(name: str) -> Any:
         """Import a module of the room, which from then on is an attribute here, like any other."""

@@ -368,6 +368,51 @@ class LeaseTable(Generic[T]):
             self._lost.popitem(last=False)
         return True
 
+    def replace(
+        self, lease: bytes, items: Sequence[T], owners: Sequence[bytes], durable: str, ttl: float | None = None
+    ) -> bool:
+        """A live lease holds other items from now on, in the same slots: copies of what it held; False if it isn't live.
+
+        Args:
+            lease: its id.
+            items: the copies.
+            owners: for each, whatever names the process that it dies with; empty for none.
+            durable: see `Terms`.
+            ttl: seconds to live from now; None for what it has.
+        """
+        held = self._if_living(lease)
+        if held is None:
+            return False
+        if ttl is not None:
+            self._set_time(lease, held, ttl, ttl, held.renewals + 1)
+        self._unlist(lease, held)
+        held.items, held.owners = tuple(items), tuple(owners)
+        held.terms = held.terms._replace(durable=durable)
+        self._enlist(lease, held)
+        return True
+
+    def durability_of(self, lease: bytes) -> str | None:
+        """In which environment a live lease was made durable; None if it isn't durable, or isn't live."""
+        held = self._if_living(lease)
+        return None if held is None else held.terms.durable
+
+    def check(self, lease: bytes, epoch: bytes, generation: int) -> None:
+        """Whether a lease is live.
+
+        Raises:
+            LeaseError: it isn't; see `resolve` for the arguments.
+        """
+        self._living(lease, epoch, generation)
+
+    def only_copies_of(self, owner: bytes) -> list[bytes]:
+        """The durable leases of which all copies belong to that process."""
+        theirs = self._by_owner.get(owner, {})
+        return [
+            lease
+            for lease in theirs
+            if self._live[lease].terms.durable is not None and set(filter(None, self._live[lease].owners)) == {owner}
+        ]
+
     def items_of(self, lease: bytes) -> tuple[T, ...]:
         """What a lease holds; nothing if it isn't live."""
         held = self._if_living(lease)
@@ -524,6 +569,7 @@ class LeaseTable(Generic[T]):
             node=held.origin.node,
             pid=held.origin.pid,
             source=held.origin.source,
+            durable=held.terms.durable is not None,
         )
 
     def _living(self, lease: bytes, epoch: bytes, generation: int) -> _Lease[T]:
@@ -556,12 +602,26 @@ class LeaseTable(Generic[T]):
     ) -> _Lease[T]:
         self._pinned += 1
         held = self._live[lease] = _Lease(self._pinned, items, owners, terms, origin, since)
-        for owner in filter(None, owners):
-            self._by_owner.setdefault(owner, {})[lease] = None
-            self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
-        self.usage.add(items, origin.job)
+        self._enlist(lease, held)
         self._note_deadline(lease, held)
         return held
+
+    def _enlist(self, lease: bytes, held: _Lease[T]) -> None:
+        """Note what a lease holds."""
+        for owner in filter(None, held.owners):
+            self._by_owner.setdefault(owner, {})[lease] = None
+            self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
+        self.usage.add(held.items, held.origin.job)
+
+    def _unlist(self, lease: bytes, held: _Lease[T]) -> None:
+        """A lease doesn't hold any more what it holds."""
+        for owner in set(filter(None, held.owners)):
+            theirs = self._by_owner[owner]
+            del theirs[lease]
+            if not theirs:
+                del self._by_owner[owner]
+                self._dead_owners.discard(owner)
+        self.usage.drop(held.items, held.origin.job)
 
     def _set_time(self, lease: bytes, held: _Lease[T], ttl: float | None, left_s: float | None, renewals: int) -> None:
         held.terms = held.terms._replace(ttl=ttl)
@@ -602,13 +662,7 @@ class LeaseTable(Generic[T]):
     def _let_go(self, lease: bytes) -> _Lease[T]:
         """A live lease, which from now on holds nothing."""
         held = self._live.pop(lease)
-        for owner in set(filter(None, held.owners)):
-            theirs = self._by_owner[owner]
-            del theirs[lease]
-            if not theirs:
-                del self._by_owner[owner]
-                self._dead_owners.discard(owner)
-        self.usage.drop(held.items, held.origin.job)
+        self._unlist(lease, held)
         return held
 
     def _remember(

@@ -16,11 +16,13 @@ class Terms(NamedTuple):
         ttl: seconds to live, from the moment the registry holds it.
         uses: how often it may be resolved.
         label: a name for people.
+        durable: where what it holds are the registry's own copies, the runtime environment in which they were made, as JSON.
     """
 
     ttl: float | None = None
     uses: int | None = None
     label: str | None = None
+    durable: str | None = None
 
 
 class Origin(NamedTuple):
@@ -54,6 +56,7 @@ class LeaseInfo:
         source: the source line, as `file:line in function`.
         hangs_on: the process that pinned it without owning the objects, as `pid … on node …`, if that takes them along when it is
             killed, as Ray's owners don't know of the registry yet; None where all is well, which is nearly always.
+        durable: whether it holds copies that are the registry's own.
     """
 
     number: int
@@ -69,6 +72,7 @@ class LeaseInfo:
     pid: int
     source: str
     hangs_on: str | None = None
+    durable: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,16 @@ from .._ray import Told
 from ..config import Limits
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from . import book
+from .adoption import adopter
 from .boxes import BOXED, Box, box
+from .copying import Unfit
 from .leases import LeaseTable, Page
 from .peers import Peers
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
 from .replication import Parcel, Replica
 from .settling import Settler, Unsettled
-from .topology import Topology
+from .topology import Topology, actor_name
+from .wards import Wards
 from .wire import unpacked
 
 if TYPE_CHECKING:
@@ -116,6 +119,7 @@ class Shard:
         self._unsettled = Unsettled(time.monotonic)
         me = ray.get_runtime_context().current_actor
         self._settler = Settler(me, self._table, self._unsettled, self._lock, self._using)
+        self._wards = Wards(time.monotonic)
         self._passed: set[bytes] = set()  # objects that were handed out since their last round
         self._wake = threading.Event()
         self._wake_owners = threading.Event()
@@ -279,6 +283,75 @@ class Shard:
             for leases, _ in rows:
                 self._tell_peers(leases)
         return ended
+
+    def make_durable(
+        self, rows: Sequence[tuple[bytes, bytes, int, float | None]], env: str, version: int
+    ) -> tuple[list[bool | Unfit | SafeRefsError | bytes], list[Ref]] | bytes:
+        """Have leases hold copies of what they hold; of each whether it does, or why it can't. To be asked again till then.
+
+        Also answers with what to wait for before that.
+
+        Args:
+            rows: of each lease its id, epoch and generation as its payload names them, and seconds to live from then on (None for
+                what it has).
+            env: the runtime environment in which to copy, as JSON.
+            version: the topology's.
+        """
+        if version != self._replica.topology.version and self._is_old(version):
+            return STALE
+        answers: list[bool | Unfit | SafeRefsError | bytes] = []
+        for lease, epoch, generation, ttl in rows:
+            try:
+                with self._lock:
+                    self._table.check(lease, epoch, generation)
+                    durable = self._table.durability_of(lease) is not None
+                    begins = False if durable else self._wards.ask(lease, env, ttl)
+            except (LeaseNotFoundError, LeaseLostError) as refusal:
+                answers.append(RECOVERING if self._recovering else _bare(refusal))
+            except SafeRefsError as refusal:
+                answers.append(_bare(refusal))
+            else:
+                if begins is True:
+                    self._adopt(lease, env, self._replica.topology.everywhere(lease).index(self._replica.shard))
+                answers.append(begins if isinstance(begins, Unfit) else durable)
+        with self._lock:
+            bells = [self._wards.bell(row[0]) for row in rows]
+        return answers, [bell for bell in bells if bell is not None]
+
+    def still_adopting(self, leases: Sequence[bytes]) -> list[bytes]:
+        """The adopter is at these leases: which of them are still wanted."""
+        with self._lock:
+            for lease in leases:
+                if not self._table.items_of(lease):
+                    self._wards.forget(lease)
+            return self._wards.still(leases)
+
+    def adopted(self, lease: bytes, result: list[Ref] | Unfit) -> bool:
+        """The adopter has made copies of what a lease holds, or couldn't; whether they are taken."""
+        if isinstance(result, Unfit):
+            with self._lock:
+                self._wards.fail(lease, result)
+            return False
+        owners = [_ray.owner_of(ref) for ref in result]
+        sizes = self._weigh(result) if self._table.usage.limits.weighs else {}
+        with self._lock:
+            done = self._wards.done(lease)
+            if done is None:
+                return False
+            if sizes:
+                self._table.usage.learn(sizes)
+            # Nothing hangs on the maker any more: the owner itself has brought the copies.
+            self._unsettled.forget(lease)
+            taken = self._table.replace(lease, result, owners, *done)
+        self._wake.set()
+        return taken
+
+    def _adopt(self, lease: bytes, env: str, place: int) -> None:
+        """Have the adopter copy what a lease holds."""
+        refs = list(self._table.items_of(lease))
+        bell = adopter(self._registry, self._replica.shard).adopt.remote(lease, refs, env, place)
+        with self._lock:
+            self._wards.begun(lease, bell)
 
     def renew(
         self, lease: bytes, epoch: bytes, generation: int, ttl: float | None, renewals: int, version: int
@@ -451,6 +524,9 @@ class Shard:
     def _unpack(self, parcel: Parcel) -> None:
         """Take another shard's parcel. What is new hangs on that shard, until its and our next rounds of anchoring."""
         for lease in self._replica.receive(parcel):
+            env = self._table.durability_of(lease)
+            if env is not None:
+                self._wards.want(lease, env)
             if self._anchors:
                 self._unsettled.note(lease, parcel.sender, copied=True)
                 self._settler.nudge()
@@ -541,10 +617,14 @@ class Shard:
         silent, self._hanging = self._ask_owners()
         # Silence may be the network's, or that of a process that was stopped for a while. Death is what Ray's control service says.
         dead = [owner for owner in silent if _ray.is_surely_dead(owner)]
+        for owner in dead:
+            self._bury(owner)
+        with self._using:
+            with self._lock:
+                due = self._wards.due()
+            for lease, env in due:
+                self._adopt(lease, env, 1)  # elsewhere than the copy that there is
         with self._lock:
-            for owner in dead:
-                if ended := self._table.bury(owner):
-                    logger.info("%d lease(s) ended, as the process that owned their objects is dead", ended)
             self._table.expire(0)  # forgets what was remembered long enough
             if not self._anchors:
                 self._unsettled.keep_only(lambda lease: bool(self._table.items_of(lease)))
@@ -557,6 +637,27 @@ class Shard:
                     self._table.usage.learn({ref: size for ref, size in sizes.items() if ref in self._table.usage})
                 del sizes
             del unweighed
+
+    def _bury(self, owner: bytes) -> None:
+        """An owner is dead. Where other shards have copies of their own, it is asked for those; other leases end."""
+        holders: dict[int, list[bytes]] = {}
+        with self._lock:
+            for lease in self._table.only_copies_of(owner):
+                others = [shard for shard in self._replica.topology.holders(lease) if shard != self._replica.shard]
+                for shard in others:
+                    holders.setdefault(shard, []).append(lease)
+                if others:
+                    self._table.lose(lease, "the process that owned its copies is dead")
+            if ended := self._table.bury(owner):
+                logger.info("%d lease(s) ended, as the process that owned their objects is dead", ended)
+        import ray
+
+        for shard, leases in holders.items():
+            try:
+                peer = ray.get_actor(actor_name(self._registry, shard), namespace=_ray.NAMESPACE)
+                peer.repair.remote(leases, [self._replica.shard])
+            except (ValueError, ray.exceptions.RayError):
+                logger.warning("shard %d can't be asked for its copies of %d lease(s)", shard, len(leases))
 
     def _ask_owners(self) -> tuple[set[bytes], set[bytes]]:
         """Ask owners about one of their objects each; those that can't be asked any more, and those that hang.

@@ -1,0 +1,160 @@
+"""Leases become durable: asked of all their holders, until each has copies of its own.
+
+What always holds: nothing is copied in this process; who stops asking (it has died, or its time is over) leaves a lease as it was.
+
+Raises everywhere: `RegistryUnavailableError` where there is no Ray connection or no answer in time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .. import _ray
+from ..envelope import LeaseAddress
+from ..errors import (
+    LeaseLostError,
+    LeaseNotFoundError,
+    OwnerGoneError,
+    RegistryUnavailableError,
+    SafeRefsError,
+    UnsupportedReferenceError,
+)
+from . import contact
+from .contact import NoRegistryError, Silence
+from .copying import Unfit, Why
+from .shard import RECOVERING, STALE
+from .site import check_cluster, lost, pause, site
+
+logger = logging.getLogger("safe_refs")
+
+_FIRST_PAUSE_S = 0.002
+_LONGEST_PAUSE_S = 0.05
+_AT_ONCE = 1000  # leases in one call
+_ASKS_S = 3.0  # how often a shard hears that somebody still waits
+
+
+def make_durable(addresses: Iterable[LeaseAddress], timeout: float, ttl: float | None = None) -> None:
+    """Have the registry hold copies of its own in place of what some leases hold now, and wait until it does.
+
+    Args:
+        addresses: the leases.
+        timeout: seconds for all together.
+        ttl: seconds that each is to live from then on; None for what it has.
+
+    Raises:
+        WrongClusterError: a lease is another cluster's.
+        LeaseError: one has ended, was lost, or was never there; `OwnerGoneError` if the owner of an object is dead.
+        UnsupportedReferenceError: what it holds can't be copied.
+        RegistryUnavailableError: the copies don't exist in time, or could not be made.
+    """
+    here, deadline = site(), time.monotonic() + timeout
+    by_registry: dict[str, list[LeaseAddress]] = {}
+    for address in addresses:
+        check_cluster(address, here)
+        by_registry.setdefault(address.registry, []).append(address)
+    env = _ray.runtime_env()
+    for registry, theirs in by_registry.items():
+        for start in range(0, len(theirs), _AT_ONCE):
+            _make(here.connection, registry, theirs[start : start + _AT_ONCE], env, ttl, timeout, deadline)
+
+
+def _make(
+    connected: _ray.Connection,
+    registry: str,
+    addresses: Sequence[LeaseAddress],
+    env: str,
+    ttl: float | None,
+    timeout: float,
+    deadline: float,
+) -> None:
+    import ray
+
+    left = {address.lease: address for address in addresses}
+    done: dict[bytes, set[int]] = {lease: set() for lease in left}
+    pause_s, rounds = _FIRST_PAUSE_S, 0
+    while left:
+        try:
+            topology = contact.topology(connected, registry, start=False)
+        except NoRegistryError:
+            raise lost(next(iter(left.values()))) from None
+        rows: dict[int, list[LeaseAddress]] = {}
+        for address in left.values():
+            for shard in topology.everywhere(address.lease):
+                if shard not in done[address.lease]:
+                    rows.setdefault(shard, []).append(address)
+        calls = {
+            shard: ([(each.lease, each.epoch, each.generation, ttl) for each in theirs], env, topology.version)
+            for shard, theirs in rows.items()
+        }
+        replies = contact.ask_each(connected, registry, "make_durable", calls, deadline, start=False)
+        if STALE in replies.values():
+            contact.forget_topology(connected, registry)
+            pause(registry, timeout, deadline)
+            continue
+        found: dict[bytes, list[Any]] = {lease: [True] * len(done[lease]) for lease in left}
+        bells: list[Any] = []
+        for shard, theirs in rows.items():
+            reply = replies[shard]
+            if isinstance(reply, tuple):
+                reply, ring = reply
+                bells += ring
+            for number, address in enumerate(theirs):
+                answer = reply[number] if isinstance(reply, list) else reply
+                found[address.lease].append(answer)
+                if answer is True:
+                    done[address.lease].add(shard)
+        for lease, answers in found.items():
+            if _is_done(left[lease], answers):
+                del left[lease]
+        if left and time.monotonic() > deadline:
+            raise RegistryUnavailableError(
+                f"{len(left)} lease(s) of registry {registry!r} are not durable after {timeout:g} s: the objects don't exist yet, "
+                "or copying takes longer; allow a longer time (init(durable_timeout=...))"
+            )
+        if left and bells:
+            # What rings too early is of an adopter that has died: it is asked again, a little later.
+            bells = list(dict.fromkeys(bells))
+            patience = max(0.0, min(deadline - time.monotonic(), _ASKS_S))
+            ray.wait(bells, num_returns=len(bells), timeout=patience, fetch_local=False)
+            bells.clear()
+        if left and rounds:
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+        rounds += 1
+
+
+def _is_done(address: LeaseAddress, answers: Sequence[Any]) -> bool:
+    """Whether a lease is durable, by what its holders say; False if it is not yet."""
+    for answer in answers:
+        if isinstance(answer, Unfit):
+            raise _error(address, answer)
+        if isinstance(answer, SafeRefsError) and not isinstance(answer, (LeaseNotFoundError, LeaseLostError)):
+            raise answer
+    if False in answers or Silence.LATE in answers:
+        return False
+    if True in answers:
+        if not all(answer is True for answer in answers):
+            # They get the lease from the others when they are back, and copies then.
+            logger.warning("lease %s is durable at some of its replicas only; the others are down", address.short_id)
+        return True
+    refusals = [answer for answer in answers if isinstance(answer, SafeRefsError)]
+    if refusals and RECOVERING not in answers:
+        raise refusals[0]
+    if all(answer is Silence.ABSENT for answer in answers):
+        raise lost(address)
+    return False
+
+
+def _error(address: LeaseAddress, unfit: Unfit) -> SafeRefsError:
+    if unfit.why is Why.GONE:
+        return OwnerGoneError.of(address.short_id, address.registry, time.time())
+    if unfit.why is Why.UNSUPPORTED:
+        return UnsupportedReferenceError(
+            f"lease {address.short_id} can't be made durable: {unfit.reason}", kind="durable"
+        )
+    return RegistryUnavailableError(
+        f"lease {address.short_id} could not be made durable, as its objects could not be copied: {unfit.reason}"
+    )
