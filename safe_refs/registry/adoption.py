@@ -160,6 +160,10 @@ class Adopter:
         """The node that it runs on, and its process id."""
         return _ray.node_and_process()
 
+    def adopting(self) -> int:
+        """How many leases it makes copies for now."""
+        return len(self._adoptions)
+
     def owned(self) -> int:
         """How many copies it owns."""
         self._owned.intersection_update(_ray.counted(self._owned))
