@@ -60,12 +60,19 @@ def _million(rounds: int) -> tuple[list[Section], dict[str, Any]]:
     return [million.measure(1000 * rounds, max(2, 7 * rounds // _USUAL))], {}
 
 
+def _durable(rounds: int) -> tuple[list[Section], dict[str, Any]]:
+    from benchmarks import durable
+
+    return [durable.measure(rounds / _USUAL)], {}
+
+
 PARTS: dict[str, Callable[[int], tuple[list[Section], dict[str, Any]]]] = {
     "plain": _plain,
     "references": _references,
     "handover": _handover,
     "memory": _memory,
     "million": _million,
+    "durable": _durable,
 }
 
 

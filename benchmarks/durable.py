@@ -1,0 +1,103 @@
+"""What a durable copy costs: `dumps(ref, durable=True)` beside a bare task that gives back what it is given, on the same object.
+
+The task's result is waited for, and not read. Copies are dropped between the rounds, out of time.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from typing import Any
+
+import safe_refs
+from benchmarks.lines import Line, Section, small_ray, spread
+
+KB, MB = 2**10, 2**20
+SIZES = {"1 kB": (KB, 60, None), "1 MB": (MB, 60, None), "100 MB": (100 * MB, 25, 1.3)}  # bytes, rounds, target
+_SETTLES_S = 0.15
+
+
+def measure(share: float) -> Section:
+    """All sizes, each in turn with a bare task.
+
+    Args:
+        share: of the usual rounds.
+    """
+    import numpy as np
+    import ray
+
+    lines: list[Line] = []
+    with small_ray(900 * MB):
+        identity: Any = ray.remote(num_cpus=0)(lambda value: value)
+
+        def bare(ref: Any) -> Any:
+            copy = identity.remote(ref)
+            ray.wait([copy], fetch_local=False)
+            return copy
+
+        def durable(ref: Any) -> Any:
+            return safe_refs.dumps(ref, durable=True)
+
+        for name, (size, usual, target) in SIZES.items():
+            rounds = max(5, round(usual * share))
+            ref = ray.put(np.ones(size, dtype=np.uint8))
+            times: dict[Any, list[float]] = {bare: [], durable: []}
+            for number in range(rounds + 3):
+                for step in (bare, durable) if number % 2 else (durable, bare):
+                    begun = time.perf_counter()
+                    made = step(ref)
+                    times[step].append(time.perf_counter() - begun)
+                    if step is durable:
+                        safe_refs.release(made)
+                    made = None
+                    time.sleep(_SETTLES_S)  # until the copy is freed
+            ratios = [ours / theirs for ours, theirs in zip(times[durable][3:], times[bare][3:], strict=True)]
+            more = [(ours - theirs) * 1e3 for ours, theirs in zip(times[durable][3:], times[bare][3:], strict=True)]
+            lines.append(spread(f"{name}: a durable copy ÷ a bare task", ratios, "times", target))
+            lines.append(spread(f"{name}: what it takes beyond the task", more, "ms"))
+            if size > MB:
+                lines.append(_peak(ref, size, max(4, rounds // 4)))
+            ref = None
+            gc.collect()
+        safe_refs.shutdown()
+    text = (
+        "An object of the driver's, made durable: pinned, copied by a task, handed to the registry; beside that task alone. "
+        "Peak memory is what the store holds at most meanwhile, the object itself being one."
+    )
+    return Section("Durable copies", text, lines)
+
+
+def _peak(ref: Any, size: int, rounds: int) -> Line:
+    """The most that the store holds while a copy is made, in objects."""
+    from safe_refs import _ray
+
+    peaks = []
+    for _ in range(rounds):
+        _ray.wait_for_store(round(1.1 * size), 10)
+        seen: list[int] = []
+        over = threading.Event()
+
+        def watch(seen: list[int] = seen, over: threading.Event = over) -> None:
+            while not over.is_set():
+                seen.append(_ray.store_usage().used_bytes)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        payload = safe_refs.dumps(ref, durable=True)
+        over.set()
+        watcher.join()
+        seen.append(_ray.store_usage().used_bytes)
+        safe_refs.release(payload)
+        peaks.append(max(seen) / size)
+    return spread(f"{size // MB} MB: peak memory ÷ the object", peaks, "times", 2.0)
+
+
+def main() -> None:
+    """Print it."""
+    for line in measure(1.0).lines:
+        print(f"{line.what:50} {line.value:8.2f} ({line.low:.2f} to {line.high:.2f}) {line.unit}")
+
+
+if __name__ == "__main__":
+    main()
