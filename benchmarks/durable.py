@@ -58,7 +58,7 @@ def measure(share: float) -> Section:
             lines.append(spread(f"{name}: what it takes beyond the task", more, "ms"))
             if size > MB:
                 lines.append(_peak(ref, size, max(4, rounds // 4)))
-            ref = None
+            del ref
             gc.collect()
         safe_refs.shutdown()
     text = (

@@ -27,6 +27,7 @@ SECTIONS = {
     "handover": {"Handing over a value"},
     "memory": {"Memory over time"},
     "million": {"A million leases"},
+    "durable": {"Durable copies"},
 }
 
 
