@@ -418,6 +418,11 @@ class LeaseTable(Generic[T]):
         held = self._if_living(lease)
         return () if held is None else held.items
 
+    def owners_of(self, lease: bytes) -> set[bytes]:
+        """What names the processes that a live lease's items die with."""
+        held = self._if_living(lease)
+        return set() if held is None else set(filter(None, held.owners))
+
     def ids(self) -> tuple[list[bytes], list[bytes]]:
         """Ids of all live leases, and of all ended ones that are remembered, in the order of their beginning and ending."""
         return list(self._live), list(self._ended)

@@ -253,6 +253,8 @@ class Shard:
         borrower = self._unsettled.hangs_on(lease)
         if borrower and self._anchors and _ray.is_surely_dead(borrower):
             return DOUBTFUL
+        if self._replica.topology.replicas > 1 and self._has_lost_copies(lease):
+            return DOUBTFUL
         try:
             with self._lock:
                 counts = self._table.ask_in_turn(lease)
@@ -273,6 +275,12 @@ class Shard:
         except SafeRefsError as refusal:
             with self._lock:
                 return Yours(_bare(refusal)) if self._table.ended_by(lease, use) else _bare(refusal)
+
+    def _has_lost_copies(self, lease: bytes) -> bool:
+        """Whether the owner of a durable lease's copies is dead, which the next sweep will see. Another replica has its own."""
+        with self._lock:
+            owners = self._table.owners_of(lease) if self._table.durability_of(lease) is not None else ()
+        return any(_ray.is_surely_dead(owner) for owner in owners)
 
     def release(self, rows: Sequence[tuple[Sequence[bytes], Origin]], version: int) -> list[int] | bytes:
         """End leases, each row by whom it says; for each lease whether that ended it."""
