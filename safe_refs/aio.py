@@ -17,9 +17,10 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from . import admin, config, envelope, leasing, pickling, pipelining
+from . import admin, config, envelope, leasing, pickling, pipelining, places
 from . import handle as handle_module
 from .admin import Sort
+from .errors import UnsupportedReferenceError
 from .handle import SafeRef, how_held, make_terms
 from .holding import check_kinds, discard, finished, handles, hold, prepare
 from .leasing import Target
@@ -62,6 +63,24 @@ async def dumps(
     wait: bool | None = None,
 ) -> bytes:
     """`safe_refs.dumps`, awaited."""
+    try:
+        return await _dumps(obj, protocol, fix_imports, buffer_callback, ttl, uses, durable, label, wait)
+    except UnsupportedReferenceError as error:
+        places.settle(error, obj)
+        raise
+
+
+async def _dumps(
+    obj: Any,
+    protocol: int | None,
+    fix_imports: bool,
+    buffer_callback: BufferCallback | None,
+    ttl: float | timedelta | None,
+    uses: int | None,
+    durable: bool | None,
+    label: str | None,
+    wait: bool | None,
+) -> bytes:
     pickled = pickling.pickle_object(obj, protocol, fix_imports, buffer_callback)
     terms, (waits, copies) = make_terms(ttl, uses, label), how_held(wait, durable)
     if isinstance(pickled, bytes):

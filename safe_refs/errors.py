@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pickle
 from datetime import datetime, timezone
+from typing import Any, NamedTuple
 
 
 def _when(at: float | None) -> str:
@@ -37,16 +38,66 @@ class EnvelopeError(SafeRefsError, pickle.UnpicklingError):
     """
 
 
+class Refused(NamedTuple):
+    """What an `UnsupportedReferenceError` knows until it is told where in the object the reference stands."""
+
+    reference: Any
+    what: str
+    remedy: str
+
+
 class UnsupportedReferenceError(SafeRefsError, pickle.PicklingError):
     """The object holds a Ray reference of a kind that safe_refs can't carry. Nothing was pinned.
 
     Attributes:
         kind: the reference's type, such as `ray.actor.ActorHandle`.
+        place: where it stands, as a Python expression that starts with `payload` for the object that was to be pickled:
+            `payload['batch'][3].ref`. From `dumps_many` it starts with `payloads[2]`, the third object, and from `pin` with
+            `ref` or `refs[3]`. None if it wasn't found: an object's own `__reduce__` or `__getstate__` brought it in.
     """
 
-    def __init__(self, message: str, *, kind: str = "") -> None:
+    # Not in the error's dict, and so never pickled with it: the reference couldn't be.
+    __slots__ = ("refused",)
+
+    refused: Refused | None
+
+    def __init__(self, message: str, *, kind: str = "", place: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
+        self.place = place
+        self.refused = None
+
+    @classmethod
+    def of(cls, reference: Any, what: str, remedy: str, *, kind: str) -> UnsupportedReferenceError:
+        """The error for a reference, of which it isn't known yet where it stands.
+
+        Args:
+            reference: the one that is refused. The error holds it until `settle`.
+            what: what it is, and why it is refused.
+            remedy: what to do.
+            kind: its type.
+        """
+        error = cls(f"the object holds {what}: {remedy}", kind=kind)
+        error.refused = Refused(reference, what, remedy)
+        return error
+
+    def settle(self, name: str, place: str | None) -> None:
+        """Say where the reference stands, from now on without holding it.
+
+        Args:
+            name: what the place starts with.
+            place: None if it wasn't found.
+        """
+        if self.refused is None:
+            return
+        _, what, remedy = self.refused
+        if place is None:
+            text = f"{name} holds {what} (somewhere in it, behind a __reduce__ or __getstate__, say): {remedy}"
+        else:
+            text = f"{place} is {what}: {remedy}"
+        self.args = (text,)
+        self.place = place
+        self.refused = None
 
 
 class LeaseError(SafeRefsError, LookupError):

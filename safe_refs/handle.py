@@ -12,13 +12,13 @@ from collections.abc import Generator, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from . import _ray, config, scopes
+from . import _ray, config, places, scopes
 from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .randomness import token
 from .registry import late
 from .registry.records import Terms
-from .slots import ACTOR, OBJECT_REF, kind_of, register, state
+from .slots import ACTOR, OBJECT_REF, kind_of, refusal, register, state
 
 if TYPE_CHECKING:
     import ray
@@ -308,7 +308,8 @@ def pin(
     """Have the registry hold a reference, or several under one lease, and return handles for them.
 
     Args:
-        ref: an `ObjectRef` or an `ActorHandle`, or an iterable of them.
+        ref: an `ObjectRef` or an `ActorHandle`, or an iterable of them; for an `ObjectRefGenerator` those are all that it has still
+            to yield, waited for.
         ttl: seconds (or a `timedelta`) after which the lease ends; None as for `dumps`.
         uses: how often the lease may be resolved; None for no limit.
         durable: as for `dumps`.
@@ -321,18 +322,27 @@ def pin(
     Raises:
         RegistryFullError: a limit of the registry would be passed.
         RegistryUnavailableError: no Ray connection, or no answer in time.
-        UnsupportedReferenceError: a Ray reference of another kind.
+        UnsupportedReferenceError: a Ray reference of another kind, or one made with a tensor transport; `place` says which of them.
         TypeError: no reference at all.
     """
     terms = make_terms(ttl, uses, label)
     register()
     single = kind_of(ref) is not None
     refs = [ref] if single else list(ref) if isinstance(ref, Iterable) else [ref]
+    try:
+        handles = _pin(refs, terms, *how_held(wait, durable)) if refs else []
+    except UnsupportedReferenceError as error:
+        several = isinstance(ref, Iterable) and not single
+        places.settle(error, refs if several else ref, "refs" if several else "ref")
+        raise
+    return handles[0] if single else handles
+
+
+def _pin(refs: list[Any], terms: Terms, waits: bool, copies: bool) -> list[SafeRef[Any]]:
+    """Have references held under one lease; the handles for them."""
     kinds = [_kind(each) for each in refs]
-    if not refs:
-        return []
     registry, lease, timeout = config.registry_name(), token(16), config.timeout_s()
-    (waits, copies), here = how_held(wait, durable), late.site.site()
+    here = late.site.site()
     if copies:
         refuse_mortals(refs)
     wanted = late.pinning.Pin(lease, refs, while_copying(terms) if copies else terms, late.site.origin(here))
@@ -352,7 +362,7 @@ def pin(
     except BaseException:
         late.releasing.release_later(registry, [lease])
         raise
-    return handles[0] if single else handles
+    return handles
 
 
 def while_copying(terms: Terms) -> Terms:
@@ -368,8 +378,9 @@ def refuse_mortals(references: Iterable[Any]) -> None:
     """
     for handle in _ray.actors(references):
         if _ray.owner_of(handle):
-            raise UnsupportedReferenceError(
-                f"{handle!r} dies with the process that created it, and an actor can't be copied, so that it can't be made durable: "
+            raise UnsupportedReferenceError.of(
+                handle,
+                f"{handle!r}, which can't be made durable, as it dies with the process that created it, and actors can't be copied",
                 'create it with lifetime="detached", or pass it without durable=True',
                 kind="ray.actor.ActorHandle",
             )
@@ -382,12 +393,15 @@ def _kind(reference: Any) -> str:
         UnsupportedReferenceError: it is of a kind that can't be carried.
         TypeError: it is no reference.
     """
+    refused = refusal(reference)
+    if refused is not None:
+        raise refused
     kind = kind_of(reference)
     if kind is not None:
         return kind
     name = f"{type(reference).__module__}.{type(reference).__qualname__}"
     if name.partition(".")[0] == "ray":
-        raise UnsupportedReferenceError(
-            f"safe_refs can't pin a {name}, only a ray.ObjectRef or an ActorHandle", kind=name
+        raise UnsupportedReferenceError.of(
+            reference, f"a {name}, which safe_refs can't pin", "pin a ray.ObjectRef or an ActorHandle", kind=name
         )
     raise TypeError(f"pin takes a ray.ObjectRef or an ActorHandle, or an iterable of them, not {name}")

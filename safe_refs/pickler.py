@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from . import envelope
+from . import envelope, places
+from .errors import UnsupportedReferenceError
 from .handle import how_held, make_terms
 from .holding import hold, slot_values
 from .pickling import PROTOCOL, BufferCallback, Buffers, Sink, WritableFile, pickle_with, write_or_release
@@ -85,12 +86,19 @@ class Pickler(pickle.Pickler):
         if not hasattr(self, "_file"):
             raise pickle.PicklingError(f"Pickler.__init__() was not called by {type(self).__name__}.__init__()")
         register()
-        pickled = pickle_with((self._as_plain, self._as_cloud), obj, self._user_callback, self._protocol)
-        if pickled.writing.refs is None:
-            for piece in pickled.pieces:
-                self._file.write(piece)
-        else:
-            write_or_release(self._file, hold(pickled, make_terms(*self._terms), *how_held(self._wait, self._durable)))
+        try:
+            pickled = pickle_with((self._as_plain, self._as_cloud), obj, self._user_callback, self._protocol)
+            held = None
+            if pickled.writing.refs is not None:
+                held = hold(pickled, make_terms(*self._terms), *how_held(self._wait, self._durable))
+        except UnsupportedReferenceError as error:
+            places.settle(error, obj)
+            raise
+        if held is not None:
+            write_or_release(self._file, held)
+            return
+        for piece in pickled.pieces:
+            self._file.write(piece)
 
     def _as_plain(self, sink: Sink, buffers: Buffers | None) -> Any:
         return _Plain(self, sink, buffers)

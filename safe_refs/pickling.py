@@ -18,7 +18,7 @@ from datetime import timedelta
 from types import FunctionType
 from typing import Any, Protocol
 
-from . import envelope
+from . import envelope, places
 from .errors import UnsupportedReferenceError
 from .handle import how_held, make_terms
 from .holding import Pickled, discard, hold, hold_many, slot_values, slot_values_many
@@ -196,7 +196,9 @@ def dumps(
         lease. A payload is a capability: whoever has it can load the objects and release them.
 
     Raises:
-        UnsupportedReferenceError: `obj` holds a Ray reference of a kind that can't be carried.
+        UnsupportedReferenceError: `obj` holds a Ray reference of a kind that can't be carried: one of Ray Client, a generator of
+            references, a result of a compiled graph, one made with a tensor transport, or a bare id without an owner. Its
+            `place` says where in `obj`, as `payload['batch'][3].ref`, and its text what to do.
         RegistryFullError: a limit of the registry would be passed.
         RegistryUnavailableError: no Ray connection, or no answer in time; or the copies could not be made in time.
         OwnerGoneError: with `durable`, the owner of an object died before it was copied.
@@ -204,12 +206,16 @@ def dumps(
         Exception: what `pickle` or `cloudpickle` raises for an object that can't be pickled.
         In each case nothing stays held.
     """
-    pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
-    if isinstance(pickled, bytes):
-        if ttl is not None or uses is not None or label is not None:
-            make_terms(ttl, uses, label)
-        return pickled
-    return hold(pickled, make_terms(ttl, uses, label), *how_held(wait, durable))
+    try:
+        pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
+        if isinstance(pickled, bytes):
+            if ttl is not None or uses is not None or label is not None:
+                make_terms(ttl, uses, label)
+            return pickled
+        return hold(pickled, make_terms(ttl, uses, label), *how_held(wait, durable))
+    except UnsupportedReferenceError as error:
+        places.settle(error, obj)
+        raise
 
 
 def dumps_many(
@@ -239,19 +245,27 @@ def dumps_many(
         What `dumps` returns for each, in their order.
 
     Raises:
-        Exception: as from `dumps`; then nothing of all stays held. (Without waiting, what is refused later shows in `flush`.)
+        Exception: as from `dumps`; then nothing of all stays held. (Without waiting, what is refused later shows in `flush`.) The
+            place in an `UnsupportedReferenceError` begins with `payloads[2]` for the third object.
     """
     terms, (waits, copies) = make_terms(ttl, uses, label), how_held(wait, durable)
     done: list[bytes | Pickled] = []
+    obj: Any = None
     try:
         for obj in objs:
             done.append(pickle_object(obj, protocol, fix_imports, None))
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, UnsupportedReferenceError):
+            places.settle(error, obj, f"payloads[{len(done)}]")
         for each in done:
             if isinstance(each, Pickled):
                 discard(each.writing)
         raise
-    held = iter(hold_many([each for each in done if isinstance(each, Pickled)], terms, waits, copies))
+    try:
+        held = iter(hold_many([each for each in done if isinstance(each, Pickled)], terms, waits, copies))
+    except UnsupportedReferenceError as error:
+        places.settle(error, objs, "payloads")
+        raise
     return [next(held) if isinstance(each, Pickled) else each for each in done]
 
 

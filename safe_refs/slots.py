@@ -130,6 +130,8 @@ def _reduce_object_ref(ref: ray.ObjectRef[Any]) -> Any:
     writing = state.writing
     if writing is None:
         return ref.__reduce__()
+    if _transport(ref):
+        raise _refuse_transported(ref)
     return slot, writing.number(ref, OBJECT_REF)
 
 
@@ -149,15 +151,49 @@ def kind_of(reference: Any) -> str | None:
 _KIND_BY_REDUCER: dict[Any, str] = {_reduce_object_ref: OBJECT_REF, _reduce_actor: ACTOR}
 
 
-def _refuse(what: str, remedy: str) -> Callable[[Any], Any]:
-    def reduce(reference: Any) -> Any:
-        if state.writing is None:
-            return reference.__reduce__()
-        raise UnsupportedReferenceError(
-            f"the object holds {what}, which safe_refs can't carry yet: {remedy}", kind=what
-        )
+class _Refuse:
+    """A reducer for references of a kind that can't be carried.
 
-    return reduce
+    Args:
+        what: their type, by its public name.
+        remedy: what to do instead.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        self._what = what
+        self._remedy = remedy
+
+    def __call__(self, reference: Any) -> Any:
+        if state.writing is None:
+            return reference.__reduce_ex__(4)  # as `copy` asks, and every pickler of today
+        raise self.error(reference)
+
+    def error(self, reference: Any) -> UnsupportedReferenceError:
+        """The error for one of them."""
+        what = f"a {self._what}, which safe_refs can't carry"
+        return UnsupportedReferenceError.of(reference, what, self._remedy, kind=self._what)
+
+
+def _no_transport(ref: ray.ObjectRef[Any]) -> object:
+    return None
+
+
+# Whether the value of a reference is elsewhere than in Ray's object store; Ray's own answer as soon as Ray is there.
+_transport: Callable[[Any], object] = _no_transport
+
+
+def _refuse_transported(ref: ray.ObjectRef[Any]) -> UnsupportedReferenceError:
+    what = "a ray.ObjectRef made with a tensor transport (RDT), which safe_refs can't carry"
+    remedy = "ray.get it where its tensors may be read, and pass on the value, or what ray.put makes of it without a transport"
+    return UnsupportedReferenceError.of(ref, what, remedy, kind="ray.ObjectRef")
+
+
+def refusal(reference: Any) -> UnsupportedReferenceError | None:
+    """The error for a reference of a kind that can't be carried; None for all else."""
+    reduce: Any = copyreg.dispatch_table.get(type(reference))
+    if reduce is _reduce_object_ref and _transport(reference):
+        return _refuse_transported(reference)
+    return reduce.error(reference) if type(reduce) is _Refuse else None
 
 
 def _register_ray() -> bool:
@@ -165,8 +201,12 @@ def _register_ray() -> bool:
 
     if not hasattr(ray, "actor"):  # another thread is in the middle of importing Ray: nobody has a reference yet
         return False
+    global _transport
+    _transport = _ray.transport_of()
     copyreg.pickle(ray.ObjectRef, _reduce_object_ref)
     copyreg.pickle(ray.actor.ActorHandle, _reduce_actor)
+    remedy = "pass on the references that it yields, each when it comes or all of them as list(generator)"
+    copyreg.pickle(ray.ObjectRefGenerator, _Refuse("ray.ObjectRefGenerator", remedy))
     return True
 
 
@@ -176,7 +216,17 @@ def _register_client() -> bool:
     for name in ("ClientObjectRef", "ClientActorHandle"):
         if not hasattr(client, name):
             return False
-        copyreg.pickle(getattr(client, name), _refuse(f"ray.util.client.common.{name}", remedy))
+        copyreg.pickle(getattr(client, name), _Refuse(f"ray.util.client.common.{name}", remedy))
+    return True
+
+
+def _register_compiled_graphs() -> bool:
+    graphs = sys.modules["ray.experimental.compiled_dag_ref"]
+    for name, get in (("CompiledDAGRef", "ray.get"), ("CompiledDAGFuture", "await")):
+        if not hasattr(graphs, name):
+            return False
+        remedy = f"only the process that ran the graph can have its result: {get} it there, and pass on the value, or ray.put it"
+        copyreg.pickle(getattr(graphs, name), _Refuse(f"ray.experimental.compiled_dag_ref.{name}", remedy))
     return True
 
 
@@ -185,6 +235,7 @@ def _register_client() -> bool:
 _waiting: tuple[tuple[str, Callable[[], bool]], ...] = (
     ("ray", _register_ray),
     ("ray.util.client.common", _register_client),
+    ("ray.experimental.compiled_dag_ref", _register_compiled_graphs),
 )
 
 

@@ -15,7 +15,10 @@ from safe_refs import errors
 SAMPLES: list[errors.SafeRefsError] = [
     errors.SafeRefsError("root"),
     errors.EnvelopeError("cut short"),
-    errors.UnsupportedReferenceError("an actor", kind="ray.actor.ActorHandle"),
+    errors.UnsupportedReferenceError("an actor", kind="ray.actor.ActorHandle", place="payload['actors'][0]"),
+    errors.UnsupportedReferenceError.of(
+        object(), "a ray.actor.ActorHandle, which safe_refs can't carry", "pass its name", kind="ray.actor.ActorHandle"
+    ),
     errors.LeaseError("ended", lease="01020304", registry="default", ended_at=1.0),
     errors.LeaseReleasedError.of("01020304", "default", 1.5e9, "pid 1"),
     errors.LeaseExpiredError.of("01020304", "default", 1.5e9, 10.0),

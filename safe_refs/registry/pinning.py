@@ -128,9 +128,11 @@ def _borrowed(refs: Sequence[Ref]) -> list[Ref]:
     except ValueError as error:
         if "owner is unknown" not in str(error):
             raise
-        raise UnsupportedReferenceError(
-            "the object holds a reference of which Ray does not know the owner: it was made from a bare id (by plain pickle, "
-            "say), so nothing can be held by it; pass the reference itself, or a payload",
+        raise UnsupportedReferenceError.of(
+            _ray.ownerless(refs),
+            "a reference of which Ray does not know the owner",
+            "it was made from a bare id (by plain pickle, say), so nothing can be held by it; pass on the reference itself, or a "
+            "payload",
             kind="ray.ObjectRef",
         ) from None
 
