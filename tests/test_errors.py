@@ -16,9 +16,6 @@ SAMPLES: list[errors.SafeRefsError] = [
     errors.SafeRefsError("root"),
     errors.EnvelopeError("cut short"),
     errors.UnsupportedReferenceError("an actor", kind="ray.actor.ActorHandle", place="payload['actors'][0]"),
-    errors.UnsupportedReferenceError.of(
-        object(), "a ray.actor.ActorHandle, which safe_refs can't carry", "pass its name", kind="ray.actor.ActorHandle"
-    ),
     errors.LeaseError("ended", lease="01020304", registry="default", ended_at=1.0),
     errors.LeaseReleasedError.of("01020304", "default", 1.5e9, "pid 1"),
     errors.LeaseExpiredError.of("01020304", "default", 1.5e9, 10.0),
@@ -29,6 +26,9 @@ SAMPLES: list[errors.SafeRefsError] = [
     errors.WrongClusterError.of("01020304", b"a" * 28, b"b" * 28),
     errors.RegistryUnavailableError("no answer"),
     errors.RegistryFullError.of("max_leases", 2, 2, 1, (("label", 2),)),
+    errors.UnsupportedReferenceError.of(
+        object(), "a ray.actor.ActorHandle, which safe_refs can't carry", "pass its name", kind="ray.actor.ActorHandle"
+    ),
 ]
 
 

@@ -67,6 +67,22 @@ def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
     assert _ray.owner_answers(mine, 5)
 
 
+def test_usual_references_have_no_transport_and_an_owner(cluster: str) -> None:
+    """Put, returned by a task, pending, or passed on. A bare id of another process's object has no owner here."""
+
+    @ray.remote(num_cpus=0)
+    def passed_on(refs: list[Any], bare: bytes) -> list[Any]:
+        made = pickle.loads(bare)
+        assert _ray.ownerless([*refs, made]) is made
+        return [*refs, ray.put(2)]
+
+    transport, put = _ray.transport_of(), ray.put(1)
+    returned = passed_on.remote([put], pickle.dumps(ray.put(3)))
+    refs = [put, returned, *ray.get(returned, timeout=60)]
+    assert not any(transport(ref) for ref in refs)
+    assert _ray.ownerless(refs) is None
+
+
 def test_a_hanging_owner_is_no_answer_rather_than_a_death(cluster: str) -> None:
     """A stopped owner makes the question run into its timeout, which is an error of its own."""
 
