@@ -17,7 +17,7 @@ import ray
 
 import safe_refs
 from safe_refs import aio
-from tests.conftest import Driver, as_actor, run_python
+from tests.conftest import Driver, run_python
 
 GENERATOR = "ray.ObjectRefGenerator"
 
@@ -83,19 +83,17 @@ def test_of_many_the_one_is_named(generator: Any) -> None:
     assert safe_refs.leases() == []
 
 
-def test_pin_names_which_of_them(cluster: str) -> None:
-    """`refs[3]`, or `ref` where it is only one."""
-
-    class Actor:
-        pass
-
-    actor = as_actor(Actor).remote()
-    with pytest.raises(safe_refs.UnsupportedReferenceError) as caught:
-        safe_refs.pin([ray.put(1), ray.put(2), ray.put(3), actor])
-    assert caught.value.place == "refs[3]"
-    with pytest.raises(safe_refs.UnsupportedReferenceError) as caught:
-        safe_refs.pin(actor)
-    assert caught.value.place == "ref"
+def test_pin_names_which_of_them(generator: Any) -> None:
+    """`refs[3]` (or `ref` where it is only one: see below), also for what is no reference at all but of Ray's."""
+    node: Any = vars(ray)["NodeID"].from_random()  # Ray's types don't know it
+    for refused in (generator, node):
+        with pytest.raises(safe_refs.UnsupportedReferenceError) as caught:
+            safe_refs.pin([ray.put(1), ray.put(2), ray.put(3), refused])
+        assert caught.value.place == "refs[3]"
+    with pytest.raises(
+        safe_refs.UnsupportedReferenceError, match=r"ref is a .*NodeID, which safe_refs can't pin: pin a"
+    ):
+        safe_refs.pin(node)
     assert safe_refs.leases() == []
 
 
@@ -242,7 +240,7 @@ def pinned(refs):
 
 compiled = graph()
 ref = compiled.execute(1)
-found = [refused({"result": [ray.put(0), ref]}), refused(lambda: ref), pinned([ray.put(0), ref]), not_ours(ref)]
+found = [refused({"result": [ray.put(0), ref]}), refused(lambda: ref), pinned([ray.put(0), ref]), pinned(ref), not_ours(ref)]
 value = ray.get(ref, timeout=20)
 payload = safe_refs.dumps({"result": ray.put(value)})
 found += [ray.get(safe_refs.loads(payload)["result"]), safe_refs.release(payload)]
@@ -262,13 +260,14 @@ print(json.dumps([*found, safe_refs.leases()]))
 
 def test_results_of_a_compiled_graph_are_refused() -> None:
     """A real graph's `CompiledDAGRef` and `CompiledDAGFuture`: refused with the remedy, which works; still usable afterwards."""
-    ref, closure, pinned, rays, value, released, future, rays_too, later, left = run_python(GRAPH)
+    ref, closure, pinned, alone, rays, value, released, future, rays_too, later, left = run_python(GRAPH)
     module = "ray.experimental.compiled_dag_ref"
     assert ref[:2] == [f"{module}.CompiledDAGRef", "payload['result'][1]"]
     assert "ray.get it there, and pass on the value, or ray.put it" in ref[2]
     assert closure[1].startswith("payload.__")  # a global of __main__, or the closure
     assert pinned[0] == "refs[1]"
     assert "ray.get it there" in pinned[1]
+    assert alone[0] == "ref"
     assert rays == "CompiledDAGRef cannot be pickled."
     assert (value, released) == (2, 1)
     assert future[:2] == [f"{module}.CompiledDAGFuture", "payload['result'][0]"]
@@ -334,6 +333,7 @@ found = {
     "put": refused(lambda: safe_refs.dumps(put)),
     "borrowed": ray.get(other.borrow.remote([made]), timeout=30),
     "pinned": refused(lambda: safe_refs.pin([usual, made])),
+    "alone": refused(lambda: safe_refs.pin(made)),
     "as before": pickle.loads(pickle.dumps(made)) == made,
 }
 payload = safe_refs.dumps({"batch": ray.put(value)})
@@ -380,6 +380,7 @@ def test_references_made_with_a_tensor_transport_are_refused(cluster: str, drive
         "put": "payload",
         "borrowed": "payload['borrowed'][0]",
         "pinned": "refs[1]",
+        "alone": "ref",
     }.items():
         assert found[name][:2] == ["ray.ObjectRef", place], name
         assert "made with a tensor transport (RDT)" in found[name][2]
