@@ -17,7 +17,7 @@ import ray
 
 import safe_refs
 from safe_refs import aio
-from tests.conftest import Driver, run_python
+from tests.conftest import Driver, as_actor, run_python
 
 GENERATOR = "ray.ObjectRefGenerator"
 
@@ -94,6 +94,28 @@ def test_pin_names_which_of_them(generator: Any) -> None:
         safe_refs.UnsupportedReferenceError, match=r"ref is a .*NodeID, which safe_refs can't pin: pin a"
     ):
         safe_refs.pin(node)
+    assert safe_refs.leases() == []
+
+
+def test_an_actor_that_cannot_be_made_durable_is_named(cluster: str) -> None:
+    """Where copies are wanted, an actor that dies with its creator is refused: where it stands, in every function."""
+
+    class Actor:
+        pass
+
+    actor = as_actor(Actor).remote()
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: safe_refs.dumps({"a": [ray.put(1), actor]}, durable=True), "payload['a'][1]"),
+        (lambda: safe_refs.dumps_many([1, [actor]], durable=True), "payloads[1][0]"),
+        (lambda: by_pickler([actor], durable=True), "payload[0]"),
+        (lambda: awaited([actor], durable=True), "payload[0]"),
+        (lambda: safe_refs.pin([ray.put(1), actor], durable=True), "refs[1]"),
+        (lambda: safe_refs.pin(actor, durable=True), "ref"),
+    ]
+    for call, place in calls:
+        with pytest.raises(safe_refs.UnsupportedReferenceError, match="can't be made durable") as caught:
+            call()
+        assert (caught.value.place, caught.value.kind) == (place, "ray.actor.ActorHandle")
     assert safe_refs.leases() == []
 
 
