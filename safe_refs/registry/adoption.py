@@ -39,11 +39,14 @@ _ANSWER_S = 10.0
 _PROBE_S = 1.0
 _NODES_S = 2.0  # how long what was seen of the cluster's nodes is good for
 _RETIRES_S = 0.5
+_MANY = 1000
+_MOST_CALLS = 1_000_000  # that wait at once, each until its lease is durable
 
 
 def adopter(registry: str, shard: int) -> Any:
     """The handle of a shard's adopter, which is started if it doesn't run. Doesn't wait until it has started."""
-    return couriers.named(adopter_name(registry, shard), Adopter, registry, shard, place=shard)
+    options = {"max_concurrency": _MOST_CALLS}
+    return couriers.named(adopter_name(registry, shard), Adopter, registry, shard, place=shard, **options)
 
 
 def adopter_name(registry: str, shard: int) -> str:
@@ -126,6 +129,7 @@ class Adopter:
         self._tasks = 0
         self._ready: deque[Callable[[], None]] = deque()  # tasks to begin when others are done
         self._owned: set[bytes] = set()
+        self._tidies_at = _MANY
         self._retires = False
         self._shards_handle: Any = None
         self._nodes: tuple[float, list[str]] = (-_NODES_S, [])
@@ -182,7 +186,7 @@ class Adopter:
                 self._ask_what_is_wanted()
                 self._look()
                 while self._ready and self._tasks < _AT_ONCE:
-                    self._ready.popleft()()
+                    self._ready.popleft()()  # of an adoption that is over, it does nothing
                 if self._retires and not self._adoptions and not self.owned():
                     ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
                 if self._retires:
@@ -227,8 +231,7 @@ class Adopter:
         def go_on() -> None:
             adoption.under_way -= 1
             self._tasks -= is_task
-            if not adoption.is_over:
-                then()
+            self._do(adoption, then)
 
         self._waiting.setdefault(ref, []).append(go_on)
 
@@ -238,13 +241,22 @@ class Adopter:
 
         def begin() -> None:
             adoption.under_way -= 1
-            if not adoption.is_over:
-                task()
+            self._do(adoption, task)
 
         if self._tasks < _AT_ONCE:
             begin()
         else:
             self._ready.append(begin)
+
+    def _do(self, adoption: _Adoption, step: Callable[[], None]) -> None:
+        """A step of an adoption; one that fails ends that adoption, and no other."""
+        if adoption.is_over:
+            return
+        try:
+            step()
+        except Exception as error:
+            logger.warning("a lease could not be made durable", exc_info=True)
+            self._hand_over(adoption, Unfit(Why.FAILED, f"{type(error).__name__}: {error}".strip()))
 
     def _run(self, adoption: _Adoption, task: Any, found: _Object, args: tuple[Any, ...], returns: int) -> Any:
         """Submit a task, where the data is."""
@@ -261,8 +273,9 @@ class Adopter:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         if adoption.env != _ray.runtime_env():
             options["runtime_env"] = RuntimeEnv(**json.loads(adoption.env))
+        submitted = _remote(task).options(**options).remote([found.ref], *args)
         self._tasks += 1
-        return _remote(task).options(**options).remote([found.ref], *args)
+        return submitted
 
     def _node_for(self, adoption: _Adoption, ref: Ref) -> str | None:
         """The node for a copy: the one that has the data, or another, the further down this shard is in the lease's list."""
@@ -321,6 +334,8 @@ class Adopter:
         """A copy exists."""
         found.copy, found.done = copy, True
         self._owned.add(copy.binary())
+        if len(self._owned) > self._tidies_at:
+            self._tidies_at = 2 * self.owned() + _MANY
         self._go_on(adoption)
 
     def _go_on(self, adoption: _Adoption) -> None:

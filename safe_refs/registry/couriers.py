@@ -199,8 +199,16 @@ def name(number: int) -> str:
     return f"courier:{number}"
 
 
-def named(actor: str, class_: type, *args: Any, place: int = 0) -> Any:
-    """One of the cluster's helping actors, which is started if it doesn't run: on one node after the other, by `place`."""
+def named(actor: str, class_: type, *args: Any, place: int = 0, **more: Any) -> Any:
+    """One of the cluster's helping actors, which is started if it doesn't run: on one node after the other, by `place`.
+
+    Args:
+        actor: its name.
+        class_: what it is.
+        args: for that.
+        place: on which node, by number.
+        more: options for Ray.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -218,6 +226,7 @@ def named(actor: str, class_: type, *args: Any, place: int = 0) -> Any:
         # A crashed one starts anew by itself; what it held was held by others, too.
         "max_restarts": -1,
         "max_task_retries": 0,
+        **more,
     }
     nodes = _ray.nodes()
     if nodes:

@@ -320,7 +320,8 @@ class Shard:
                 answers.append(_bare(refusal))
             else:
                 if begins is True:
-                    self._adopt(lease, env, self._replica.topology.everywhere(lease).index(self._replica.shard))
+                    holders = self._replica.topology.everywhere(lease)
+                    self._adopt(lease, env, holders.index(self._replica.shard) if self._replica.shard in holders else 0)
                 answers.append(begins if isinstance(begins, Unfit) else durable)
         with self._lock:
             bells = [self._wards.bell(row[0]) for row in rows]
@@ -356,8 +357,17 @@ class Shard:
 
     def _adopt(self, lease: bytes, env: str, place: int) -> None:
         """Have the adopter copy what a lease holds."""
-        refs = list(self._table.items_of(lease))
-        bell = adopter(self._registry, self._replica.shard).adopt.remote(lease, refs, env, place)
+        import ray
+
+        try:
+            with self._lock:
+                refs = list(self._table.items_of(lease))
+            bell = adopter(self._registry, self._replica.shard).adopt.remote(lease, refs, env, place)
+        except (ValueError, ray.exceptions.RayError):
+            logger.warning("the adopter could not be told of a lease; it is told again", exc_info=True)
+            with self._lock:
+                self._wards.again(lease)
+            return
         with self._lock:
             self._wards.begun(lease, bell)
 

@@ -75,6 +75,11 @@ class Wards:
         if lease in self._wards:
             self._wards[lease].bell = bell
 
+    def again(self, lease: bytes) -> None:
+        """The adopter could not be told: it is to be told by the next who asks."""
+        if lease in self._wards:
+            self._wards[lease].begun_at = None
+
     def bell(self, lease: bytes) -> Any:
         """What to wait for before asking again; None if there is nothing yet."""
         ward = self._wards.get(lease)
