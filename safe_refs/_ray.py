@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import RegistryUnavailableError
@@ -360,6 +362,11 @@ def owner_of(reference: Any) -> bytes:
     return owner if is_own or not _is_detached(reference._actor_id) else b""
 
 
+def is_mortal(handle: Any) -> bool:
+    """Whether an actor dies with its creator: all do that aren't detached, whoever's handle it is."""
+    return not _is_detached(handle._actor_id)
+
+
 _detached: dict[bytes, bool] = {}
 _MOST_REMEMBERED = 4096
 
@@ -494,11 +501,34 @@ _ANCHORING_CALLS = (
 )
 
 
-def runtime_env() -> str:
-    """The runtime environment of this process, as JSON."""
+def surroundings() -> str:
+    """What a task needs to read and write the objects of this process: its runtime environment, and from where it imports, as JSON.
+
+    Ray gives its workers the folder of their own job's driver; the tasks that copy are of another job.
+    """
     import ray
 
-    env: str = ray.get_runtime_context().get_runtime_env_string()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    context = ray.get_runtime_context()
+    env = json.loads(context.get_runtime_env_string())  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    installed = (sys.prefix, sys.base_prefix)
+    path = [entry for entry in sys.path if Path(entry).is_absolute() and not entry.startswith(installed)]
+    return json.dumps({"env": env, "path": path}, sort_keys=True)
+
+
+def runtime_env_for(wanted_surroundings: str) -> dict[str, Any]:
+    """The runtime environment for a task that runs in such surroundings; empty where it is this process's own.
+
+    What this process has and the other hasn't (environment variables, say) Ray passes on to the task all the same.
+    """
+    wanted, own = json.loads(wanted_surroundings), json.loads(surroundings())
+    env: dict[str, Any] = {} if wanted["env"] == own["env"] else dict(wanted["env"])
+    more = [entry for entry in wanted["path"] if entry not in sys.path]
+    if more:
+        variables = env.get("env_vars") or wanted["env"].get("env_vars") or {}
+        before = variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
+        # Behind what is there; and other workers than those without, which may know modules of the same names.
+        path = os.pathsep.join([*filter(None, [before]), *more])
+        env["env_vars"] = {**variables, "PYTHONPATH": path}
     return env
 
 

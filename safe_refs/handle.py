@@ -377,7 +377,7 @@ def refuse_mortals(references: Iterable[Any]) -> None:
         UnsupportedReferenceError: there is one.
     """
     for handle in _ray.actors(references):
-        if _ray.owner_of(handle):
+        if _ray.is_mortal(handle):
             raise UnsupportedReferenceError.of(
                 handle,
                 f"{handle!r}, which can't be made durable, as it dies with the process that created it, and actors can't be copied",

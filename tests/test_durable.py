@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -270,20 +271,26 @@ def test_pending_failed_and_cancelled_tasks(tmp_path: Path) -> None:
     def fails() -> None:
         raise KeyError("the task's own")
 
+    @ray.remote(num_cpus=0, max_retries=0)
+    def times_out() -> None:
+        raise ray.exceptions.GetTimeoutError("the task's own, too")
+
     waiting, failed, cancelled = late.remote(str(gate)), fails.remote(), late.remote(str(tmp_path / "never"))
     with pytest.raises(RegistryUnavailableError, match=r"not durable after 0\.5 s"):
         safe_refs.pin(waiting).make_durable(timeout=0.5)
     ray.cancel(cancelled)
     gate.touch()
-    payload = safe_refs.dumps([waiting, failed, cancelled], durable=True)
+    payload = safe_refs.dumps([waiting, failed, cancelled, times_out.remote()], durable=True)
     del waiting, failed, cancelled
-    one, two, three = safe_refs.loads(payload)
+    one, two, three, four = safe_refs.loads(payload)
+    with pytest.raises(ray.exceptions.GetTimeoutError, match="the task's own, too"):
+        value(four)
     assert value(one) == "late"
     with pytest.raises(KeyError, match="the task's own"):
         value(two)
     with pytest.raises(ray.exceptions.TaskCancelledError):
         value(three)
-    del one, two, three
+    del one, two, three, four
     assert safe_refs.shutdown() == 2
 
 
@@ -311,6 +318,44 @@ def test_what_cannot_be_copied_is_refused_and_nothing_stays() -> None:
     assert value(value(second)[0].hello.remote()) == "hello"
     safe_refs.release(payload)
     ray.kill(detached)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_was_given_up_or_refused_keeps_nothing() -> None:
+    """Neither the original, nor what had been copied by then, and no task that hangs; others go on meanwhile."""
+
+    class Sleeper:
+        def __reduce__(self) -> Any:
+            return time.sleep, (600,)
+
+    class Actor:
+        pass
+
+    held: list[Any] = [ray.put(np.ones(10 * MB, dtype=np.uint8)), *(ray.put(Sleeper()) for _ in range(8))]
+    handle = safe_refs.pin(held)[0]
+    with pytest.raises(RegistryUnavailableError, match="not durable"):
+        handle.make_durable(timeout=2)
+    other = safe_refs.dumps(ray.put("goes on"), durable=True)
+    assert value(safe_refs.loads(other)) == "goes on"
+    assert safe_refs.release([handle, other]) == 2
+    del held
+    actor = as_actor(Actor).remote()
+    with pytest.raises(UnsupportedReferenceError):
+        safe_refs.dumps([ray.put(np.ones(10 * MB, dtype=np.uint8)), ray.put([actor])], durable=True)
+    del actor
+    gc.collect()
+    assert is_empty(30)
+    mortal: Any = as_actor(Actor).options(name="mortal-actor", namespace="safe_refs-tests").remote()
+    with pytest.raises(UnsupportedReferenceError, match="detached"):
+        safe_refs.dumps(ray.get_actor("mortal-actor", namespace="safe_refs-tests"), durable=True)
+    handle = safe_refs.pin(mortal)
+    with pytest.raises(UnsupportedReferenceError, match="detached"):
+        handle.make_durable()
+    handle.release()
+    soon = safe_refs.pin(ray.put("soon"), wait=False)
+    soon.make_durable()
+    assert soon.get() == "soon"
+    soon.release()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -357,6 +402,25 @@ def test_the_registrys_end_leaves_copies_to_whom_have_them() -> None:
     assert value(loaded) == "copied"
     del loaded
     assert wait_until(lambda: not Path(f"/proc/{pid}").exists(), 20)
+
+
+def test_a_class_beside_the_makers_script_is_found(cluster: str, tmp_path: Path) -> None:
+    """The registry was started by another job; the tasks that copy import from where the maker does."""
+    (tmp_path / "beside_it.py").write_text("class Thing:\n    pass")
+    script = tmp_path / "maker.py"
+    script.write_text(
+        PRELUDE
+        + """
+import beside_it
+print(json.dumps(safe_refs.dumps(ray.put(beside_it.Thing()), durable=True).hex()))
+"""
+    )
+    safe_refs.init()
+    done = subprocess.run(
+        [sys.executable, str(script), cluster], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert safe_refs.release(bytes.fromhex(json.loads(done.stdout.strip().splitlines()[-1]))) == 1
 
 
 def test_the_makers_runtime_environment_is_respected(cluster: str, tmp_path: Path) -> None:

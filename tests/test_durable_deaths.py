@@ -169,35 +169,47 @@ def test_copies_of_replicas_lie_on_different_nodes_and_outlive_one() -> None:
         + """
 import numpy as np
 safe_refs.init(shards=2, replicas=2)
-payload = safe_refs.dumps(ray.put(np.full(2**20, 3, dtype=np.uint8)), durable=True)
-lease = bytes.fromhex(safe_refs.inspect(payload).lease_id)
+payloads = [safe_refs.dumps([ray.put(np.full(2**20, n, dtype=np.uint8))], durable=True) for n in range(6)]
+leases = [bytes.fromhex(safe_refs.inspect(payload).lease_id) for payload in payloads]
 from tests.shards import actor
-places = []
-for shard in (0, 1):
-    copies = ray.get(actor("default", shard).parcel.remote([lease]))[0]
-    places.append(_ray.nodes_of(copies[0].items[0], 5))
-del copies
-import gc
-gc.collect()
-time.sleep(1)
-victim = next((node for node in others if [node.node_id] in places), None)
-assert victim is not None, places
-cluster.remove_node(victim, allow_graceful=False)
-until, total = time.monotonic() + 60, None
-while time.monotonic() < until and total is None:
+
+def places():  # for each lease, the nodes of its copies, shard by shard
+    found = []
+    for lease in leases:
+        copies = [ray.get(actor("default", shard).parcel.remote([lease]))[0] for shard in (0, 1)]
+        found.append([_ray.nodes_of(copy[0].items[0], 5) if copy else [] for copy in copies])
+    return found
+
+def read(payload):
     try:
-        total = int(ray.get(safe_refs.loads(payload), timeout=20).sum(dtype=np.int64))
-    except (safe_refs.SafeRefsError, ray.exceptions.RayError):
-        time.sleep(0.2)
+        (ref,) = safe_refs.loads(payload)
+        return int(ray.get(ref, timeout=20).sum(dtype=np.int64))
+    except (safe_refs.SafeRefsError, ray.exceptions.RayError) as error:
+        return repr(error)
+
+before = places()
+victim = next(node for node in others if any([node.node_id] in each for each in before))
+cluster.remove_node(victim, allow_graceful=False)
+right = [n * 2**20 for n in range(6)]
+until, seen = time.monotonic() + 60, []
+while time.monotonic() < until:
+    seen.append([read(payload) for payload in payloads])
+    after = places()
+    if seen[-1] == right and all(each and victim.node_id not in each for both in after for each in both):
+        break
+    time.sleep(0.2)
+wrong = [row for row in seen if any(type(value) is int and value != good for value, good in zip(row, right))]
 ray.shutdown()
 cluster.shutdown()
-print(json.dumps([places, total]))
+print(json.dumps([before, seen[-1] == right, wrong, after, victim.node_id, seen[-1]]))
 """,
         timeout=170,
     )
-    places, total = done
-    assert places[0] != places[1]
-    assert total == 3 * 2**20
+    before, right, wrong, after, victim, last = done
+    assert all(first != second for first, second in before), "each replica has its copy on another node"
+    assert right, last
+    assert wrong == []
+    assert all(each and victim not in each for both in after for each in both), "what the node had is copied again"
 
 
 ONE_CPU = """

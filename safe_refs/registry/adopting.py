@@ -33,6 +33,7 @@ logger = logging.getLogger("safe_refs")
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.05
 _AT_ONCE = 1000  # leases in one call
+_COMES_S = 5.0  # how long a pin that its maker didn't wait for is waited for
 _ASKS_S = 3.0  # how often a shard hears that somebody still waits
 
 
@@ -55,10 +56,13 @@ def make_durable(addresses: Iterable[LeaseAddress], timeout: float, ttl: float |
     for address in addresses:
         check_cluster(address, here)
         by_registry.setdefault(address.registry, []).append(address)
-    env = _ray.runtime_env()
-    for registry, theirs in by_registry.items():
-        for start in range(0, len(theirs), _AT_ONCE):
-            _make(here.connection, registry, theirs[start : start + _AT_ONCE], env, ttl, timeout, deadline)
+    env = _ray.surroundings()
+    try:
+        for registry, theirs in by_registry.items():
+            for start in range(0, len(theirs), _AT_ONCE):
+                _make(here.connection, registry, theirs[start : start + _AT_ONCE], env, ttl, timeout, deadline)
+    except SafeRefsError as error:
+        raise error.with_traceback(None) from None  # the frames below know it, and so would keep what they know
 
 
 def _make(
@@ -74,7 +78,7 @@ def _make(
 
     left = {address.lease: address for address in addresses}
     done: dict[bytes, set[int]] = {lease: set() for lease in left}
-    pause_s, rounds = _FIRST_PAUSE_S, 0
+    pause_s, rounds, comes_by = _FIRST_PAUSE_S, 0, time.monotonic() + _COMES_S
     while left:
         try:
             topology = contact.topology(connected, registry, start=False)
@@ -89,7 +93,9 @@ def _make(
             shard: ([(each.lease, each.epoch, each.generation, ttl) for each in theirs], env, topology.version)
             for shard, theirs in rows.items()
         }
-        replies = contact.ask_each(connected, registry, "make_durable", calls, deadline, start=False)
+        replies = contact.ask_each(
+            connected, registry, "make_durable", calls, deadline, start=False, patience_s=_ASKS_S
+        )
         if STALE in replies.values():
             contact.forget_topology(connected, registry)
             pause(registry, timeout, deadline)
@@ -107,12 +113,16 @@ def _make(
                 if answer is True:
                     done[address.lease].add(shard)
         for lease, answers in found.items():
-            if _is_done(left[lease], answers):
+            if _is_done(left[lease], answers, comes=left[lease].soon and time.monotonic() < comes_by):
                 del left[lease]
         if left and time.monotonic() > deadline:
+            silent = sorted(shard for shard, reply in replies.items() if isinstance(reply, Silence))
+            why = (
+                f"shard(s) {silent} don't answer" if silent else "the objects don't exist yet, or copying takes longer"
+            )
             raise RegistryUnavailableError(
-                f"{len(left)} lease(s) of registry {registry!r} are not durable after {timeout:g} s: the objects don't exist yet, "
-                "or copying takes longer; allow a longer time (init(durable_timeout=...))"
+                f"{len(left)} lease(s) of registry {registry!r} are not durable after {timeout:g} s: {why}; allow a longer time "
+                "(init(durable_timeout=...))"
             )
         if left and bells:
             # What rings too early is of an adopter that has died: it is asked again, a little later.
@@ -126,8 +136,8 @@ def _make(
         rounds += 1
 
 
-def _is_done(address: LeaseAddress, answers: Sequence[Any]) -> bool:
-    """Whether a lease is durable, by what its holders say; False if it is not yet."""
+def _is_done(address: LeaseAddress, answers: Sequence[Any], *, comes: bool) -> bool:
+    """Whether a lease is durable, by what its holders say; False if it is not yet, or if its pin may still come."""
     for answer in answers:
         if isinstance(answer, Unfit):
             raise _error(address, answer)
@@ -141,6 +151,8 @@ def _is_done(address: LeaseAddress, answers: Sequence[Any]) -> bool:
             logger.warning("lease %s is durable at some of its replicas only; the others are down", address.short_id)
         return True
     refusals = [answer for answer in answers if isinstance(answer, SafeRefsError)]
+    if comes:
+        return False
     if refusals and RECOVERING not in answers:
         raise refusals[0]
     if all(answer is Silence.ABSENT for answer in answers):

@@ -11,8 +11,8 @@ task; a lease is given up when its shard doesn't want it any more; when the regi
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
-import json
 import logging
 import threading
 import time
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("safe_refs.registry")
 
-_AT_ONCE = 4  # tasks; each has a process of its own
+_AT_ONCE = 6  # tasks; each has a process of its own
+_AT_ONCE_EACH = 3  # of one lease, as they may hang
+_MOST_CRASHES = 3  # of the workers that copy what one lease holds
+_WATCHES_S = 1.0
 _LOOKS_S = 0.05  # how long new work waits while objects are waited for
 _ASKS_S = 2.0
 _ANSWER_S = 10.0
-_PROBE_S = 1.0
+_PROBE_S = 0.5
 _NODES_S = 2.0  # how long what was seen of the cluster's nodes is good for
 _RETIRES_S = 0.5
 _MANY = 1000
@@ -54,6 +57,11 @@ def adopter_name(registry: str, shard: int) -> str:
     return f"{actor_name(registry, shard)}:adopter"
 
 
+@functools.lru_cache(maxsize=64)
+def _runtime_env(surroundings: str) -> dict[str, Any]:
+    return _ray.runtime_env_for(surroundings)
+
+
 @functools.cache
 def _remote(task: Any) -> Any:
     """A task for Ray, which pickles it once."""
@@ -64,7 +72,10 @@ def _remote(task: Any) -> Any:
 
 def _fetch(ref: Ref) -> Any:
     """`ray.get`, which warns of blocking an event loop also where it is called in another thread."""
-    return ref.future().result(_ANSWER_S)
+    try:
+        return ref.future().result(_ANSWER_S)
+    except concurrent.futures.TimeoutError:
+        raise TimeoutError(f"no answer within {_ANSWER_S:g} s") from None  # another class before Python 3.11
 
 
 class _Object:
@@ -92,7 +103,7 @@ class _Adoption:
     Args:
         lease: its id.
         refs: what it holds, in the order of its slots.
-        env: the maker's runtime environment, as JSON.
+        env: what its tasks need to be like the maker's; see `_ray.surroundings`.
         place: which copy this is, where several shards make one each: the first goes where the data is, the others elsewhere.
     """
 
@@ -103,7 +114,9 @@ class _Adoption:
         self.place = place
         self.objects: dict[bytes, _Object] = {}
         self.under_way = 0  # tasks, and objects that are waited for
+        self.tasks: list[Any] = []  # what their results are waited for by
         self.bells: list[asyncio.Future[None]] = []  # of those who wait until it is over
+        self.crashes = 0
         self.is_over = False
 
     def copies(self) -> list[Any]:
@@ -125,11 +138,12 @@ class Adopter:
         self._changed = threading.Condition()
         self._new: deque[_Adoption] = deque()
         self._adoptions: dict[bytes, _Adoption] = {}
-        self._waiting: dict[Ref, list[Callable[[], None]]] = {}
-        self._tasks = 0
-        self._ready: deque[Callable[[], None]] = deque()  # tasks to begin when others are done
-        self._owned: set[bytes] = set()
+        self._waiting: dict[Ref, list[tuple[_Adoption, Callable[[], None]]]] = {}
+        self._ready: deque[tuple[_Adoption, Callable[[], None]]] = deque()  # tasks to begin when others are done
+        self._owned: dict[bytes, tuple[bytes, bool]] = {}  # copies: of which lease, and whether in a node's store
         self._tidies_at = _MANY
+        self._living: frozenset[str] = frozenset()  # nodes, when it was last looked
+        self._looked_at = 0.0
         self._retires = False
         self._shards_handle: Any = None
         self._nodes: tuple[float, list[str]] = (-_NODES_S, [])
@@ -170,7 +184,8 @@ class Adopter:
 
     def owned(self) -> int:
         """How many copies it owns."""
-        self._owned.intersection_update(_ray.counted(self._owned))
+        counted = set(_ray.counted(self._owned))
+        self._owned = {id_: what for id_, what in self._owned.items() if id_ in counted}
         return len(self._owned)
 
     def _work(self) -> None:
@@ -180,13 +195,13 @@ class Adopter:
         while True:
             with self._changed:
                 if not self._adoptions:
-                    self._changed.wait_for(lambda: bool(self._new) or self._retires, couriers.STAYS_S)
+                    self._changed.wait_for(lambda: bool(self._new) or self._retires, _WATCHES_S)
             try:
                 self._begin_new()
                 self._ask_what_is_wanted()
                 self._look()
-                while self._ready and self._tasks < _AT_ONCE:
-                    self._ready.popleft()()  # of an adoption that is over, it does nothing
+                self._begin_ready()
+                self._watch_nodes()
                 if self._retires and not self._adoptions and not self.owned():
                     ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
                 if self._retires:
@@ -201,9 +216,12 @@ class Adopter:
             new = list(self._new)
             self._new.clear()
         for adoption in new:
-            for ref in _ray.objects(adoption.slots):
-                self._add(adoption, ref)
-            self._go_on(adoption)
+            self._do(adoption, functools.partial(self._begin, adoption))
+
+    def _begin(self, adoption: _Adoption) -> None:
+        for ref in _ray.objects(adoption.slots):
+            self._add(adoption, ref)
+        self._go_on(adoption)
 
     def _look(self) -> None:
         """Go on with what is ready, when something is, or when it is time to look for new work."""
@@ -215,8 +233,8 @@ class Adopter:
         ray.wait(waiting, timeout=_LOOKS_S, fetch_local=False)
         ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
         for ref in ready:
-            for then in self._waiting.pop(ref):
-                then()
+            for adoption, then in self._waiting.pop(ref, ()):
+                self._do(adoption, then)
 
     def _add(self, adoption: _Adoption, ref: Ref) -> None:
         """One more object, which is waited for."""
@@ -227,13 +245,16 @@ class Adopter:
     def _wait_for(self, adoption: _Adoption, ref: Ref, then: Callable[[], None], *, is_task: bool = False) -> None:
         """Go on with something when an object is there, unless the adoption is over by then."""
         adoption.under_way += 1
+        if is_task:
+            adoption.tasks.append(ref)
 
         def go_on() -> None:
             adoption.under_way -= 1
-            self._tasks -= is_task
-            self._do(adoption, then)
+            if is_task:
+                adoption.tasks.remove(ref)
+            then()
 
-        self._waiting.setdefault(ref, []).append(go_on)
+        self._waiting.setdefault(ref, []).append((adoption, go_on))
 
     def _start(self, adoption: _Adoption, task: Callable[[], None]) -> None:
         """Begin a task when there is room."""
@@ -241,12 +262,22 @@ class Adopter:
 
         def begin() -> None:
             adoption.under_way -= 1
-            self._do(adoption, task)
+            task()
 
-        if self._tasks < _AT_ONCE:
-            begin()
-        else:
-            self._ready.append(begin)
+        self._ready.append((adoption, begin))
+        self._begin_ready()
+
+    def _begin_ready(self) -> None:
+        """Begin tasks, as far as there is room: for all together, and for each lease, as its own may hang."""
+        for _ in range(len(self._ready)):
+            under_way = sum(len(adoption.tasks) for adoption in list(self._adoptions.values()))
+            if under_way >= _AT_ONCE or not self._ready:  # beginning one may have begun others
+                return
+            adoption, begin = self._ready.popleft()
+            if len(adoption.tasks) < _AT_ONCE_EACH:
+                self._do(adoption, begin)
+            elif not adoption.is_over:
+                self._ready.append((adoption, begin))
 
     def _do(self, adoption: _Adoption, step: Callable[[], None]) -> None:
         """A step of an adoption; one that fails ends that adoption, and no other."""
@@ -267,15 +298,16 @@ class Adopter:
             "name": f"safe_refs.{task.__name__}",
             "num_cpus": 0,
             "num_returns": returns,
+            # Not run again by Ray: when a copy is lost with its node, the original is gone.
+            "max_retries": 0,
         }
         node = self._node_for(adoption, found.ref)
         if node:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
-        if adoption.env != _ray.runtime_env():
-            options["runtime_env"] = RuntimeEnv(**json.loads(adoption.env))
-        submitted = _remote(task).options(**options).remote([found.ref], *args)
-        self._tasks += 1
-        return submitted
+        env = _runtime_env(adoption.env)
+        if env:
+            options["runtime_env"] = RuntimeEnv(**env)
+        return _remote(task).options(**options).remote([found.ref], *args)
 
     def _node_for(self, adoption: _Adoption, ref: Ref) -> str | None:
         """The node for a copy: the one that has the data, or another, the further down this shard is in the lease's list."""
@@ -295,12 +327,11 @@ class Adopter:
         copy, told = self._run(adoption, duplicate, found, (), 2)
 
         def then() -> None:
-            inside = self._told(adoption, told)
+            inside = self._told(adoption, told, lambda: self._duplicate(adoption, found))
             if isinstance(inside, Unfit):
                 self._hand_over(adoption, inside)
             elif isinstance(inside, ErrorInside):
-                failed = self._run(adoption, fail_alike, found, (), 1)
-                self._copying(adoption, found, failed, failed)
+                self._copying(adoption, found, fail_alike, (), 1)
             elif isinstance(inside, Inside) and inside.refs:
                 found.inside = [ref.binary() for ref in inside.refs]
                 for ref in inside.refs:
@@ -311,21 +342,34 @@ class Adopter:
 
         self._wait_for(adoption, told, then, is_task=True)
 
-    def _told(self, adoption: _Adoption, told: Ref) -> Any:
-        """What a task says of its copy; None if it has failed itself, and so has the adoption."""
+    def _told(self, adoption: _Adoption, told: Ref, again: Callable[[], None]) -> Any:
+        """What a task says of its copy; None if it has failed itself. If its worker has died, it is begun again, a few times."""
+        import ray
+
         try:
             return _fetch(told)
         except Exception as error:
+            crashed = isinstance(error, (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError))
+            if crashed and adoption.crashes < _MOST_CRASHES:
+                adoption.crashes += 1
+                self._start(adoption, again)
+                return None
             self._hand_over(adoption, Unfit(Why.FAILED, f"{type(error).__name__}: {error}".strip()))
             return None
 
-    def _copying(self, adoption: _Adoption, found: _Object, copy: Ref, told: Ref) -> None:
-        """The last task for an object is under way."""
+    def _copying(self, adoption: _Adoption, found: _Object, task: Any, args: tuple[Any, ...], returns: int) -> None:
+        """Begin the last task for an object."""
+        submitted = self._run(adoption, task, found, args, returns)
+        copy, told = (submitted, submitted) if returns == 1 else submitted
         found.copy = copy
 
         def then() -> None:
-            if told is copy or self._told(adoption, told) is not None:
+            if told is copy or self._told(adoption, told, again) is not None:
                 self._note(adoption, found, copy)
+
+        def again() -> None:
+            # What was to hold the lost copy's reference has to be made once more, too: begin anew.
+            self._hand_over(adoption, Unfit(Why.FAILED, "the process that copied an object has died"))
 
         self._wait_for(adoption, told, then, is_task=True)
         self._go_on(adoption)
@@ -333,9 +377,6 @@ class Adopter:
     def _note(self, adoption: _Adoption, found: _Object, copy: Ref) -> None:
         """A copy exists."""
         found.copy, found.done = copy, True
-        self._owned.add(copy.binary())
-        if len(self._owned) > self._tidies_at:
-            self._tidies_at = 2 * self.owned() + _MANY
         self._go_on(adoption)
 
     def _go_on(self, adoption: _Adoption) -> None:
@@ -356,7 +397,7 @@ class Adopter:
 
     def _rebuilding(self, adoption: _Adoption, found: _Object, copies: dict[bytes, Any]) -> Callable[[], None]:
         def begin() -> None:
-            self._copying(adoption, found, *self._run(adoption, rebuild, found, (copies,), 2))
+            self._copying(adoption, found, rebuild, (copies,), 2)
 
         return begin
 
@@ -365,12 +406,48 @@ class Adopter:
         import ray
 
         adoption.is_over = True
+        if not isinstance(result, Unfit):
+            self._note_owned(adoption)
         try:
             # Waited for, so that the shard has the copies before they are dropped here.
             self._ask_shard("adopted", adoption.lease, result)
         except (ValueError, TimeoutError, ray.exceptions.RayError):
             logger.warning("a lease could not be made durable, as its shard can't be reached", exc_info=True)
         self._end(adoption)
+
+    def _note_owned(self, adoption: _Adoption) -> None:
+        """Remember whose copies there are, and which of them a node has: small ones are in this process."""
+        copies = [found.copy for found in adoption.objects.values() if found.copy is not None]
+        several = len(self._nodes[1]) > 1
+        for copy in copies:
+            self._owned[copy.binary()] = (adoption.lease, several and bool(_ray.nodes_of(copy, _PROBE_S)))
+        if len(self._owned) > self._tidies_at:
+            self._tidies_at = 2 * self.owned() + _MANY
+
+    def _watch_nodes(self) -> None:
+        """Tell the shard which leases have lost copies, when a node has died."""
+        import ray
+
+        now = time.monotonic()
+        if not self._owned or now - self._looked_at < _WATCHES_S:
+            return
+        self._looked_at = now
+        living = frozenset(_ray.nodes())
+        before, self._living = self._living, living
+        if before <= living:
+            return
+        self.owned()
+        in_stores = {id_: lease for id_, (lease, in_store) in self._owned.items() if in_store}
+        lost: dict[bytes, None] = {}
+        for ref in _ray.references(_ray.counted(in_stores)):
+            if not any(node in living for node in _ray.nodes_of(ref, _PROBE_S)):
+                lost[in_stores[ref.binary()]] = None
+        if not lost:
+            return
+        try:
+            self._ask_shard("copies_lost", list(lost))
+        except (ValueError, TimeoutError, ray.exceptions.RayError):
+            self._living = before  # again, with the next look
 
     def _ask_shard(self, method: str, *args: Any) -> Any:
         """Call the shard, and wait for its answer."""
@@ -385,10 +462,23 @@ class Adopter:
             raise
 
     def _end(self, adoption: _Adoption) -> None:
+        import ray
+
         adoption.is_over = True
         with self._changed:
             self._adoptions.pop(adoption.lease, None)
             bells, adoption.bells = adoption.bells, []
+        for task in adoption.tasks:
+            ray.cancel(task, force=True)  # it may hang, and keeps what it copies
+        # Closures that nobody calls any more would keep all that it held.
+        self._ready = deque(row for row in self._ready if row[0] is not adoption)
+        for ref, rows in list(self._waiting.items()):
+            rows[:] = [row for row in rows if row[0] is not adoption]
+            if not rows:
+                del self._waiting[ref]
+        adoption.tasks.clear()
+        adoption.objects.clear()
+        adoption.slots.clear()
         for bell in bells:
             bell.get_loop().call_soon_threadsafe(bell.set_result, None)
 

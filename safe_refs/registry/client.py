@@ -194,7 +194,7 @@ def shutdown(registry: str, timeout: float) -> int:
     for handle in handles:
         if handle is not None:
             ray.kill(handle, no_restart=True)
-    for shard in ended:
+    for shard in range(topology.shards):
         _retire_adopter(registry, shard)
     return math.ceil(sum(ended.values()) / topology.replicas)
 

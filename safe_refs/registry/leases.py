@@ -326,6 +326,9 @@ class LeaseTable(Generic[T]):
             now = self._clock()
             held = self._begin(copy.lease, copy.items, copy.owners, copy.terms, copy.origin, now - copy.age_s)
             held.renewals = copy.renewals - 1
+        elif copy.terms.durable is not None and held.terms.durable is None:
+            # It became durable elsewhere, and this table was not asked, or had failed: it holds the other's copies at first.
+            self.replace(copy.lease, copy.items, copy.owners, copy.terms.durable)
         if (copy.renewals, _length(copy.terms.ttl)) > (held.renewals, _length(held.terms.ttl)):
             self._set_time(copy.lease, held, copy.terms.ttl, copy.left_s, copy.renewals)
         held.used |= copy.used

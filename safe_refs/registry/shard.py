@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from . import book
 from .adoption import adopter
 from .boxes import BOXED, Box, box
-from .copying import Unfit
+from .copying import Unfit, mortal_actor
 from .leases import LeaseTable, Page
 from .peers import Peers
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
@@ -120,6 +121,7 @@ class Shard:
         me = ray.get_runtime_context().current_actor
         self._settler = Settler(me, self._table, self._unsettled, self._lock, self._using)
         self._wards = Wards(time.monotonic)
+        self._own_copies: set[bytes] = set()  # durable leases of which this shard's own adopter has made the copies
         self._passed: set[bytes] = set()  # objects that were handed out since their last round
         self._wake = threading.Event()
         self._wake_owners = threading.Event()
@@ -302,11 +304,12 @@ class Shard:
         Args:
             rows: of each lease its id, epoch and generation as its payload names them, and seconds to live from then on (None for
                 what it has).
-            env: the runtime environment in which to copy, as JSON.
+            env: what the tasks need that copy; see `_ray.surroundings`.
             version: the topology's.
         """
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
+        env = sys.intern(env)  # many leases have the same
         answers: list[bool | Unfit | SafeRefsError | bytes] = []
         for lease, epoch, generation, ttl in rows:
             try:
@@ -352,6 +355,8 @@ class Shard:
             # Nothing hangs on the maker any more: the owner itself has brought the copies.
             self._unsettled.forget(lease)
             taken = self._table.replace(lease, result, owners, *done)
+            if taken:
+                self._own_copies.add(lease)
         self._wake.set()
         return taken
 
@@ -359,9 +364,14 @@ class Shard:
         """Have the adopter copy what a lease holds."""
         import ray
 
-        try:
+        with self._lock:
+            refs = list(self._table.items_of(lease))
+        mortal = mortal_actor(refs)
+        if mortal is not None:
             with self._lock:
-                refs = list(self._table.items_of(lease))
+                self._wards.fail(lease, mortal)
+            return
+        try:
             bell = adopter(self._registry, self._replica.shard).adopt.remote(lease, refs, env, place)
         except (ValueError, ray.exceptions.RayError):
             logger.warning("the adopter could not be told of a lease; it is told again", exc_info=True)
@@ -541,10 +551,12 @@ class Shard:
 
     def _unpack(self, parcel: Parcel) -> None:
         """Take another shard's parcel. What is new hangs on that shard, until its and our next rounds of anchoring."""
-        for lease in self._replica.receive(parcel):
-            env = self._table.durability_of(lease)
-            if env is not None:
-                self._wards.want(lease, env)
+        new = self._replica.receive(parcel)
+        for copy in parcel.copies:
+            env = self._table.durability_of(copy.lease)
+            if env is not None and copy.lease not in self._own_copies:
+                self._wards.want(copy.lease, env)
+        for lease in new:
             if self._anchors:
                 self._unsettled.note(lease, parcel.sender, copied=True)
                 self._settler.nudge()
@@ -643,6 +655,7 @@ class Shard:
             for lease, env in due:
                 self._adopt(lease, env, 1)  # elsewhere than the copy that there is
         with self._lock:
+            self._own_copies = {lease for lease in self._own_copies if self._table.durability_of(lease) is not None}
             self._table.expire(0)  # forgets what was remembered long enough
             if not self._anchors:
                 self._unsettled.keep_only(lambda lease: bool(self._table.items_of(lease)))
@@ -656,20 +669,34 @@ class Shard:
                 del sizes
             del unweighed
 
+    def copies_lost(self, leases: Sequence[bytes]) -> None:
+        """A node has died, and with it copies that these leases hold, or what is inside them."""
+        with self._lock:
+            durable = [lease for lease in leases if self._table.durability_of(lease) is not None]
+            self._own_copies.difference_update(durable)
+            for lease in durable:
+                self._table.lose(lease, "the node that had its copies is dead")
+        self._ask_back(durable)
+
     def _bury(self, owner: bytes) -> None:
         """An owner is dead. Where other shards have copies of their own, it is asked for those; other leases end."""
-        holders: dict[int, list[bytes]] = {}
         with self._lock:
-            for lease in self._table.only_copies_of(owner):
-                others = [shard for shard in self._replica.topology.holders(lease) if shard != self._replica.shard]
-                for shard in others:
-                    holders.setdefault(shard, []).append(lease)
-                if others:
-                    self._table.lose(lease, "the process that owned its copies is dead")
+            durable = self._table.only_copies_of(owner) if self._replica.topology.replicas > 1 else []
+            for lease in durable:
+                self._table.lose(lease, "the process that owned its copies is dead")
             if ended := self._table.bury(owner):
                 logger.info("%d lease(s) ended, as the process that owned their objects is dead", ended)
+        self._ask_back(durable)
+
+    def _ask_back(self, leases: Sequence[bytes]) -> None:
+        """Have the other replicas of durable leases, which have copies of their own, pass them on to this one."""
         import ray
 
+        holders: dict[int, list[bytes]] = {}
+        for lease in leases:
+            for shard in self._replica.topology.holders(lease):
+                if shard != self._replica.shard:
+                    holders.setdefault(shard, []).append(lease)
         for shard, leases in holders.items():
             try:
                 peer = ray.get_actor(actor_name(self._registry, shard), namespace=_ray.NAMESPACE)

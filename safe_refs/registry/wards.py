@@ -23,7 +23,7 @@ class _Ward:
     """A lease that is being made durable.
 
     Attributes:
-        env: the runtime environment in which its objects are copied, as JSON.
+        env: what the tasks need that copy its objects; see `_ray.surroundings`.
         ttl: seconds that it is to live from when it is durable; None for what it has.
         asked_at: when somebody last asked for it; None in the background.
         begun_at: when its adopter was asked to copy; None not yet.
