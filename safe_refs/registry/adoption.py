@@ -104,14 +104,15 @@ class _Adoption:
         lease: its id.
         refs: what it holds, in the order of its slots.
         env: what its tasks need to be like the maker's; see `_ray.surroundings`.
-        place: which copy this is, where several shards make one each: the first goes where the data is, the others elsewhere.
+        at_home: whether the copies go to the adopter's own node, and not where the data is. So they do where several shards have
+            copies each: a node that dies then takes along those of one.
     """
 
-    def __init__(self, lease: bytes, refs: Sequence[Any], env: str, place: int) -> None:
+    def __init__(self, lease: bytes, refs: Sequence[Any], env: str, at_home: bool) -> None:
         self.lease = lease
         self.slots = list(refs)
         self.env = env
-        self.place = place
+        self.at_home = at_home
         self.objects: dict[bytes, _Object] = {}
         self.under_way = 0  # tasks, and objects that are waited for
         self.tasks: list[Any] = []  # what their results are waited for by
@@ -140,7 +141,8 @@ class Adopter:
         self._adoptions: dict[bytes, _Adoption] = {}
         self._waiting: dict[Ref, list[tuple[_Adoption, Callable[[], None]]]] = {}
         self._ready: deque[tuple[_Adoption, Callable[[], None]]] = deque()  # tasks to begin when others are done
-        self._owned: dict[bytes, tuple[bytes, bool]] = {}  # copies: of which lease, and whether in a node's store
+        # Copies: of which lease, and the nodes that had each when it was made; none for a small one, which is in this process.
+        self._owned: dict[bytes, tuple[bytes, list[str]]] = {}
         self._tidies_at = _MANY
         self._living: frozenset[str] = frozenset()  # nodes, when it was last looked
         self._looked_at = 0.0
@@ -150,7 +152,7 @@ class Adopter:
         self._asked_at = time.monotonic()
         threading.Thread(target=self._work, name="safe_refs-adopting", daemon=True).start()
 
-    async def adopt(self, lease: bytes, refs: list[Any], env: str, place: int) -> None:
+    async def adopt(self, lease: bytes, refs: list[Any], env: str, at_home: bool) -> None:
         """Copy what a lease holds, and give it to the shard; answers when that is done, or has failed, or is given up.
 
         The same lease again, while it is under way, is not copied twice.
@@ -160,7 +162,7 @@ class Adopter:
             self._retires = False
             begun = self._adoptions.get(lease)
             if begun is None:
-                begun = self._adoptions[lease] = _Adoption(lease, refs, env, place)
+                begun = self._adoptions[lease] = _Adoption(lease, refs, env, at_home)
                 self._new.append(begun)
                 self._changed.notify_all()
             begun.bells.append(over)
@@ -310,18 +312,16 @@ class Adopter:
         return _remote(task).options(**options).remote([found.ref], *args)
 
     def _node_for(self, adoption: _Adoption, ref: Ref) -> str | None:
-        """The node for a copy: the one that has the data, or another, the further down this shard is in the lease's list."""
+        """The node for a copy; None for any."""
         looked_at, nodes = self._nodes
         if time.monotonic() - looked_at > _NODES_S:
             nodes = _ray.nodes()
             self._nodes = (time.monotonic(), nodes)
         if len(nodes) < 2:
             return None
-        having = [node for node in _ray.nodes_of(ref, _PROBE_S) if node in nodes]
-        if not adoption.place:
-            return having[0] if having else None
-        others = sorted(node for node in nodes if node not in having[:1])
-        return others[(adoption.place - 1) % len(others)]
+        if adoption.at_home:
+            return _ray.node_and_process()[0]
+        return next((node for node in _ray.nodes_of(ref, _PROBE_S) if node in nodes), None)
 
     def _duplicate(self, adoption: _Adoption, found: _Object) -> None:
         copy, told = self._run(adoption, duplicate, found, (), 2)
@@ -420,12 +420,15 @@ class Adopter:
         copies = [found.copy for found in adoption.objects.values() if found.copy is not None]
         several = len(self._nodes[1]) > 1
         for copy in copies:
-            self._owned[copy.binary()] = (adoption.lease, several and bool(_ray.nodes_of(copy, _PROBE_S)))
+            self._owned[copy.binary()] = (adoption.lease, _ray.nodes_of(copy, _PROBE_S) if several else [])
         if len(self._owned) > self._tidies_at:
             self._tidies_at = 2 * self.owned() + _MANY
 
     def _watch_nodes(self) -> None:
-        """Tell the shard which leases have lost copies, when a node has died."""
+        """Tell the shard which leases have lost copies, when a node has died.
+
+        Those that lay there are asked for no more: Ray has put errors in their place on other nodes by then.
+        """
         import ray
 
         now = time.monotonic()
@@ -437,11 +440,7 @@ class Adopter:
         if before <= living:
             return
         self.owned()
-        in_stores = {id_: lease for id_, (lease, in_store) in self._owned.items() if in_store}
-        lost: dict[bytes, None] = {}
-        for ref in _ray.references(_ray.counted(in_stores)):
-            if not any(node in living for node in _ray.nodes_of(ref, _PROBE_S)):
-                lost[in_stores[ref.binary()]] = None
+        lost = {lease for lease, nodes in self._owned.values() if nodes and living.isdisjoint(nodes)}
         if not lost:
             return
         try:

@@ -323,8 +323,7 @@ class Shard:
                 answers.append(_bare(refusal))
             else:
                 if begins is True:
-                    holders = self._replica.topology.everywhere(lease)
-                    self._adopt(lease, env, holders.index(self._replica.shard) if self._replica.shard in holders else 0)
+                    self._adopt(lease, env)
                 answers.append(begins if isinstance(begins, Unfit) else durable)
         with self._lock:
             bells = [self._wards.bell(row[0]) for row in rows]
@@ -360,7 +359,7 @@ class Shard:
         self._wake.set()
         return taken
 
-    def _adopt(self, lease: bytes, env: str, place: int) -> None:
+    def _adopt(self, lease: bytes, env: str) -> None:
         """Have the adopter copy what a lease holds."""
         import ray
 
@@ -371,8 +370,9 @@ class Shard:
             with self._lock:
                 self._wards.fail(lease, mortal)
             return
+        at_home = self._replica.topology.replicas > 1
         try:
-            bell = adopter(self._registry, self._replica.shard).adopt.remote(lease, refs, env, place)
+            bell = adopter(self._registry, self._replica.shard).adopt.remote(lease, refs, env, at_home)
         except (ValueError, ray.exceptions.RayError):
             logger.warning("the adopter could not be told of a lease; it is told again", exc_info=True)
             with self._lock:
@@ -653,7 +653,7 @@ class Shard:
             with self._lock:
                 due = self._wards.due()
             for lease, env in due:
-                self._adopt(lease, env, 1)  # elsewhere than the copy that there is
+                self._adopt(lease, env)
         with self._lock:
             self._own_copies = {lease for lease in self._own_copies if self._table.durability_of(lease) is not None}
             self._table.expire(0)  # forgets what was remembered long enough
