@@ -20,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import RegistryUnavailableError
+from .errors import RegistryUnavailableError, UnsupportedReferenceError
 
 if TYPE_CHECKING:
     import ray
@@ -177,6 +177,29 @@ def nodes_of(ref: ray.ObjectRef[Any], timeout_s: float) -> list[str]:
     except TimeoutError:
         return []
     return [str(node) for node in place.get("node_ids", ())]
+
+
+def ref_of_response(response: Any, timeout_s: float) -> ray.ObjectRef[Any]:
+    """The reference of a Serve `DeploymentResponse`'s result, once the request has been given to a replica.
+
+    Semi-public: `DeploymentResponse._to_object_ref_sync`, which Ray calls a developer API, seen since Ray 2.52. Without it a response
+    would be refused, as Serve refuses to pickle it.
+
+    Raises:
+        UnsupportedReferenceError: there is none to be had here: an event loop is running, which must not wait, or the handle passes
+            values and not references.
+        TimeoutError: no replica took the request in time.
+        Exception: what Serve raises for a request that was cancelled or turned away.
+    """
+    try:
+        ref: ray.ObjectRef[Any] = response._to_object_ref_sync(_timeout_s=timeout_s)
+    except RuntimeError as error:  # Serve says why, and what to do
+        raise UnsupportedReferenceError(
+            f"the object holds a ray.serve.handle.DeploymentResponse, whose reference can't be had here: {error} (In an event "
+            "loop you may also await the response's value, or pickle in a thread, as aio.dumps_many does.)",
+            kind="ray.serve.handle.DeploymentResponse",
+        ) from error
+    return ref
 
 
 def node_and_process() -> tuple[str, int]:

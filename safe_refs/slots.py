@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _ray
+from . import _ray, others
 from .errors import EnvelopeError, UnsupportedReferenceError
 from .randomness import token
 
@@ -230,12 +230,43 @@ def _register_compiled_graphs() -> bool:
     return True
 
 
+def _others(reducers_of: Callable[[], others.Reducers | None]) -> Callable[[], bool]:
+    """How to register what `others` gives for one library."""
+
+    def give_reducers() -> bool:
+        reducers = reducers_of()
+        for kind, reduce in (reducers or {}).items():
+            copyreg.pickle(kind, _while_writing(reduce))
+        return reducers is not None
+
+    return give_reducers
+
+
+def _while_writing(reduce: others.Reduce) -> others.Reduce:
+    def reducer(obj: Any) -> Any:
+        writing = state.writing
+        if writing is None:
+            return obj.__reduce_ex__(
+                4
+            )  # as pickle would, had this type no reducer; from protocol 2 on it makes no difference
+        state.writing = None  # for a library that has something to do first, and may let Ray pickle for it
+        try:
+            reduced = reduce(obj)
+        finally:
+            state.writing = writing
+        return reduced if isinstance(reduced, (tuple, str)) else _reduce_object_ref(reduced)
+
+    return reducer
+
+
 # Modules whose reference types have no reducers yet, and what gives them some. Every pickling looks here, so it is short; replaced
 # as a whole, never changed, so that threads may look at it at any time.
 _waiting: tuple[tuple[str, Callable[[], bool]], ...] = (
     ("ray", _register_ray),
     ("ray.util.client.common", _register_client),
     ("ray.experimental.compiled_dag_ref", _register_compiled_graphs),
+    (others.SERVE, _others(others.of_serve)),
+    (others.MODIN, _others(others.of_modin)),
 )
 
 
