@@ -14,7 +14,7 @@ help:
 	@echo "make demo         the main job on real files, on a small local Ray"
 	@echo "make test         all tests (under 10 minutes on 2 cores)"
 	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, long waits"
-	@echo "make test-integrations  the tests with Ray Serve, in an environment of their own"
+	@echo "make test-integrations  the tests with Ray Data, Serve, Modin and Dask, in an environment of their own"
 	@echo "make check        lint, format, types, all of these tests but the deep ones"
 	@echo "make bench        what it all costs, against what it is built on and what one would use instead: one report"
 	@echo "make bench-check  the same, and fails where a target is missed by more than a tenth"
