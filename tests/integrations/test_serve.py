@@ -1,9 +1,11 @@
-"""`safe_refs.aio` in Ray Serve: payloads go from one deployment to another, and no replica's loop waits for the registry."""
+"""Ray Serve: payloads go from one deployment to another, no replica's loop waits for the registry, and responses go as references."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import collections
+import pickle
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ import ray
 
 import safe_refs
 from safe_refs import _ray, aio
-from tests.conftest import LOCAL_RAY, RAYS_MARKS, SETTLE_S
+from tests.conftest import RAYS_MARKS, SETTLE_S
+from tests.integrations.conftest import HandOver
 from tests.shards import stopped
 from tests.test_aio import Ticks
 from tests.test_registry import wait_until
@@ -19,15 +22,30 @@ from tests.test_registry import wait_until
 pytestmark = pytest.mark.integrations
 serve = pytest.importorskip("ray.serve", reason="`make test-integrations` installs Ray Serve", exc_type=ImportError)
 
-REQUESTS = 200
+REQUESTS = 1000
+AT_ONCE = 50
 SIZE = 200_000  # bytes, so that they lie in the store
 
 
+def value_of(number: int) -> bytes:
+    return number.to_bytes(8, "big") * (SIZE // 8)
+
+
 class Maker:
-    """Puts a value, and hands its reference on as bytes."""
+    """Puts values, and hands their references on as bytes; or gives the values themselves, for which Serve makes references."""
 
     async def make(self, number: int) -> bytes:
-        return await aio.dumps({"n": number, "ref": ray.put(number.to_bytes(8, "big") * (SIZE // 8))})
+        return await aio.dumps({"n": number, "ref": ray.put(value_of(number))})
+
+    async def give(self, number: int) -> bytes:
+        return value_of(number)
+
+    async def fail(self) -> None:
+        raise ValueError("on purpose")
+
+    async def count(self, up_to: int) -> AsyncIterator[int]:
+        for number in range(up_to):
+            yield number
 
 
 class Reader:
@@ -43,6 +61,16 @@ class Reader:
         assert await aio.release(payload) == 1
         return int.from_bytes(value[:8], "big")
 
+    async def pass_on(self, number: int) -> tuple[str, bytes]:
+        """What a response is refused with in this loop, and the payload of it that a thread makes."""
+        response = self._maker.give.remote(number)
+        try:
+            await aio.dumps(response)
+        except safe_refs.UnsupportedReferenceError as error:
+            refused = str(error)
+        (payload,) = await aio.dumps_many([{"response": response}])
+        return refused, payload
+
     async def ping(self) -> str:
         return "pong"
 
@@ -54,10 +82,16 @@ class Reader:
         return ticks.longest_s
 
 
+class Busy:
+    """Never answers."""
+
+    async def __call__(self) -> None:
+        await asyncio.Event().wait()
+
+
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Any]:
-    """The handle of an application of two deployments, in a Ray of its own."""
-    ray.init(**LOCAL_RAY)
+def reader(ray_cluster: str) -> Iterator[Any]:
+    """The handle of an application of two deployments."""
     options = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 1000}
     maker = serve.deployment(**options)(Maker).bind()
     serve.start(proxy_location="Disabled")
@@ -65,18 +99,117 @@ def reader() -> Iterator[Any]:
     safe_refs.init()
     yield handle
     serve.shutdown()
-    ray.shutdown()
+
+
+@pytest.fixture
+def maker(reader: Any) -> Any:
+    """The handle of the deployment behind."""
+    return serve.get_deployment_handle("Maker", "test")
 
 
 def test_payloads_pass_between_deployments_and_leave_nothing(reader: Any) -> None:
-    """Hundreds of requests at once: each is answered with its own value, and then no lease and no byte is left."""
-    before = _ray.store_usage().used_bytes
-    replies = [reader.read.remote(number) for number in range(REQUESTS)]
-    assert [reply.result(timeout_s=60) for reply in replies] == list(range(REQUESTS))
-    del replies
+    """A thousand requests, fifty at once: each is answered with its own value; leases and objects stay as many as are under way.
+
+    In the end no lease and no byte is left.
+    """
+    before = _ray.store_usage()
+    under_way: collections.deque[Any] = collections.deque()
+    objects, leases = [], []
+    for number in range(REQUESTS):
+        under_way.append(reader.read.remote(number))
+        if len(under_way) == AT_ONCE:
+            assert under_way.popleft().result(timeout_s=60) == number - AT_ONCE + 1
+        if number % AT_ONCE == AT_ONCE - 1:
+            objects.append(_ray.store_usage().objects - before.objects)
+            figures = safe_refs.stats()
+            assert figures is not None
+            leases.append(figures.live_leases)
+    assert [reply.result(timeout_s=60) for reply in under_way] == list(range(REQUESTS))[-len(under_way) :]
+    under_way.clear()
+    assert max(leases) <= AT_ONCE
+    assert max(objects) <= 2 * AT_ONCE  # what was released goes a moment later
     assert safe_refs.leases() == []
-    after = _ray.wait_for_store(before + RAYS_MARKS, SETTLE_S).used_bytes
-    assert after <= before + RAYS_MARKS
+    after = _ray.wait_for_store(before.used_bytes + RAYS_MARKS, SETTLE_S)
+    assert after.used_bytes <= before.used_bytes + RAYS_MARKS
+    assert after.objects <= before.objects
+
+
+def test_a_response_goes_to_another_job(reader: Any, hand_over: HandOver) -> None:
+    """A response comes back as the reference of its result, also if there is none yet, or it is an error; twice the same as one."""
+    found = hand_over(
+        """
+from ray import serve
+handle = serve.get_deployment_handle("Maker", "test")
+def make():
+    response = handle.give.remote(7)
+    return [response, {"again": response}, handle.give.remote(8), handle.fail.remote()]
+""",
+        """
+def use(things):
+    first, again, second, failed = things
+    try:
+        ray.get(failed, timeout=20)
+    except ValueError as error:
+        said = str(error)
+    return [
+        [type(thing).__name__ for thing in (first, second, failed)], again["again"] is first,
+        [ray.get(ref, timeout=20)[7] for ref in (first, second)], "on purpose" in said,
+    ]
+""",
+        size=2 * SIZE,
+    )
+    assert found == [["ObjectRef"] * 3, True, [7, 8], True]
+
+
+def test_a_response_in_an_event_loop_is_refused_unless_a_thread_pickles_it(reader: Any) -> None:
+    """In a deployment, `aio.dumps` says what to do instead of keeping the loop waiting, and `aio.dumps_many` takes it."""
+    refused, payload = reader.pass_on.remote(5).result(timeout_s=60)
+    assert "ray.serve.handle.DeploymentResponse" in refused
+    assert "await response" in refused
+    loaded = safe_refs.loads(payload, take=True)
+    assert ray.get(loaded["response"], timeout=20) == value_of(5)
+
+
+def test_what_of_serve_can_not_be_carried_is_refused_by_name(maker: Any) -> None:
+    """Streams, and responses that come without a reference; nothing stays held. Other picklers get what Serve gives them."""
+    streamed = maker.options(stream=True).count.remote(3)
+    by_value = maker.options(_by_reference=False).give.remote(1)
+    for response, kind, remedy in (
+        (streamed, "ray.serve.handle.DeploymentResponseGenerator", "iterate over it"),
+        (by_value, "ray.serve.handle.DeploymentResponse", "_by_reference=True"),
+    ):
+        with pytest.raises(safe_refs.UnsupportedReferenceError, match=remedy) as caught:
+            safe_refs.dumps([ray.put("beside"), response])
+        assert caught.value.kind == kind
+    assert list(streamed) == [0, 1, 2]
+    assert by_value.result(timeout_s=60) == value_of(1)
+    with pytest.raises(serve.exceptions.RayServeException, match="not serializable"):
+        pickle.dumps(maker.give.remote(2))
+    assert safe_refs.leases() == []
+
+
+def test_a_request_that_no_replica_takes_is_not_waited_for_longer_than_told(
+    reader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dumps` gives up after `SAFE_REFS_TIMEOUT`; nothing stays held."""
+    options = {"ray_actor_options": {"num_cpus": 0.1}, "max_ongoing_requests": 1}
+    busy = serve.run(serve.deployment(**options)(Busy).bind(), name="busy", route_prefix=None)
+    under_way = [busy.remote(), busy.remote()]
+    monkeypatch.setenv("SAFE_REFS_TIMEOUT", "0.5")
+    with pytest.raises(TimeoutError):
+        safe_refs.dumps([ray.put("beside"), *under_way])
+    monkeypatch.undo()
+    assert safe_refs.leases() == []
+    for response in under_way:
+        response.cancel()
+    serve.delete("busy")
+
+
+def test_a_handle_of_a_deployment_is_a_plain_pickle(maker: Any) -> None:
+    """It names the deployment, and holds nothing."""
+    pickled = safe_refs.dumps(maker)
+    assert safe_refs.inspect(pickled).lease_id is None
+    assert safe_refs.loads(pickled).give.remote(3).result(timeout_s=60) == value_of(3)
 
 
 def test_no_loop_waits_for_the_registry(reader: Any) -> None:
