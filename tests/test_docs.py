@@ -12,16 +12,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+# What needs other libraries: its examples are run by `make test-integrations`.
+OTHERS = ROOT / "docs" / "others.md"
+
+
+def blocks(page: Path) -> list[str]:
+    """The examples on a page: each is a program of its own."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
 BLOCKS = [
-    (page.name, number, block)
+    pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    if page != OTHERS
+    for number, code in enumerate(blocks(page))
 ]
 
 
-@pytest.mark.parametrize(("page", "number", "code"), BLOCKS, ids=[f"{page}-{number}" for page, number, _ in BLOCKS])
-def test_every_python_block_runs(cluster: str, page: str, number: int, code: str) -> None:
-    """Each block is a program of its own; it runs as it stands, in another job of the tests' Ray."""
+@pytest.mark.parametrize("code", BLOCKS)
+def test_every_python_block_runs(cluster: str, code: str) -> None:
+    """Each block runs as it stands, in another job of the tests' Ray."""
+    run_block(code, cluster)
+
+
+def run_block(code: str, cluster: str) -> None:
     environment = {**os.environ, "RAY_ADDRESS": cluster}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=90, check=False
