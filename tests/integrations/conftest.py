@@ -19,10 +19,12 @@ from tests.integrations.store import pinned, pinned_once
 
 _PRELUDE = PRELUDE + "from tests.integrations.store import pinned, pinned_from, pinned_once\n"
 
-# It makes the thing twice: once without a payload, to show that it then goes, and once with.
+# It makes the thing twice: once without a payload, to show that it then goes, and once with. The first time it waits until all is
+# computed: Ray now and then leaves behind what a task returns if nobody wants it any more by then.
 _MAKE = """
 path, size, limit = args[0], int(args[1]), int(args[2])
 thing = make()
+finish(thing)
 held = pinned_from(size)
 del thing
 gc.collect()
@@ -52,7 +54,7 @@ class HandOver(Protocol):
         other job; when that one has released the payload, no lease and no byte is left.
 
         Args:
-            make: Python code that defines `make()`.
+            make: Python code that defines `make()`, and `finish(thing)`, which waits until all of the thing is computed.
             use: Python code that defines `use(thing)`, whose result is JSON; `payload` is there, too.
             size: how many bytes of the store the thing takes, at least.
             left: how many bytes the library may keep in the maker for itself.

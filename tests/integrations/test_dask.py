@@ -33,6 +33,9 @@ def make():
         "bag": dask.bag.from_sequence(range(1000), npartitions=4).map(lambda n: n + 1).persist(),
         "delayed": dask.delayed(np.arange)(100_000).persist(),
     }
+
+def finish(things):
+    dask.compute(*(thing.sum() for thing in things.values()))
 """,
         ON_RAY
         + """

@@ -24,6 +24,9 @@ def test_a_materialized_dataset_goes_to_another_job(cluster: str, hand_over: Han
         + """
 def make():
     return ray.data.range(200_000, override_num_blocks=4).map_batches(lambda rows: {"n": rows["id"] * 2}).materialize()
+
+def finish(dataset):
+    pass  # it was when it was materialized
 """,
         QUIETLY
         + """

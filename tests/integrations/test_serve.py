@@ -143,6 +143,10 @@ handle = serve.get_deployment_handle("Maker", "test")
 def make():
     response = handle.give.remote(7)
     return [response, {"again": response}, handle.give.remote(8), handle.fail.remote()]
+
+def finish(things):
+    for response in things[0], things[2]:
+        response.result(timeout_s=60)
 """,
         """
 def use(things):
