@@ -194,11 +194,10 @@ def ref_of_response(response: Any, timeout_s: float) -> ray.ObjectRef[Any]:
     try:
         ref: ray.ObjectRef[Any] = response._to_object_ref_sync(_timeout_s=timeout_s)
     except RuntimeError as error:  # Serve says why, and what to do
-        raise UnsupportedReferenceError(
-            f"the object holds a ray.serve.handle.DeploymentResponse, whose reference can't be had here: {error} (In an event "
-            "loop you may also await the response's value, or pickle in a thread, as aio.dumps_many does.)",
-            kind="ray.serve.handle.DeploymentResponse",
-        ) from error
+        name = "ray.serve.handle.DeploymentResponse"
+        what = f"a {name}, whose reference can't be had here ({error})"
+        remedy = "in an event loop, `await response` for its value, or pickle in a thread, as aio.dumps_many does"
+        raise UnsupportedReferenceError.of(response, what, remedy, kind=name) from error
     return ref
 
 

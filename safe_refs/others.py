@@ -15,14 +15,22 @@ import importlib
 import operator
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _ray, config
-from .errors import UnsupportedReferenceError
 
 # What a reducer of pickle's returns, or an `ObjectRef` to stand in the object's place.
 Reduce = Callable[[Any], Any]
-Reducers = dict[type, Reduce]
+
+
+class Refused(NamedTuple):
+    """What can't be carried: its type, and what to do instead."""
+
+    what: str
+    remedy: str
+
+
+Reducers = dict[type, Reduce | Refused]
 
 SERVE = "ray.serve.handle"
 MODIN = "modin.core.execution.ray.implementations.pandas_on_ray.partitioning.partition"
@@ -32,19 +40,19 @@ def of_serve() -> Reducers | None:
     """Ray Serve: a response is pickled as the reference of its result, which is what Serve makes of it for another deployment.
 
     Returns:
-        For each class, how it is pickled; None while the library is still being imported.
+        For each class, how it is pickled, or that it is refused; None while the library is still being imported.
     """
     library = sys.modules[SERVE]
     if not hasattr(library, "DeploymentHandle"):  # the last class of the module
         return None
-    reducers = {
+    reducers: Reducers = {
         library.DeploymentResponse: lambda response: _ray.ref_of_response(response, config.timeout_s()),
-        library.DeploymentResponseGenerator: _refuse(
+        library.DeploymentResponseGenerator: Refused(
             f"{SERVE}.DeploymentResponseGenerator", "iterate over it, and pass its values on"
         ),
     }
     if hasattr(library, "DeploymentBroadcastResponse"):  # younger than the oldest Ray that we support
-        reducers[library.DeploymentBroadcastResponse] = _refuse(
+        reducers[library.DeploymentBroadcastResponse] = Refused(
             f"{SERVE}.DeploymentBroadcastResponse", "pass on what its results() gives, or `await` its results_async()"
         )
     return reducers
@@ -67,7 +75,7 @@ def of_modin() -> Reducers | None:
     return {
         pandas.DataFrame: lambda frame: _reduce_modin(frame, frame.columns),
         pandas.Series: _reduce_modin_series,
-        partition: _refuse(f"{MODIN}.{partition.__name__}", "it is inside of something of Modin's; pickle the frame"),
+        partition: Refused(f"{MODIN}.{partition.__name__}", "it is inside of something of Modin's; pickle the frame"),
     }
 
 
@@ -101,10 +109,3 @@ class _Reduced:
 
     def __reduce__(self) -> Any:
         return self._reduced
-
-
-def _refuse(what: str, remedy: str) -> Reduce:
-    def refuse(_: Any) -> Any:
-        raise UnsupportedReferenceError(f"the object holds {what}, which can't be carried: {remedy}", kind=what)
-
-    return refuse

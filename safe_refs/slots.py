@@ -236,7 +236,7 @@ def _others(reducers_of: Callable[[], others.Reducers | None]) -> Callable[[], b
     def give_reducers() -> bool:
         reducers = reducers_of()
         for kind, reduce in (reducers or {}).items():
-            copyreg.pickle(kind, _while_writing(reduce))
+            copyreg.pickle(kind, _Refuse(*reduce) if isinstance(reduce, others.Refused) else _while_writing(reduce))
         return reducers is not None
 
     return give_reducers
@@ -246,9 +246,7 @@ def _while_writing(reduce: others.Reduce) -> others.Reduce:
     def reducer(obj: Any) -> Any:
         writing = state.writing
         if writing is None:
-            return obj.__reduce_ex__(
-                4
-            )  # as pickle would, had this type no reducer; from protocol 2 on it makes no difference
+            return obj.__reduce_ex__(4)  # as `copy` asks, and every pickler of today
         state.writing = None  # for a library that has something to do first, and may let Ray pickle for it
         try:
             reduced = reduce(obj)
