@@ -1,5 +1,7 @@
 """The one file that touches Ray's private API, and what the rest of safe_refs wants of Ray beyond its everyday calls.
 
+What only a Ray Client needs is in `_ray_client.py` beside it.
+
 Each function that goes beyond Ray's public API says why, since which Ray it has been seen to work, and what happens without it;
 tests/test_ray_facts.py tries each against the Ray at hand, and `make test-oldest` against the oldest that we support. Nothing
 here imports Ray before somebody else has: only then can a reference exist.
@@ -20,6 +22,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import _ray_client
 from .errors import RegistryUnavailableError, UnsupportedReferenceError
 
 if TYPE_CHECKING:
@@ -31,10 +34,11 @@ _ASKED_AT_ONCE = 1000  # references; 17 microseconds each
 
 
 class Connection(NamedTuple):
-    """Which cluster this process is connected to, and as which job. Changes with every `ray.init`."""
+    """Which cluster this process is connected to, as which job, and whether by Ray Client. Changes with every `ray.init`."""
 
     cluster: bytes
     job: str
+    client: bool = False
 
 
 class StoreUsage(NamedTuple):
@@ -80,18 +84,31 @@ def connection() -> Connection:
         core = getattr(worker, "core_worker", None)
         if _known is not None and core is _known[0] and worker.connected:
             return _known[1]
-        if ray.is_initialized():
+        if _is_initialized():
             if worker.mode is None or not worker.connected:
-                raise RegistryUnavailableError(
-                    "this process is a Ray Client (ray://), which this release of safe_refs does not carry references for: "
-                    "connect with ray.init(address='auto') on a node of the cluster"
-                )
+                behind = _ray_client.server()
+                if behind is None:
+                    raise _not_connected()
+                return Connection(behind.cluster, behind.job, True)
             cluster, job = worker.current_cluster_and_job
             found = Connection(cluster.binary(), job.hex())
             if core is not None and not job.is_nil():
                 _known = (core, found)
             return found
-    raise RegistryUnavailableError(
+    raise _not_connected()
+
+
+def _is_initialized() -> bool:
+    import ray
+
+    try:
+        return ray.is_initialized()
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
+
+
+def _not_connected() -> RegistryUnavailableError:
+    return RegistryUnavailableError(
         "Ray is not initialized in this process, so the registry can't be reached: call ray.init(address=...) for the "
         "cluster that the payload belongs to"
     )
@@ -107,8 +124,8 @@ def fetch(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
     """
     import ray
 
-    connection()
-    return _get(getattr(ray.get, "__wrapped__", ray.get), ref, timeout_s)
+    how = _ray_client.get if connection().client else getattr(ray.get, "__wrapped__", ray.get)
+    return _get(how, ref, timeout_s)
 
 
 def get(refs: Any, timeout_s: float) -> Any:
@@ -125,6 +142,8 @@ def get(refs: Any, timeout_s: float) -> Any:
 def _get(how: Any, refs: Any, timeout_s: float) -> Any:
     try:
         return how(refs, timeout=timeout_s)
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
     except Exception as error:
         raise error.with_traceback(None)  # noqa: B904 # it is the same error
 
@@ -202,7 +221,10 @@ def ref_of_response(response: Any, timeout_s: float) -> ray.ObjectRef[Any]:
 
 
 def node_and_process() -> tuple[str, int]:
-    """This process's node id (56 hexadecimal digits) and process id."""
+    """This process's node id (56 hexadecimal digits) and process id. Of a client: its server's node, and its own process id."""
+    behind = _ray_client.server()
+    if behind is not None:
+        return behind.node, os.getpid()
     import ray
 
     return ray.get_runtime_context().get_node_id(), os.getpid()
@@ -216,7 +238,10 @@ def nodes() -> list[str]:
     """
     import ray
 
-    rows = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    try:
+        rows = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
     living = {str(row["NodeID"]): "node:__internal_head__" in row["Resources"] for row in rows if row["Alive"]}
     return sorted(living, key=lambda node: (not living[node], node))
 
@@ -229,7 +254,10 @@ def kv_get(key: str) -> bytes | None:
     """
     from ray.experimental.internal_kv import _internal_kv_get
 
-    value: bytes | None = _internal_kv_get(_KEYS + key.encode())
+    try:
+        value: bytes | None = _internal_kv_get(_KEYS + key.encode())
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
     return value
 
 
@@ -237,14 +265,20 @@ def kv_put(key: str, value: bytes, *, overwrite: bool = True) -> None:
     """Set a value in the control store; without `overwrite` only if there is none."""
     from ray.experimental.internal_kv import _internal_kv_put
 
-    _internal_kv_put(_KEYS + key.encode(), value, overwrite=overwrite)
+    try:
+        _internal_kv_put(_KEYS + key.encode(), value, overwrite=overwrite)
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
 
 
 def kv_delete(key: str) -> None:
     """Delete a value in the control store, if there is one."""
     from ray.experimental.internal_kv import _internal_kv_del
 
-    _internal_kv_del(_KEYS + key.encode())
+    try:
+        _internal_kv_del(_KEYS + key.encode())
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
 
 
 def count_up(key: str) -> int:
@@ -252,6 +286,26 @@ def count_up(key: str) -> int:
     count = int(kv_get(key) or 0) + 1
     kv_put(key, str(count).encode())
     return count
+
+
+def named_actor(name: str, class_: type) -> Any:
+    """The handle of one of our own actors, which is of that class.
+
+    Raises:
+        ValueError: there is no such actor.
+        RegistryUnavailableError: this process is a client that has lost its server.
+    """
+    import ray
+
+    try:
+        return methods_known(ray.get_actor(name, namespace=NAMESPACE), class_)
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
+
+
+def methods_known(handle: Any, class_: type) -> Any:
+    """The handle of one of our own actors, so that a client need not ask for its methods; see `_ray_client.with_methods`."""
+    return _ray_client.with_methods(handle, class_) if _ray_client.is_handle(handle) else handle
 
 
 def _core_worker() -> Any:
@@ -273,9 +327,10 @@ def is_weak(handle: Any) -> bool:
     """Whether a handle of an actor keeps that actor alive no more than a name would: `ray.get_actor` gives such handles.
 
     Private: `ActorHandle._ray_weak_ref`, seen since Ray 2.52. Without it a payload that holds such a handle and a real one of the
-    same actor may hold only the former.
+    same actor may hold only the former. A client's handles don't have it: its server has one handle of an actor, whatever the client
+    has; and a client must not be asked for an attribute, as it looks at the actor for it.
     """
-    return bool(getattr(handle, "_ray_weak_ref", False))
+    return bool(vars(handle).get("_ray_weak_ref", False))
 
 
 def counted_ref(reference: Any) -> ray.ObjectRef[Any]:
@@ -555,7 +610,10 @@ def runtime_env_for(wanted_surroundings: str) -> dict[str, Any]:
 
 
 def own_address() -> bytes:
-    """What `is_surely_dead` needs to know of this process. Private: see there."""
+    """What `is_surely_dead` needs to know of this process, or of a client's server. Private: see there."""
+    behind = _ray_client.server()
+    if behind is not None:
+        return _pack_address(behind.worker, behind.node)
     import ray
 
     context = ray.get_runtime_context()
@@ -580,6 +638,15 @@ def is_same_process(one: bytes, other: bytes) -> bool:
     parsed[0].ParseFromString(one)
     parsed[1].ParseFromString(other)
     return bool(parsed[0].worker_id == parsed[1].worker_id)
+
+
+def owns_all(process: bytes, owners: Iterable[bytes]) -> bool:
+    """Whether a process, by its `own_address`, is the owner in all of what `owner_of` gave; what nobody owns doesn't count."""
+    from ray.core.generated import common_pb2
+
+    parsed = common_pb2.Address()  # type: ignore[attr-defined] # generated at build time
+    parsed.ParseFromString(process)
+    return all(not owner or parsed.worker_id in owner for owner in owners)
 
 
 def describe(address: bytes) -> str:

@@ -148,7 +148,29 @@ def kind_of(reference: Any) -> str | None:
     return _KIND_BY_REDUCER.get(reduce)
 
 
-_KIND_BY_REDUCER: dict[Any, str] = {_reduce_object_ref: OBJECT_REF, _reduce_actor: ACTOR}
+def _reduce_client_object_ref(ref: Any) -> Any:
+    """Ray Client's `ClientObjectRef`, by a reducer of its own, as reducers are looked up by the exact type. It has no transport."""
+    writing = state.writing
+    if writing is None:
+        return ref.__reduce__()
+    return slot, writing.number(ref, OBJECT_REF)
+
+
+def _reduce_client_actor(handle: Any) -> Any:
+    """Ray Client's `ClientActorHandle`, which has no `__reduce__` of its own."""
+    writing = state.writing
+    if writing is None:
+        return handle.__reduce_ex__(_ITS_PROTOCOL)
+    return slot, writing.number(handle, ACTOR)
+
+
+_ITS_PROTOCOL = 4  # as `copy` asks, and every pickler of today
+_KIND_BY_REDUCER: dict[Any, str] = {
+    _reduce_object_ref: OBJECT_REF,
+    _reduce_actor: ACTOR,
+    _reduce_client_object_ref: OBJECT_REF,
+    _reduce_client_actor: ACTOR,
+}
 
 
 class _Refuse:
@@ -165,7 +187,7 @@ class _Refuse:
 
     def __call__(self, reference: Any) -> Any:
         if state.writing is None:
-            return reference.__reduce_ex__(4)  # as `copy` asks, and every pickler of today
+            return reference.__reduce_ex__(_ITS_PROTOCOL)
         raise self.error(reference)
 
     def error(self, reference: Any) -> UnsupportedReferenceError:
@@ -212,11 +234,10 @@ def _register_ray() -> bool:
 
 def _register_client() -> bool:
     client = sys.modules["ray.util.client.common"]
-    remedy = "connect with ray.init(address='auto') on a node of the cluster"
-    for name in ("ClientObjectRef", "ClientActorHandle"):
-        if not hasattr(client, name):
-            return False
-        copyreg.pickle(getattr(client, name), _Refuse(f"ray.util.client.common.{name}", remedy))
+    if not hasattr(client, "ClientObjectRef") or not hasattr(client, "ClientActorHandle"):
+        return False
+    copyreg.pickle(client.ClientObjectRef, _reduce_client_object_ref)
+    copyreg.pickle(client.ClientActorHandle, _reduce_client_actor)
     return True
 
 

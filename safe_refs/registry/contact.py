@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .. import _ray, config
+from .. import _ray, _ray_client, config
 from ..errors import RegistryUnavailableError
 from . import book
 from .boxes import opened
@@ -146,6 +146,8 @@ def ask(
             raise late(registry, timeout) from None
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
             why = str(error)  # not the error itself, which would keep this call's references
+        except _ray_client.broken() as error:
+            raise _ray_client.unavailable(error) from None
         # Dead for good (somebody killed it, or its node is gone, or it could not start), or Ray could not reach it just now.
         forget_handle(connected, registry, shard, handle)
         if time.monotonic() + RETRY_PAUSE_S >= deadline:
@@ -193,6 +195,8 @@ def ask_each(
             replies[shard] = Silence.ABSENT
         except ray.exceptions.RayActorError:
             replies[shard] = Silence.DEAD
+        except _ray_client.broken() as error:
+            raise _ray_client.unavailable(error) from None
     begun = time.monotonic()
     try:
         # All together is quickest, and how it nearly always goes.
@@ -205,7 +209,10 @@ def ask_each(
         until = deadline
     while waiting:
         left = min(max(until - time.monotonic(), 0.0), _LONGEST_WAIT_S)
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left, fetch_local=False)
+        try:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left, fetch_local=False)
+        except _ray_client.broken() as error:
+            raise _ray_client.unavailable(error) from None
         if not ready:
             replies |= dict.fromkeys(waiting.values(), Silence.LATE)
             break
@@ -262,10 +269,8 @@ def known_handle(connected: _ray.Connection, registry: str, shard: int) -> Any:
     Raises:
         ValueError: there is no such actor.
     """
-    import ray
-
     known = _handles.get((connected, registry, shard))
-    return known or ray.get_actor(actor_name(registry, shard), namespace=_ray.NAMESPACE)
+    return known or _ray.named_actor(actor_name(registry, shard), Shard)
 
 
 def forget_handle(connected: _ray.Connection, registry: str, shard: int, handle: Any = None) -> Any:
@@ -279,10 +284,8 @@ def forget_handle(connected: _ray.Connection, registry: str, shard: int, handle:
 
 def _find(connected: _ray.Connection, registry: str, shard: int, start: bool, deadline: float) -> Any:
     """A shard's actor: the one that runs, or with `start` a new one. Racing processes get the same."""
-    import ray
-
     try:
-        handle = ray.get_actor(actor_name(registry, shard), namespace=_ray.NAMESPACE)
+        handle = _ray.named_actor(actor_name(registry, shard), Shard)
     except ValueError:
         if not start:
             raise NoRegistryError from None
@@ -321,7 +324,8 @@ def _start(registry: str, shard: int, deadline: float) -> Any:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
     while True:
         try:
-            return ray.remote(Shard).options(**options).remote(registry, config.limits(), shard, config.anchors())
+            handle = ray.remote(Shard).options(**options).remote(registry, config.limits(), shard, config.anchors())
+            return _ray.methods_known(handle, Shard)
         except ValueError:
             # Another process won the race for the name, and its actor is not listed yet, or no longer.
             if time.monotonic() + RETRY_PAUSE_S >= deadline:

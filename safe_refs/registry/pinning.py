@@ -66,11 +66,11 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float 
     hand_over: anchoring.HandOver | None = None
     boxed: Box | None = None
     try:
-        borrowed = _borrowed(refs)
+        connected = here.connection
+        borrowed = _borrowed(refs, here)
         if borrowed:
             hand_over = anchoring.begin(borrowed)
-        borrower = here.address if borrowed else b""
-        connected = here.connection
+        borrower = here.address if borrowed or connected.client else b""
         while True:
             topology = contact.topology(connected, registry, start=True)
             told = packed(lease, terms, maker, topology.version, borrower)
@@ -117,12 +117,14 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float 
         raise
 
 
-def _borrowed(refs: Sequence[Ref]) -> list[Ref]:
-    """Those that other processes own.
+def _borrowed(refs: Sequence[Ref], here: Site) -> list[Ref]:
+    """Those that other processes own. A client can't tell, nor anchor any: the shard sees what its server owns.
 
     Raises:
         UnsupportedReferenceError: Ray doesn't know whose one is.
     """
+    if here.connection.client:
+        return []
     try:
         return _ray.borrowed(refs)
     except ValueError as error:
@@ -149,7 +151,7 @@ def pin_together(
         RegistryUnavailableError: no answer in time.
     """
     connected = here.connection
-    borrowed = [_borrowed(each.refs) for each in wanted]
+    borrowed = [_borrowed(each.refs, here) for each in wanted]
     topology = contact.topology(connected, registry, start=True)
     holders = [topology.holders(each.lease) for each in wanted]
     calls: dict[int, tuple[Any, ...]] = {}
@@ -164,7 +166,7 @@ def pin_together(
                 len(each.refs),
                 tuple(each.terms),
                 tuple(each.maker),
-                here.address if borrowed[number] else b"",
+                here.address if borrowed[number] or connected.client else b"",
             )
             for number, each in ((number, wanted[number]) for number in theirs)
         ]

@@ -26,7 +26,10 @@ class Terms(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Who made a lease or ended it: job and node ids (hexadecimal), process id, and `file:line in function`."""
+    """Who made a lease or ended it: job and node ids (hexadecimal), process id, and `file:line in function`.
+
+    For a Ray Client the job and the node are its server's; its process runs on a machine that `source` names.
+    """
 
     job: str
     node: str
@@ -35,6 +38,19 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         return f"pid {self.pid} on node {self.node[:8]}, job {self.job} ({self.source})"
+
+
+def by_client(source: str, host: str) -> str:
+    """A source line in a Ray Client, with the machine that it runs on."""
+    return f"{source}{_BY_CLIENT}{host})"
+
+
+def is_by_client(source: str) -> bool:
+    """Whether a source line is a Ray Client's."""
+    return _BY_CLIENT in source
+
+
+_BY_CLIENT = " (Ray Client on "
 
 
 @dataclass(frozen=True)
@@ -51,11 +67,12 @@ class LeaseInfo:
         references: how many references it holds.
         size_bytes: bytes of the objects behind them that exist by now; None where that wasn't asked for.
         job: id of the job that made it.
-        node: id of the node where that was.
-        pid: id of the process there.
-        source: the source line, as `file:line in function`.
+        node: id of the node where that was; for a Ray Client, of that where its server runs.
+        pid: id of the process there; for a Ray Client, of the process on its own machine.
+        source: the source line, as `file:line in function`; for a Ray Client followed by its machine's name.
         hangs_on: the process that pinned it without owning the objects, as `pid … on node …`, if that takes them along when it is
-            killed, as Ray's owners don't know of the registry yet; None where all is well, which is nearly always.
+            killed, as Ray's owners don't know of the registry yet; for a Ray Client its server, as `the Ray Client server of job …
+            on node …`; None where all is well, which is nearly always.
         durable: whether it holds copies that are the registry's own.
     """
 

@@ -79,7 +79,8 @@ def resolve(wanted: Wanted, timeout: float, here: Site, deadline: float | None =
         return (packed(version, address.lease, address.epoch, address.generation, slot, take, asker, use_id),)
 
     refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take, deadline=deadline)
-    anchoring.note_resolved(address, refs)
+    if not here.connection.client:  # which can't anchor what it pins
+        anchoring.note_resolved(address, refs)
     return refs
 
 
@@ -134,7 +135,7 @@ def resolve_together(registry: str, wanted: Sequence[Wanted], deadline: float, h
             for shard in shards
         ]
         whole = None if None in parts else parts[0]
-        if whole is not None:
+        if whole is not None and not connected.client:
             anchoring.note_resolved(wanted[number].address, whole)
         found.append(whole)
     return found

@@ -28,7 +28,7 @@ from .boxes import BOXED, Box, box
 from .copying import Unfit, mortal_actor
 from .leases import LeaseTable, Page
 from .peers import Peers
-from .records import LeaseInfo, Origin, Query, RegistryStats, Terms
+from .records import LeaseInfo, Origin, Query, RegistryStats, Terms, is_by_client
 from .replication import Parcel, Replica
 from .settling import Settler, Unsettled
 from .topology import Topology, actor_name
@@ -181,12 +181,14 @@ class Shard:
     def _pin(
         self, lease: bytes, refs: Sequence[Ref], wanted: tuple[Any, ...], maker: tuple[Any, ...], borrower: bytes
     ) -> bytes | SafeRefsError:
+        terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
+        if borrower and _ray.owns_all(borrower, owners):
+            borrower = b""  # a Ray Client, which could not tell
         if borrower and self._passed:
             # The answer to this call hands what Ray knows here of who resolved these objects to the borrower: tell the owners first.
             waiting = [ref for ref in _ray.objects(refs) if ref.binary() in self._passed]
             if waiting:
                 self._forget_passed(waiting, self._settler.settle_now(waiting))
-        terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
         sizes = self._weigh(refs) if self._table.usage.limits.weighs else {}
         try:
             with self._lock:
@@ -586,7 +588,9 @@ class Shard:
         for row, lease in enumerate(page.leases):
             if self._unsettled.hangs_on(lease):
                 info = infos[row]
-                infos[row] = dataclasses.replace(info, hangs_on=f"pid {info.pid} on node {info.node[:8]}")
+                server = f"the Ray Client server of job {info.job}"
+                process = server if is_by_client(info.source) else f"pid {info.pid}"
+                infos[row] = dataclasses.replace(info, hangs_on=f"{process} on node {info.node[:8]}")
         return infos
 
     def _identify(self) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from .. import _ray
+from .. import _ray, _ray_client
 from ..envelope import LeaseAddress
 from ..errors import LeaseLostError, RegistryUnavailableError, WrongClusterError
 from . import contact
-from .records import Origin
+from .records import Origin, by_client
 
 _FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
 
@@ -48,7 +48,10 @@ def site() -> Site:
 def origin(here: Site | None = None) -> Origin:
     """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
     here = here or site()
-    return Origin(here.connection.job, here.node, here.pid, _source_line())
+    source = _source_line()
+    if here.connection.client:
+        source = by_client(source, _ray_client.host())
+    return Origin(here.connection.job, here.node, here.pid, source)
 
 
 def cluster() -> bytes:
