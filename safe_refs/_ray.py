@@ -220,6 +220,20 @@ def ref_of_response(response: Any, timeout_s: float) -> ray.ObjectRef[Any]:
     return ref
 
 
+def wait(refs: Sequence[Any], how_many: int, timeout_s: float) -> list[Any]:
+    """`ray.wait`, which fetches nothing; those that are there.
+
+    Raises:
+        RegistryUnavailableError: this process is a client that has lost its server.
+    """
+    import ray
+
+    try:
+        return ray.wait(list(refs), num_returns=how_many, timeout=timeout_s, fetch_local=False)[0]
+    except _ray_client.broken() as error:
+        raise _ray_client.unavailable(error) from None
+
+
 def node_and_process() -> tuple[str, int]:
     """This process's node id (56 hexadecimal digits) and process id. Of a client: its server's node, and its own process id."""
     behind = _ray_client.server()

@@ -307,6 +307,8 @@ def test_what_cannot_be_copied_is_refused_and_nothing_stays() -> None:
         safe_refs.dumps([ray.put(1), actor], durable=True)
     with pytest.raises(UnsupportedReferenceError, match="detached"):
         safe_refs.pin(actor, durable=True)
+    with safe_refs.pin(actor) as handle, pytest.raises(UnsupportedReferenceError, match="detached"):
+        handle.make_durable()
     with pytest.raises(UnsupportedReferenceError, match="detached"):
         safe_refs.dumps(ray.put({"actor": actor}), durable=True)
     with pytest.raises(ValueError, match="wait=False"):

@@ -203,6 +203,8 @@ def test_the_whole_of_it_works_in_a_client(client: Client, cluster: str) -> None
         with safe_refs.scope():
             scoped = safe_refs.dumps(ref)
         seen["scoped"] = error_of(safe_refs.loads, scoped)
+        actor = ray.remote(num_cpus=0)(type("Mortal", (), {})).remote()
+        seen["mortal"] = error_of(lambda: safe_refs.dumps([ref, actor], durable=True))
         seen["left over"] = safe_refs.stats().live_leases
         print(json.dumps(seen))
         """
@@ -225,6 +227,7 @@ def test_the_whole_of_it_works_in_a_client(client: Client, cluster: str) -> None
         "many": [20, 20],
         "soon": {"n": 1},
         "scoped": "LeaseReleasedError",
+        "mortal": "UnsupportedReferenceError",
         "left over": 0,
     }
 
@@ -347,11 +350,14 @@ class Counter:
 owner = ray.get_actor("owner", namespace=args[0])
 own = safe_refs.dumps(ray.put("a client's own"), label="own")
 own_actor = safe_refs.dumps(ray.remote(num_cpus=0)(Counter).remote(), label="own actor")
-short = safe_refs.dumps(ray.get(owner.give.remote("for a while")), ttl=float(args[1]), label="short")
-long = safe_refs.dumps(ray.get(owner.give.remote("for good")), label="long")
-actor = safe_refs.dumps(ray.get(owner.counter.remote()), label="actor")
+kept = safe_refs.dumps({"ref": ray.put(["a client's", ray.put("inside")])}, durable=True, label="kept")
+# Kept to the end: the owners are to learn of the registry from the server that lets go of them.
+theirs = ray.get([owner.give.remote("for a while"), owner.give.remote("for good"), owner.counter.remote()])
+short = safe_refs.dumps(theirs[0], ttl=float(args[1]), label="short")
+long = safe_refs.dumps(theirs[1], label="long")
+actor = safe_refs.dumps(theirs[2], label="actor")
 rows = {row.label: row.hangs_on is not None for row in safe_refs.leases(sizes=False) if row.label}
-print(json.dumps([own.hex(), own_actor.hex(), short.hex(), long.hex(), actor.hex(), rows]), flush=True)
+print(json.dumps([own.hex(), own_actor.hex(), kept.hex(), short.hex(), long.hex(), actor.hex(), rows]), flush=True)
 sys.stdin.readline()
 """
 ENDS = {"shutdown": "ray.shutdown()\n", "script": "", "killed": ""}
@@ -361,7 +367,7 @@ TTL_S = 15.0
 @pytest.mark.parametrize("end_of_it", list(ENDS))
 @pytest.mark.ray_marks(32)
 def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it: str, port: int, owner: Any) -> None:
-    """Its own objects end with its server (`OwnerGoneError`); leases of others' objects end on their terms, as do others' leases.
+    """Its own objects end with its server (`OwnerGoneError`), unless it made them durable; others' end on their leases' terms.
 
     The server of a client that ends in order ends at once; that of one that is killed waits for it to come back first, for as long as
     the client said when it connected (`RAY_CLIENT_RECONNECT_GRACE_PERIOD`, 30 s by default; 2 s here). Either way it lets go in
@@ -376,8 +382,8 @@ def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it
     except BaseException:
         program.kill()
         raise
-    own, own_actor, short, long, actor = (bytes.fromhex(each) for each in made)
-    assert rows == {"own": False, "own actor": False, "short": True, "long": True, "actor": True}
+    own, own_actor, kept, short, long, actor = (bytes.fromhex(each) for each in made)
+    assert rows == {"own": False, "own actor": False, "kept": False, "short": True, "long": True, "actor": True}
     left_at = time.monotonic()
     if killed:
         program.kill()
@@ -397,12 +403,15 @@ def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it
     assert ray.get(safe_refs.loads(long)[0], timeout=20) == "for good"
     pid = ray.get(safe_refs.loads(actor)[0].pid.remote(), timeout=60)
     assert [ray.get(safe_refs.loads(each), timeout=20) for each in others] == ["a driver's", "an actor's"]
+    outer, inner = ray.get(safe_refs.loads(kept)["ref"], timeout=20)
+    assert (outer, ray.get(inner, timeout=20)) == ("a client's", "inside")
+    del inner
     assert wait_until(lambda: all(info.hangs_on is None for info in safe_refs.leases(sizes=False)), NOTICED_S)
     assert wait_until(lambda: error_of(short) is LeaseExpiredError, left_s + 2)
     assert time.monotonic() > expires_at - 0.5
     assert ray.get(safe_refs.loads(long)[0], timeout=20) == "for good"
     assert lives(pid)
-    assert safe_refs.release([long, actor, *others]) == 4
+    assert safe_refs.release([kept, long, actor, *others]) == 5
     assert dies(pid)
     figures = safe_refs.stats()
     assert figures is not None
@@ -422,7 +431,8 @@ def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server:
         """
         owner = ray.get_actor("owner", namespace=args[0])
         own = safe_refs.dumps(ray.put("a client's own"))
-        hanging = safe_refs.dumps(ray.get(owner.give.remote("an actor's")))
+        theirs = ray.get(owner.give.remote("an actor's"))  # kept: who lets go of it tells the owner of the registry
+        hanging = safe_refs.dumps(theirs)
         print(json.dumps([own.hex(), hanging.hex()]), flush=True)
         sys.stdin.readline()
         seen = []

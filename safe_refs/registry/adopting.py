@@ -74,8 +74,6 @@ def _make(
     timeout: float,
     deadline: float,
 ) -> None:
-    import ray
-
     left = {address.lease: address for address in addresses}
     done: dict[bytes, set[int]] = {lease: set() for lease in left}
     pause_s, rounds, comes_by = _FIRST_PAUSE_S, 0, time.monotonic() + _COMES_S
@@ -128,7 +126,7 @@ def _make(
             # What rings too early is of an adopter that has died: it is asked again, a little later.
             bells = list(dict.fromkeys(bells))
             patience = max(0.0, min(deadline - time.monotonic(), _ASKS_S))
-            ray.wait(bells, num_returns=len(bells), timeout=patience, fetch_local=False)
+            _ray.wait(bells, len(bells), patience)
             bells.clear()
         if left and rounds:
             time.sleep(pause_s)

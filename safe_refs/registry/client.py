@@ -14,7 +14,7 @@ from typing import Any
 from .. import _ray
 from ..config import Limits
 from . import book, contact
-from .adoption import adopter_name
+from .adoption import Adopter, adopter_name
 from .contact import NoRegistryError, Silence
 from .records import LeaseInfo, Query, RegistryStats
 from .site import forget_registry, origin, pause
@@ -204,7 +204,7 @@ def _retire_adopter(registry: str, shard: int) -> None:
     import ray
 
     try:
-        adopter = ray.get_actor(adopter_name(registry, shard), namespace=_ray.NAMESPACE)
+        adopter = _ray.named_actor(adopter_name(registry, shard), Adopter)
         adopter.retire.remote()
     except (ValueError, ray.exceptions.RayActorError):
         pass  # there is none: nothing was durable

@@ -209,10 +209,7 @@ def ask_each(
         until = deadline
     while waiting:
         left = min(max(until - time.monotonic(), 0.0), _LONGEST_WAIT_S)
-        try:
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left, fetch_local=False)
-        except _ray_client.broken() as error:
-            raise _ray_client.unavailable(error) from None
+        ready = _ray.wait(list(waiting), 1, left)
         if not ready:
             replies |= dict.fromkeys(waiting.values(), Silence.LATE)
             break
