@@ -20,13 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from . import _ray_client
 from .errors import RegistryUnavailableError, UnsupportedReferenceError
 
 if TYPE_CHECKING:
     import ray
+
+T = TypeVar("T")
 
 NAMESPACE = "safe_refs"
 _KEYS = b"safe_refs:"
@@ -84,27 +86,18 @@ def connection() -> Connection:
         core = getattr(worker, "core_worker", None)
         if _known is not None and core is _known[0] and worker.connected:
             return _known[1]
-        if _is_initialized():
-            if worker.mode is None or not worker.connected:
-                behind = _ray_client.server()
-                if behind is None:
-                    raise _not_connected()
-                return Connection(behind.cluster, behind.job, True)
+        if not worker.connected:
+            behind = _ray_client.server()
+            if behind is None:
+                raise _not_connected()
+            return Connection(behind.cluster, behind.job, True)
+        if ray.is_initialized():
             cluster, job = worker.current_cluster_and_job
             found = Connection(cluster.binary(), job.hex())
             if core is not None and not job.is_nil():
                 _known = (core, found)
             return found
     raise _not_connected()
-
-
-def _is_initialized() -> bool:
-    import ray
-
-    try:
-        return ray.is_initialized()
-    except _ray_client.broken() as error:
-        raise _ray_client.unavailable(error) from None
 
 
 def _not_connected() -> RegistryUnavailableError:
@@ -228,10 +221,21 @@ def wait(refs: Sequence[Any], how_many: int, timeout_s: float) -> list[Any]:
     """
     import ray
 
-    try:
-        return ray.wait(list(refs), num_returns=how_many, timeout=timeout_s, fetch_local=False)[0]
-    except _ray_client.broken() as error:
-        raise _ray_client.unavailable(error) from None
+    return _asked(
+        lambda: ray.wait(list(refs), num_returns=how_many, timeout=timeout_s, fetch_local=False)[0], timeout_s
+    )
+
+
+def _asked(call: Callable[[], T], timeout_s: float = 0.0) -> T:
+    """Ask Ray something; see `_ray_client.asked`."""
+    return _ray_client.asked(call, timeout_s) if _ray_client.was_here() else call()
+
+
+def put(value: Any) -> ray.ObjectRef[Any]:
+    """`ray.put`; see `wait`."""
+    import ray
+
+    return _asked(lambda: ray.put(value))
 
 
 def node_and_process() -> tuple[str, int]:
@@ -252,10 +256,7 @@ def nodes() -> list[str]:
     """
     import ray
 
-    try:
-        rows = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
-    except _ray_client.broken() as error:
-        raise _ray_client.unavailable(error) from None
+    rows = _asked(lambda: ray.nodes())  # type: ignore[no-untyped-call] # Ray leaves this one untyped
     living = {str(row["NodeID"]): "node:__internal_head__" in row["Resources"] for row in rows if row["Alive"]}
     return sorted(living, key=lambda node: (not living[node], node))
 
@@ -268,10 +269,7 @@ def kv_get(key: str) -> bytes | None:
     """
     from ray.experimental.internal_kv import _internal_kv_get
 
-    try:
-        value: bytes | None = _internal_kv_get(_KEYS + key.encode())
-    except _ray_client.broken() as error:
-        raise _ray_client.unavailable(error) from None
+    value: bytes | None = _asked(lambda: _internal_kv_get(_KEYS + key.encode()))
     return value
 
 
@@ -279,20 +277,14 @@ def kv_put(key: str, value: bytes, *, overwrite: bool = True) -> None:
     """Set a value in the control store; without `overwrite` only if there is none."""
     from ray.experimental.internal_kv import _internal_kv_put
 
-    try:
-        _internal_kv_put(_KEYS + key.encode(), value, overwrite=overwrite)
-    except _ray_client.broken() as error:
-        raise _ray_client.unavailable(error) from None
+    _asked(lambda: _internal_kv_put(_KEYS + key.encode(), value, overwrite=overwrite))
 
 
 def kv_delete(key: str) -> None:
     """Delete a value in the control store, if there is one."""
     from ray.experimental.internal_kv import _internal_kv_del
 
-    try:
-        _internal_kv_del(_KEYS + key.encode())
-    except _ray_client.broken() as error:
-        raise _ray_client.unavailable(error) from None
+    _asked(lambda: _internal_kv_del(_KEYS + key.encode()))
 
 
 def count_up(key: str) -> int:
@@ -311,10 +303,7 @@ def named_actor(name: str, class_: type) -> Any:
     """
     import ray
 
-    try:
-        return methods_known(ray.get_actor(name, namespace=NAMESPACE), class_)
-    except _ray_client.broken() as error:
-        raise _ray_client.unavailable(error) from None
+    return _asked(lambda: methods_known(ray.get_actor(name, namespace=NAMESPACE), class_))
 
 
 def methods_known(handle: Any, class_: type) -> Any:
@@ -600,7 +589,10 @@ def surroundings() -> str:
     import ray
 
     context = ray.get_runtime_context()
-    env = json.loads(context.get_runtime_env_string())  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    said: str = _asked(lambda: context.get_runtime_env_string())  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    env = json.loads(said)
+    if _ray_client.server() is not None:
+        return json.dumps({"env": env, "path": []}, sort_keys=True)  # its folders are no node's, and Ray's workers have none of them
     installed = (sys.prefix, sys.base_prefix)
     path = [entry for entry in sys.path if Path(entry).is_absolute() and not entry.startswith(installed)]
     return json.dumps({"env": env, "path": path}, sort_keys=True)

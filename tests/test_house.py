@@ -34,13 +34,13 @@ FLOORS = [
     {"registry.adoption", "registry.peers", "registry.settling"},
     {"registry.replication", "registry.returning"},
     {"registry.leases", "registry.wards"},
-    {"registry.aside", "registry.book", "registry.boxes", "registry.couriers", "registry.grouping"},
+    {"registry.book", "registry.boxes", "registry.couriers", "registry.grouping"},
     {"registry.copying", "registry.usage", "registry.records", "registry.topology", "registry.wire"},
     {"slots"},
     {"others"},
     {"envelope", "_ray", "config", "places"},
     {"_ray_client"},
-    {"errors", "_version", "randomness", "registry"},
+    {"errors", "_version", "randomness", "registry", "registry.aside"},
 ]
 
 

@@ -420,9 +420,9 @@ def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it
 
 @pytest.mark.ray_marks(32)
 def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server: tuple[int, int], owner: Any) -> None:
-    """A server that is killed can't let go in order: leases of others' objects that hang on it are lost, and the client is told.
+    """A server that is killed can't let go in order: leases of others' objects that hang on it are lost. The client is told in time.
 
-    That takes the client as long as Ray tries to connect it again, at most.
+    Also while Ray tries to connect it again, for which its own calls wait (30 s unless told otherwise), whatever timeout they have.
     """
     port, pid = server
     before = set(descendants(pid))
@@ -436,12 +436,20 @@ def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server:
         print(json.dumps([own.hex(), hanging.hex()]), flush=True)
         sys.stdin.readline()
         seen = []
-        for call in (lambda: safe_refs.loads(own), lambda: safe_refs.release(own), safe_refs.stats, safe_refs.leases):
+        calls = [
+            lambda: safe_refs.loads(own, timeout=2),
+            lambda: safe_refs.release(own, timeout=2),
+            lambda: safe_refs.stats(timeout=2),
+            lambda: safe_refs.leases(timeout=2),
+        ]
+        for call in calls:
             begun = time.monotonic()
             seen += [error_of(call), time.monotonic() - begun]
-        print(json.dumps(seen))
+        print(json.dumps(seen), flush=True)
+        os._exit(0)  # Ray's own end of a client waits for the server
         """,
         NAMESPACE,
+        grace_s=LONG_GRACE_S,
     )
     own, hanging = (bytes.fromhex(each) for each in told(program))
     assert program.stdin is not None
@@ -451,8 +459,7 @@ def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server:
     assert program.returncode == 0, err
     errors, times = json.loads(out)[::2], json.loads(out)[1::2]
     assert errors == ["RegistryUnavailableError"] * 4
-    assert times[0] < GRACE_S + 15
-    assert max(times[1:]) < 1
+    assert max(times) < 2 + 5, times
 
     assert wait_until(lambda: error_of(own) is OwnerGoneError, NOTICED_S)
     assert wait_until(lambda: error_of(hanging) is LeaseLostError, NOTICED_S)

@@ -28,9 +28,7 @@ class Box(NamedTuple):
 
 def box(refs: Sequence[Ref]) -> Box:
     """Put references into a box."""
-    import ray
-
-    return Box(ray.put(list(refs)))
+    return Box(_ray.put(list(refs)))
 
 
 def opened(answer: Any, timeout_s: float) -> Any:

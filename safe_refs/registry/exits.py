@@ -125,6 +125,8 @@ def forget(ids: Iterable[bytes]) -> None:
 
 def hand_over() -> None:
     """This process is about to end: have the owners told to whom it passed references."""
+    if not _hanging:
+        return
     # Not without end: a signal may have come in the middle of `note`. But one that hands over is waited for by others.
     locked = _lock.acquire(timeout=_TIMEOUT_S)
     try:

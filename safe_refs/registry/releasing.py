@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
-from .. import _ray
+from .. import _ray, _ray_client
 from ..errors import RegistryUnavailableError
 from . import contact
 from .contact import NoRegistryError, Silence
@@ -78,6 +79,9 @@ def release_later(registry: str, leases: Sequence[bytes]) -> None:
 
     try:
         connected = _ray.connection()
+        if connected.client and not _ray_client.helps():
+            _ray_client.aside(partial(release_later, registry, leases))  # as even to drop its answer may wait
+            return
         topology = contact.topology(connected, registry, start=False)
         maker = origin()
         for shard, theirs in _by_shard(topology, leases).items():
