@@ -196,7 +196,7 @@ def dumps(
         lease. A payload is a capability: whoever has it can load the objects and release them.
 
     Raises:
-        UnsupportedReferenceError: `obj` holds a Ray reference of a kind that can't be carried: one of Ray Client, a generator of
+        UnsupportedReferenceError: `obj` holds a Ray reference of a kind that can't be carried: a generator of
             references, a result of a compiled graph, one made with a tensor transport, or a bare id without an owner. Its
             `place` says where in `obj`, as `payload['batch'][3].ref`, and its text what to do.
         RegistryFullError: a limit of the registry would be passed.
