@@ -592,7 +592,9 @@ def surroundings() -> str:
     said: str = _asked(lambda: context.get_runtime_env_string())  # type: ignore[no-untyped-call] # Ray leaves this one untyped
     env = json.loads(said)
     if _ray_client.server() is not None:
-        return json.dumps({"env": env, "path": []}, sort_keys=True)  # its folders are no node's, and Ray's workers have none of them
+        return json.dumps(
+            {"env": env, "path": []}, sort_keys=True
+        )  # its folders are no node's, and Ray's workers have none of them
     installed = (sys.prefix, sys.base_prefix)
     path = [entry for entry in sys.path if Path(entry).is_absolute() and not entry.startswith(installed)]
     return json.dumps({"env": env, "path": path}, sort_keys=True)

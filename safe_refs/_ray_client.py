@@ -11,7 +11,8 @@ Private: everything here goes through `ray.util.client`, seen since Ray 2.52, an
 would be a process that isn't connected. Nothing here is imported from Ray before a client has connected, so that it costs other
 processes nothing.
 
-What always holds: who has lost the server hears `RegistryUnavailableError`, whatever Ray Client raises, and waits no longer than told.
+What always holds: who has lost the server hears `RegistryUnavailableError`, whatever Ray Client raises; no call of ours waits longer
+than told.
 """
 
 from __future__ import annotations
