@@ -10,12 +10,13 @@ leaves nothing held.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import pickle
 import threading
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from . import admin, config, envelope, leasing, pickling, pipelining, places
 from . import handle as handle_module
@@ -91,7 +92,7 @@ async def _dumps(
         discard(pickled.writing)
         raise
     if copies:
-        return await _made(partial(hold, pickled, terms, durable=True))
+        return await _durably(partial(hold, pickled, terms, durable=True))
     if not waits:
         return hold(pickled, terms, waits=False)
     prepared = prepare(pickled, terms, soon=False)
@@ -115,7 +116,8 @@ async def dumps_many(
     wait: bool | None = None,
 ) -> list[bytes]:
     """`safe_refs.dumps_many`, awaited. The objects are pickled in a thread: don't change them meanwhile."""
-    return await _made(
+    made = _durably if how_held(wait, durable)[1] else _made
+    return await made(
         partial(
             pickling.dumps_many,
             objs,
@@ -188,12 +190,13 @@ async def pin(
     wait: bool | None = None,
 ) -> Any:
     """`safe_refs.pin`, awaited."""
-    return await _made(partial(handle_module.pin, ref, ttl=ttl, uses=uses, durable=durable, label=label, wait=wait))
+    made = _durably if how_held(wait, durable)[1] else _made
+    return await made(partial(handle_module.pin, ref, ttl=ttl, uses=uses, durable=durable, label=label, wait=wait))
 
 
 async def make_durable(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> None:
     """`SafeRef.make_durable`, awaited."""
-    await asyncio.to_thread(handle.make_durable, timeout=timeout)
+    await _durably(partial(handle.make_durable, timeout=timeout))
 
 
 async def _made(make: Callable[[], T]) -> T:
@@ -220,7 +223,44 @@ async def _made(make: Callable[[], T]) -> T:
         raise
 
 
+async def _durably(make: Callable[[], T]) -> T:
+    """The same in a thread of its own, as it may take long, and the loop has but a few; who is cancelled has it given up."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    gone = threading.Event()
+
+    def settle(found: T | None, error: BaseException | None) -> None:
+        if future.done():
+            _end(found)
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, found))
+
+    def run() -> None:
+        late.adopting.given_up.set(gone)
+        found, failure = None, None
+        try:
+            found = make()
+        except BaseException as error:  # whatever it is, who awaits is to have it
+            failure = error
+        try:
+            loop.call_soon_threadsafe(settle, found, failure)
+        except RuntimeError:  # the loop has been closed meanwhile
+            _end(found)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="safe_refs-durable", daemon=True).start()
+    try:
+        return await future
+    except BaseException:
+        gone.set()
+        raise
+
+
 def _end(made: Any) -> None:
+    if made is None:
+        return
     for target in made if isinstance(made, list) else [made]:
         if isinstance(target, SafeRef) or envelope.is_payload(target):
             address = leasing.address_of(target)

@@ -323,6 +323,37 @@ def test_what_cannot_be_copied_is_refused_and_nothing_stays() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+def test_who_is_cancelled_waits_no_more_and_blocks_nobody(tmp_path: Path) -> None:
+    """Many that wait for copies leave the loop's threads to others; a cancelled one leaves nothing held."""
+    gate = str(tmp_path / "gate")
+
+    @ray.remote(num_cpus=0)
+    def late(gate: str) -> str:
+        while not Path(gate).exists():
+            time.sleep(0.02)
+        return "late"
+
+    async def main(ref: Any) -> float:
+        waiting = [asyncio.ensure_future(aio.dumps([ref], durable=True)) for _ in range(50)]
+        await asyncio.sleep(1.0)
+        other = await aio.dumps([ray.put(1)])
+        begun = time.monotonic()
+        assert await aio.release(other) == 1
+        took = time.monotonic() - begun
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return took
+
+    ref = late.remote(gate)
+    begun = time.monotonic()
+    assert asyncio.run(main(ref)) < 5
+    assert time.monotonic() - begun < 30
+    assert wait_until(lambda: not safe_refs.leases(sizes=False), 30)
+    Path(gate).touch()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_what_was_given_up_or_refused_keeps_nothing() -> None:
     """Neither the original, nor what had been copied by then, and no task that hangs; others go on meanwhile."""
 

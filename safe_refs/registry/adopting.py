@@ -7,7 +7,9 @@ Raises everywhere: `RegistryUnavailableError` where there is no Ray connection o
 
 from __future__ import annotations
 
+import contextvars
 import logging
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,6 +32,8 @@ from .site import check_cluster, lost, pause, site
 
 logger = logging.getLogger("safe_refs")
 
+# Set by who waits in another thread, when nobody waits for that any more.
+given_up: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("safe_refs_given_up", default=None)
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.05
 _AT_ONCE = 1000  # leases in one call
@@ -78,6 +82,9 @@ def _make(
     done: dict[bytes, set[int]] = {lease: set() for lease in left}
     pause_s, rounds, comes_by = _FIRST_PAUSE_S, 0, time.monotonic() + _COMES_S
     while left:
+        gone = given_up.get()
+        if gone is not None and gone.is_set():
+            raise RegistryUnavailableError("who waited for copies waits no more")
         try:
             topology = contact.topology(connected, registry, start=False)
         except NoRegistryError:
