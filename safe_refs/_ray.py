@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -363,6 +364,24 @@ def objects(references: Iterable[Any]) -> list[ray.ObjectRef[Any]]:
 def actors(references: Iterable[Any]) -> list[Any]:
     """Those that are actors' handles."""
     return [each for each in references if is_actor_handle(each)]
+
+
+# Of each actor that this process has interned handles of, the one that is used.
+_interned: weakref.WeakValueDictionary[bytes, Any] = weakref.WeakValueDictionary()
+
+
+def interned(references: Iterable[Any]) -> list[Any]:
+    """The same references, in which each actor has one handle, the same one each time; see `touch_zero`."""
+    found = list(references)
+    for number, reference in enumerate(found):
+        if is_actor_handle(reference) and not is_weak(reference):
+            found[number] = _interned.setdefault(reference._actor_id.binary(), reference)
+    return found
+
+
+def touchable(references: Iterable[Any]) -> list[Any]:
+    """Those of which an owner is to know who holds them: objects, and actors that are owned."""
+    return [each for each in references if not is_actor_handle(each) or owner_of(each)]
 
 
 def known_actors(ids: Iterable[bytes]) -> set[bytes]:
@@ -775,7 +794,7 @@ class Told(Enum):
     BUSY = 3
 
 
-def touch_zero(refs: Sequence[ray.ObjectRef[Any]]) -> list[Told]:
+def touch_zero(refs: Sequence[Any]) -> list[Told]:
     """Make Ray tell the owners of `refs` to whom this process passed them, and keep them all the same: see `registry.couriers`.
 
     Ray tells an owner when a borrower's count for an object reaches zero. This takes the counts to zero and up again: about 120
@@ -785,12 +804,15 @@ def touch_zero(refs: Sequence[ray.ObjectRef[Any]]) -> list[Told]:
 
     Neither a signal handler's exception nor a garbage collection comes in between: the steps run in one call of C.
 
+    Of an actor, for which Ray shows no counts, the process must have one handle, as `interned` gives. That its count was zero is seen
+    by Ray's not knowing the owner any more; where that isn't seen, it may also be that the handle is an argument of a call in flight.
+
     Private: `get_all_reference_counts` and the calls that `ObjectRef` itself makes when it begins and ends, seen since Ray 2.52.
 
     Args:
-        refs: each object once. Somebody else must hold them by now, and have said so to this process by answering a call that brought
-            them, since they were touched last: who holds is what there is to tell, and by what remains of that it is seen whether
-            it was told.
+        refs: each object, or handle of an actor, once. Somebody else must hold them by now, and have said so to this process by
+            answering a call that brought them, since they were touched last: who holds is what there is to tell, and by what remains
+            of that it is seen whether it was told.
     """
     import ray
 
@@ -798,6 +820,9 @@ def touch_zero(refs: Sequence[ray.ObjectRef[Any]]) -> list[Told]:
     nil: Any = ray.ObjectRef.nil()
     down: list[Callable[[], Any]] = []
     up: list[Callable[[], Any]] = []
+    if any(map(is_actor_handle, refs)):
+        found = iter(touch_zero(objects(refs)))
+        return [_touch_actor(ref) if is_actor_handle(ref) else next(found) for ref in refs]
     told: dict[bytes, Told] = {ref.hex().encode(): Told.BUSY for ref in refs}
     with _no_collection() as quiet:
         counts = core.get_all_reference_counts() if quiet else {}
@@ -821,6 +846,29 @@ def touch_zero(refs: Sequence[ray.ObjectRef[Any]]) -> list[Told]:
         if state is Told.YES and key in remembered:
             told[key] = Told.UNKNOWN
     return list(told.values())
+
+
+def _touch_actor(handle: Any) -> Told:
+    """`touch_zero` for the one handle that this process has of an actor."""
+    import ray
+
+    core = _core_worker()
+    with _no_collection() as quiet:
+        if not quiet:
+            return Told.BUSY
+        state, ref = core.serialize_actor_handle(handle._actor_id)
+        for _ in range(2):  # the handle's count, and that of `ref`
+            core.remove_object_ref_reference(ref)
+        try:
+            core.get_owner_address(ref)
+            told = Told.UNKNOWN
+        except ValueError:
+            told = Told.YES
+        for _ in range(2):
+            core.add_object_ref_reference(ref)
+        if told is Told.YES:
+            core.deserialize_and_register_actor_handle(state, ray.ObjectRef.nil(), False)
+    return told
 
 
 @contextmanager

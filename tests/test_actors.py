@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,11 @@ import ray
 import safe_refs
 from safe_refs import LeaseReleasedError, OwnerGoneError, SafeRef
 from tests.conftest import Driver, as_actor
+from tests.shards import Start, figures, kill, start, wait_until_whole
 
-DIES_S = 10.0
+__all__ = ["start"]  # a fixture
+
+DIES_S = 20.0
 
 
 class Counter:
@@ -256,7 +260,7 @@ def test_a_borrowers_lease_of_an_actor_outlives_an_orderly_end(end: str) -> None
 
 @pytest.mark.usefixtures("cluster")
 def test_a_borrowers_lease_of_an_actor_hangs_on_it_and_is_lost_if_it_is_killed() -> None:
-    """Ray's counts don't show actors, so that their owners can't be told of the registry: the lease says so, and its loss, too."""
+    """A process can not tell by itself whom it passed a handle to: the lease says so, and its loss, too."""
     actor, pid = counter()
     borrower = as_actor(Passer).remote()
     borrowers_pid = ray.get(borrower.keep.remote([actor]), timeout=60)
@@ -277,3 +281,81 @@ def test_a_borrowers_lease_of_an_actor_hangs_on_it_and_is_lost_if_it_is_killed()
         return False
 
     assert wait_until(is_lost, 20)
+
+
+def unsettled() -> int:
+    figures = safe_refs.stats()
+    return 0 if figures is None else figures.unsettled
+
+
+def crash_registry(shard: int = 0) -> None:
+    """SIGKILL a shard's process; Ray starts it anew."""
+    registry: Any = ray.get_actor("registry:default" + (f":{shard}" if shard else ""), namespace="safe_refs")
+    os.kill(ray.get(registry.where.remote(), timeout=30)[1], signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_handle_that_was_resolved_outlives_the_registry() -> None:
+    """The registry crashes a moment after a reader has loaded: the reader's handle is good, with nobody else having one."""
+    actor, pid = counter()
+    payload = safe_refs.dumps([actor])
+    reader = as_actor(Reader).remote()
+    assert ray.get(reader.load.remote(payload), timeout=60) == pid
+    del actor
+    gc.collect()
+    assert wait_until(lambda: unsettled() == 0, 30)
+    crash_registry()
+    assert stays(pid)
+    assert ray.get(reader.call.remote(), timeout=60) == pid
+    ray.kill(reader)
+    assert dies(pid)
+    assert wait_until(lambda: safe_refs.stats() is not None, 30)
+
+
+def test_an_actor_outlives_both_replicas_crashing_one_after_the_other(start: Start) -> None:
+    """Each gets the lease back from the other, and the actor's creator learns of it."""
+    name = start(2, 2)
+    actor, pid = counter()
+    payload = safe_refs.dumps(actor)
+    del actor
+    gc.collect()
+    for shard in (0, 1):
+        kill(name, shard)
+        wait_until_whole(name)
+        assert wait_until(lambda: figures(name, 0).unsettled == figures(name, 1).unsettled == 0, 60)
+        assert stays(pid)
+    assert ray.get(safe_refs.loads(payload).pid.remote(), timeout=60) == pid
+    assert safe_refs.release(payload) == 1
+    assert dies(pid)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_borrowers_lease_is_lost_with_it_also_where_the_creator_still_has_a_handle() -> None:
+    """The registry doesn't take it that the actor lives for a sign that the actor's creator knows of the lease."""
+    actor, _ = counter()
+    borrower = as_actor(Passer).remote()
+    ray.get(borrower.keep.remote([actor]), timeout=60)
+    payload = ray.get(borrower.dumps.remote(), timeout=60)
+    ray.kill(borrower)
+
+    def is_lost() -> bool:
+        try:
+            safe_refs.loads(payload)
+        except safe_refs.LeaseLostError as error:
+            return "hung on" in str(error)
+        return False
+
+    assert wait_until(is_lost, 60)
+    del actor
+
+
+class Reader:
+    """Loads a payload, and keeps what is in it."""
+
+    def load(self, payload: bytes) -> int:
+        (self.handle,) = safe_refs.loads(payload)
+        return self.call()
+
+    def call(self) -> int:
+        found: int = ray.get(self.handle.pid.remote(), timeout=30)
+        return found

@@ -45,6 +45,7 @@ _LOOKS_S = 0.2
 _BREATH_S = 0.0003
 _SOON_TRIES = 20
 _BUSY_TRIES = 20
+_ACTORS_TRIES = 10
 _BUSY_PAUSE_S = 0.01
 _KEEPS_COURIERS_S = couriers.STAYS_S / 3
 _AT_ONCE = 2  # couriers: one may die
@@ -110,6 +111,11 @@ class Unsettled:
     def copies(self) -> int:
         """How many leases came from other shards, and hang on them still."""
         return sum(entry.copied for entry in self._entries.values())
+
+    def tries(self, lease: bytes) -> int:
+        """How often it was tried in vain to settle a lease."""
+        entry = self._entries.get(lease)
+        return 0 if entry is None else entry.tries
 
     def has(self, lease: bytes) -> bool:
         """Whether a lease is unsettled."""
@@ -332,7 +338,7 @@ class Settler:
                     self._unsettled.forget(lease)
                     continue
                 leases[lease] = marks
-                refs.update((ref.binary(), ref) for ref in _ray.objects(items))
+                refs.update((_ray.id_of(ref), ref) for ref in _ray.touchable(items))
                 if len(refs) >= _MOST_REFERENCES:
                     break
         if not leases:
@@ -356,15 +362,12 @@ class Settler:
         """What a round has found; what it didn't get to is due again."""
         lost = []
         gone = self._gone(leases, told)
-        held_up = self._by_actors(leases)
         self._put_off_verdicts(leases)
         with self._lock:
             for lease, marks in leases.items():
-                ids = [ref.binary() for ref in _ray.objects(self._table.items_of(lease))]
+                ids = [_ray.id_of(ref) for ref in _ray.touchable(self._table.items_of(lease))]
                 # Of an object whose owner is dead there is nothing to tell, and a lease that holds others, too, lives for those.
                 found = {told.get(id_, Told.BUSY) for id_ in ids if id_ not in gone}
-                if lease in held_up:
-                    found.add(Told.UNKNOWN)
                 worst = next((state for state in (Told.UNKNOWN, Told.BUSY) if state in found), Told.YES)
                 maker = self._unsettled.hangs_on(lease)
                 if self._unsettled.outcome(lease, marks, worst, heard=unheard.isdisjoint(ids)):
@@ -383,33 +386,13 @@ class Settler:
             return set()
         with self._using:
             with self._lock:
-                held = [ref for lease in leases for ref in _ray.objects(self._table.items_of(lease))]
-                refs = [ref for ref in held if ref.binary() in unknown]
+                held = [ref for lease in leases for ref in _ray.touchable(self._table.items_of(lease))]
+                refs = [ref for ref in held if _ray.id_of(ref) in unknown]
                 held.clear()
-            owners = {ref.binary(): _ray.owner_of(ref) for ref in refs}
+            owners = {_ray.id_of(ref): _ray.owner_of(ref) for ref in refs}
             refs.clear()
         dead = {owner for owner in set(owners.values()) if _ray.is_surely_dead(owner)}
         return {id_ for id_, owner in owners.items() if owner in dead}
-
-    def _by_actors(self, leases: Iterable[bytes]) -> set[bytes]:
-        """The leases that hang on a process because of an actor's handle, which can't be anchored, as Ray's counts leave actors out.
-
-        When that process has died, the actor shows whether its owner has learned of this shard: it lives, or it doesn't.
-        """
-        found: set[bytes] = set()
-        for lease in leases:
-            with self._using:
-                with self._lock:
-                    maker = self._unsettled.hangs_on(lease)
-                    due = self._unsettled.is_verdict_due(lease)
-                    actors = _ray.actors(self._table.items_of(lease)) if maker else []
-                for actor in actors:
-                    owner = _ray.owner_of(actor)
-                    if owner and not _ray.is_same_process(owner, maker) and (not due or _ray.is_actor_dead(actor)):
-                        found.add(lease)
-                actor = None
-                actors.clear()
-        return found
 
     def _put_off_verdicts(self, leases: Iterable[bytes]) -> None:
         """An owner that was stopped, or is very busy, may not have read yet what a dead process told it."""
@@ -418,14 +401,18 @@ class Settler:
         for lease in due:
             with self._using:
                 with self._lock:
-                    samples = {_ray.owner_of(ref): ref for ref in _ray.objects(self._table.items_of(lease))}
+                    items = _ray.touchable(self._table.items_of(lease))
+                    samples = {_ray.owner_of(ref): ref for ref in items}
+                    if _ray.actors(items) and self._unsettled.tries(lease) < _ACTORS_TRIES:
+                        self._unsettled.put_off_verdict(lease)  # it may only have been in the hands of a call
+                    items.clear()
                 try:
                     for ref in samples.values():
                         _ray.owner_answers(ref, _HOLD_S)
                 except TimeoutError:
                     with self._lock:
                         self._unsettled.put_off_verdict(lease)
-                ref = None  # type: ignore[assignment] # a loop's variable is a reference, too
+                ref = None  # a loop's variable is a reference, too
                 samples.clear()
 
     def _touch(self, key: bytes, refs: Sequence[Ref], pair: Pair) -> list[Told]:
@@ -467,7 +454,7 @@ class Settler:
 
     def settle_now(self, refs: Sequence[Ref]) -> list[Told]:
         """Settle references in the middle of a call; step 3 is left to the returning thread."""
-        self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
+        self._returner.wait_until_back([_ray.id_of(ref) for ref in refs], _AWAY_S)
         key, pair = os.urandom(8), self._pair
         told = [Told.BUSY] * len(refs)
         try:
@@ -478,7 +465,7 @@ class Settler:
 
     def _hand_over(self, refs: list[Ref], unheard: set[bytes]) -> dict[bytes, Told]:
         """Steps 1 to 3 of `couriers`; by object what came of it. Those that owners may not have heard of yet go to `unheard`."""
-        self._returner.wait_until_back([ref.binary() for ref in refs], _AWAY_S)
+        self._returner.wait_until_back([_ray.id_of(ref) for ref in refs], _AWAY_S)
         if self._doubtful or time.monotonic() - self._answered_at > _COURIER_FRESH_S:
             self._find_pair()
         key, pair = os.urandom(8), self._pair
@@ -491,7 +478,7 @@ class Settler:
             back = self._returner.begin(key, pair, _ids(refs, told, Told.YES))
         back.over.wait()
         unheard.update(back.unheard)
-        return {ref.binary(): state for ref, state in zip(refs, told, strict=True)}
+        return {_ray.id_of(ref): state for ref, state in zip(refs, told, strict=True)}
 
     def _touched(self) -> list[Told]:
         """Have `touch` run in its turn. Nothing if the shard closes meanwhile: it waits for this thread's references, then."""
@@ -508,4 +495,4 @@ class Settler:
 
 
 def _ids(refs: Sequence[Ref], told: Sequence[Told], which: Told) -> list[bytes]:
-    return [ref.binary() for ref, state in zip(refs, told, strict=True) if state is which]
+    return [_ray.id_of(ref) for ref, state in zip(refs, told, strict=True) if state is which]

@@ -181,12 +181,13 @@ class Shard:
     def _pin(
         self, lease: bytes, refs: Sequence[Ref], wanted: tuple[Any, ...], maker: tuple[Any, ...], borrower: bytes
     ) -> bytes | SafeRefsError:
+        refs = _ray.interned(refs)
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
         if borrower and _ray.owns_all(borrower, owners):
             borrower = b""  # a Ray Client, which could not tell
         if borrower and self._passed:
             # The answer to this call hands what Ray knows here of who resolved these objects to the borrower: tell the owners first.
-            waiting = [ref for ref in _ray.objects(refs) if ref.binary() in self._passed]
+            waiting = [ref for ref in _ray.touchable(refs) if _ray.id_of(ref) in self._passed]
             if waiting:
                 self._forget_passed(waiting, self._settler.settle_now(waiting))
         sizes = self._weigh(refs) if self._table.usage.limits.weighs else {}
@@ -272,7 +273,7 @@ class Shard:
                 if not take:
                     self._pass_on([lease])
                 if self._anchors:
-                    self._passed.update([item.binary() for item in _ray.objects(items)])
+                    self._passed.update([_ray.id_of(item) for item in items])
                 return list(items)
         except (LeaseNotFoundError, LeaseLostError) as refusal:
             return RECOVERING if self._recovering else _bare(refusal)
@@ -510,7 +511,7 @@ class Shard:
         return [ref for id_, ref in found.items() if id_ in wanted]
 
     def _held_ids(self, lease: bytes) -> list[bytes]:
-        return [ref.binary() for ref in _ray.objects(self._table.items_of(lease))]
+        return [_ray.id_of(ref) for ref in self._table.items_of(lease)]
 
     def touch(self) -> list[int]:
         """Take the counts of the settler's batch to zero and up again. No other call is carried out meanwhile."""
@@ -553,7 +554,8 @@ class Shard:
 
     def _unpack(self, parcel: Parcel) -> None:
         """Take another shard's parcel. What is new hangs on that shard, until its and our next rounds of anchoring."""
-        new = self._replica.receive(parcel)
+        copies = [copy._replace(items=tuple(_ray.interned(copy.items))) for copy in parcel.copies]
+        new = self._replica.receive(parcel._replace(copies=copies))
         for copy in parcel.copies:
             env = self._table.durability_of(copy.lease)
             if env is not None and copy.lease not in self._own_copies:
@@ -565,7 +567,9 @@ class Shard:
 
     def _forget_passed(self, refs: Sequence[Ref], told: Sequence[Told]) -> None:
         """The owners have been told who has got these objects."""
-        self._passed.difference_update(ref.binary() for ref, state in zip(refs, told, strict=True) if state is Told.YES)
+        self._passed.difference_update(
+            _ray.id_of(ref) for ref, state in zip(refs, told, strict=True) if state is Told.YES
+        )
         if len(self._passed) > _MOST_PASSED:
             with self._lock:  # of leases that ended before their round
                 held = [lease for lease in self._table.ids()[0] if self._unsettled.has(lease)]
