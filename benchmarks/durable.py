@@ -14,7 +14,13 @@ import safe_refs
 from benchmarks.lines import Line, Section, small_ray, spread
 
 KB, MB = 2**10, 2**20
-SIZES = {"1 kB": (KB, 60, None), "1 MB": (MB, 60, None), "100 MB": (100 * MB, 25, 1.3)}  # bytes, rounds, target
+# Bytes, rounds, target.
+SIZES = {
+    "1 kB": (KB, 60, None),
+    "1 MB": (MB, 60, None),
+    "100 MB": (100 * MB, 25, 1.3),
+    "400 MB": (400 * MB, 12, 1.3),
+}
 _SETTLES_S = 0.15
 
 
@@ -28,7 +34,7 @@ def measure(share: float) -> Section:
     import ray
 
     lines: list[Line] = []
-    with small_ray(900 * MB):
+    with small_ray(1500 * MB):
         identity: Any = ray.remote(num_cpus=0)(lambda value: value)
 
         def bare(ref: Any) -> Any:

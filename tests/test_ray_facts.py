@@ -93,6 +93,11 @@ def test_a_hanging_owner_is_no_answer_rather_than_a_death(cluster: str) -> None:
     owner = as_actor(Owner).remote()
     (ref,), pid = ray.get(owner.put.remote(), timeout=60)
     os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + 30
+    while time.monotonic() < until and any(
+        (task / "stat").read_text().rpartition(")")[2].split()[0] != "T" for task in Path(f"/proc/{pid}/task").iterdir()
+    ):
+        time.sleep(0.01)  # on a busy machine its threads may go on for a moment
     try:
         with pytest.raises(TimeoutError):
             _ray.owner_answers(ref, 0.5)

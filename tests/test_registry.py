@@ -465,7 +465,8 @@ def test_two_clusters_with_equal_object_ids_are_told_apart() -> None:
     """A payload of an earlier cluster is refused in the next one, where the same object id names another object."""
     start = """
 import json, sys, ray, safe_refs
-ray.init(num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False, logging_level="error",
+ray.init(address="local", num_cpus=1, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False,
+         logging_level="error",
          _node_ip_address="127.0.0.1")
 """
     first = """

@@ -11,7 +11,7 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .. import _ray
@@ -38,6 +38,7 @@ _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.05
 _AT_ONCE = 1000  # leases in one call
 _COMES_S = 5.0  # how long a pin that its maker didn't wait for is waited for
+_READS_S = 5.0
 _ASKS_S = 3.0  # how often a shard hears that somebody still waits
 
 
@@ -106,12 +107,14 @@ def _make(
             pause(registry, timeout, deadline)
             continue
         found: dict[bytes, list[Any]] = {lease: [True] * len(done[lease]) for lease in left}
-        bells: list[Any] = []
+        bells: dict[Any, tuple[int, bytes]] = {}
         for shard, theirs in rows.items():
             reply = replies[shard]
             if isinstance(reply, tuple):
                 reply, ring = reply
-                bells += ring
+                bells |= {
+                    bell: (shard, each.lease) for bell, each in zip(ring, theirs, strict=True) if bell is not None
+                }
             for number, address in enumerate(theirs):
                 answer = reply[number] if isinstance(reply, list) else reply
                 found[address.lease].append(answer)
@@ -130,15 +133,28 @@ def _make(
                 "(init(durable_timeout=...))"
             )
         if left and bells:
-            # What rings too early is of an adopter that has died: it is asked again, a little later.
-            bells = list(dict.fromkeys(bells))
-            patience = max(0.0, min(deadline - time.monotonic(), _ASKS_S))
-            _ray.wait(bells, len(bells), patience)
+            for shard, lease in _rung(bells, max(0.0, min(deadline - time.monotonic(), _ASKS_S))):
+                done[lease].add(shard)
+                if lease in left and done[lease].issuperset(topology.everywhere(lease)):
+                    del left[lease]
             bells.clear()
         if left and rounds:
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
         rounds += 1
+
+
+def _rung(bells: Mapping[Any, tuple[int, bytes]], timeout_s: float) -> list[tuple[int, bytes]]:
+    """Wait until all of these have rung, or the time is over: for which shards and leases it is sure that the copies are held.
+
+    Of the others, an adopter that has died, say, the shard is asked again.
+    """
+    ready = _ray.wait(list(bells), len(bells), timeout_s)
+    try:
+        return [bells[bell] for bell, taken in zip(ready, _ray.get(ready, _READS_S), strict=True) if taken is True]
+    except Exception:
+        logger.debug("an adopter has died; its shard is asked again", exc_info=True)
+        return []
 
 
 def _is_done(address: LeaseAddress, answers: Sequence[Any], *, comes: bool) -> bool:

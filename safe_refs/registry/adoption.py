@@ -116,7 +116,8 @@ class _Adoption:
         self.objects: dict[bytes, _Object] = {}
         self.under_way = 0  # tasks, and objects that are waited for
         self.tasks: list[Any] = []  # what their results are waited for by
-        self.bells: list[asyncio.Future[None]] = []  # of those who wait until it is over
+        self.is_taken = False
+        self.bells: list[asyncio.Future[bool]] = []  # of those who wait until it is over
         self.crashes = 0
         self.is_over = False
 
@@ -152,12 +153,12 @@ class Adopter:
         self._asked_at = time.monotonic()
         threading.Thread(target=self._work, name="safe_refs-adopting", daemon=True).start()
 
-    async def adopt(self, lease: bytes, refs: list[Any], env: str, at_home: bool) -> None:
-        """Copy what a lease holds, and give it to the shard; answers when that is done, or has failed, or is given up.
+    async def adopt(self, lease: bytes, refs: list[Any], env: str, at_home: bool) -> bool:
+        """Copy what a lease holds, and give it to the shard; answers when that is over: whether the shard has taken it.
 
         The same lease again, while it is under way, is not copied twice.
         """
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._retires = False
             begun = self._adoptions.get(lease)
@@ -168,7 +169,7 @@ class Adopter:
             begun.bells.append(over)
         refs.clear()
         del begun
-        await over
+        return await over
 
     def retire(self) -> None:
         """The registry ends: so does this, when nobody has a copy any more."""
@@ -410,7 +411,7 @@ class Adopter:
             self._note_owned(adoption)
         try:
             # Waited for, so that the shard has the copies before they are dropped here.
-            self._ask_shard("adopted", adoption.lease, result)
+            adoption.is_taken = self._ask_shard("adopted", adoption.lease, result)
         except (ValueError, TimeoutError, ray.exceptions.RayError):
             logger.warning("a lease could not be made durable, as its shard can't be reached", exc_info=True)
         self._end(adoption)
@@ -479,7 +480,7 @@ class Adopter:
         adoption.objects.clear()
         adoption.slots.clear()
         for bell in bells:
-            bell.get_loop().call_soon_threadsafe(bell.set_result, None)
+            bell.get_loop().call_soon_threadsafe(bell.set_result, adoption.is_taken)
 
     def _ask_what_is_wanted(self) -> None:
         """Give up what nobody waits for any more."""

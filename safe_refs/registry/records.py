@@ -16,7 +16,7 @@ class Terms(NamedTuple):
         ttl: seconds to live, from the moment the registry holds it.
         uses: how often it may be resolved.
         label: a name for people.
-        durable: where what it holds are the registry's own copies, what their tasks need (see `_ray.surroundings`).
+        durable: where what it holds are the registry's own copies, what the tasks need that make them, as JSON.
     """
 
     ttl: float | None = None

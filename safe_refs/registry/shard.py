@@ -52,6 +52,7 @@ _CLOSE_PAUSE_S = 0.02
 _PEERS_PAUSE_S = 0.2
 _PEERS_BREATH_S = 0.05
 _MOST_PASSED = 10_000
+_ADOPTER_S = 5.0  # then it is looked up anew, in case it was another's, and has ended
 
 # Answers that are no results; bytes, as Ray passes them quickest.
 STALE = b"look the topology up again"
@@ -121,6 +122,7 @@ class Shard:
         me = ray.get_runtime_context().current_actor
         self._settler = Settler(me, self._table, self._unsettled, self._lock, self._using)
         self._wards = Wards(time.monotonic)
+        self._adopter: tuple[float, Any] = (-_ADOPTER_S, None)  # when it was looked up, and its handle
         self._own_copies: set[bytes] = set()  # durable leases of which this shard's own adopter has made the copies
         self._passed: set[bytes] = set()  # objects that were handed out since their last round
         self._wake = threading.Event()
@@ -299,10 +301,10 @@ class Shard:
 
     def make_durable(
         self, rows: Sequence[tuple[bytes, bytes, int, float | None]], env: str, version: int
-    ) -> tuple[list[bool | Unfit | SafeRefsError | bytes], list[Ref]] | bytes:
+    ) -> tuple[list[bool | Unfit | SafeRefsError | bytes], list[Ref | None]] | bytes:
         """Have leases hold copies of what they hold; of each whether it does, or why it can't. To be asked again till then.
 
-        Also answers with what to wait for before that.
+        Also answers with what to wait for before that, for each that is being copied: it says whether the copies are held by then.
 
         Args:
             rows: of each lease its id, epoch and generation as its payload names them, and seconds to live from then on (None for
@@ -330,7 +332,7 @@ class Shard:
                 answers.append(begins if isinstance(begins, Unfit) else durable)
         with self._lock:
             bells = [self._wards.bell(row[0]) for row in rows]
-        return answers, [bell for bell in bells if bell is not None]
+        return answers, bells
 
     def still_adopting(self, leases: Sequence[bytes]) -> list[bytes]:
         """The adopter is at these leases: which of them are still wanted."""
@@ -375,9 +377,14 @@ class Shard:
             return
         at_home = self._replica.topology.replicas > 1
         try:
-            bell = adopter(self._registry, self._replica.shard).adopt.remote(lease, refs, env, at_home)
+            found_at, handle = self._adopter
+            if time.monotonic() - found_at > _ADOPTER_S:
+                handle = adopter(self._registry, self._replica.shard)
+                self._adopter = (time.monotonic(), handle)
+            bell = handle.adopt.remote(lease, refs, env, at_home)
         except (ValueError, ray.exceptions.RayError):
             logger.warning("the adopter could not be told of a lease; it is told again", exc_info=True)
+            self._adopter = (-_ADOPTER_S, None)
             with self._lock:
                 self._wards.again(lease)
             return
