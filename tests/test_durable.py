@@ -402,7 +402,7 @@ def test_a_reference_whose_owner_is_dead_is_told(driver: Driver) -> None:
     owner = as_actor(Owner).remote()
     (ref,) = ray.get(owner.put.remote(), timeout=60)
     ray.kill(owner)
-    time.sleep(2)
+    assert wait_until(lambda: _ray.is_surely_dead(_ray.owner_of(ref)), 30)
     with pytest.raises((OwnerGoneError, safe_refs.LeaseLostError)):
         safe_refs.dumps(ref, durable=True)
 
