@@ -220,29 +220,27 @@ class KeepAlive:
 
 def default_ttl_s() -> float | None:
     """The time to live of a lease that is made here without one: the nearest scope's that has one, else the process's."""
-    scope = current()
-    while scope is not None:
-        if scope.ttl is not None:
-            return scope.ttl
-        scope = open_scope(scope._around)
-    return config.default_ttl_s()
+    ttl: float | None = _nearest("ttl")
+    return config.default_ttl_s() if ttl is None else ttl
 
 
 def default_label() -> str | None:
     """The label of a lease that is made here without one: the nearest scope's that has one."""
-    scope = current()
-    while scope is not None:
-        if scope.label is not None:
-            return scope.label
-        scope = open_scope(scope._around)
-    return None
+    label: str | None = _nearest("label")
+    return label
 
 
 def default_durable() -> bool:
     """Whether a lease that is made here holds copies, where it isn't told: as the nearest scope says that says something."""
+    return bool(_nearest("durable"))
+
+
+def _nearest(term: str) -> Any:
+    """What the nearest open scope says of a term that says anything; None if none does."""
     scope = current()
     while scope is not None:
-        if scope.durable is not None:
-            return scope.durable
+        said = getattr(scope, term)
+        if said is not None:
+            return said
         scope = open_scope(scope._around)
-    return False
+    return None

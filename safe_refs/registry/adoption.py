@@ -383,6 +383,8 @@ class Adopter:
     def _go_on(self, adoption: _Adoption) -> None:
         """Rebuild what waits for copies that are under way by now; hand over when all is done."""
         for found in list(adoption.objects.values()):
+            if adoption.is_over:  # a task that could not be begun has ended it
+                return
             if found.copy is None and found.inside is not None:
                 copies = {id_: adoption.objects[id_].copy for id_ in found.inside}
                 if None not in copies.values():
@@ -403,9 +405,11 @@ class Adopter:
         return begin
 
     def _hand_over(self, adoption: _Adoption, result: Any) -> None:
-        """Give the copies to the shard, or say why there are none."""
+        """Give the copies to the shard, or say why there are none; once."""
         import ray
 
+        if adoption.is_over:
+            return
         adoption.is_over = True
         if not isinstance(result, Unfit):
             self._note_owned(adoption)
