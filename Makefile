@@ -8,14 +8,15 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos clean redis
+.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
-	@echo "make test         all tests (under 10 minutes on 2 cores)"
-	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, long waits"
+	@echo "make test         the tests, what takes long in a short form (under 10 minutes on 2 cores)"
+	@echo "make test-long    what takes long: storms, benchmarks, nodes that die, long waits (about as long again)"
+	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, 1,000 kills"
 	@echo "make test-integrations  the tests with Ray Data, Serve, Modin and Dask, in an environment of their own"
-	@echo "make check        lint, format, types, all of these tests but the deep ones"
+	@echo "make check        lint, format, types, all of these tests but the deep ones: what CI runs"
 	@echo "make bench        what it all costs, against what it is built on and what one would use instead: one report"
 	@echo "make bench-check  the same, and fails where a target is missed by more than a tenth"
 	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
@@ -46,6 +47,10 @@ demo: venv
 test: venv redis
 	$(PYTEST) $(PARALLEL)
 
+# What takes more than about ten seconds by itself; each has a shorter form in `make test`, or neighbours there that use the same.
+test-long: venv redis
+	$(PYTEST) $(PARALLEL) -m long
+
 # What takes too long for every day: long waits, and ten thousand programs for the rules.
 test-deep: venv
 	SAFE_REFS_TEST_DEEP=1 $(PYTEST) -m slow --timeout 3600
@@ -64,13 +69,14 @@ test-oldest: redis
 	$(MAKE) venv VENV=.venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.52.0'
 	.venv-oldest/bin/python -m pytest $(PARALLEL)
+	.venv-oldest/bin/python -m pytest $(PARALLEL) -m long
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test test-integrations
+check: lint test test-long test-integrations
 
 # One report: benchmarks/RESULTS.md, with figures and pictures in benchmarks/results.
 bench: venv redis

@@ -42,6 +42,7 @@ def way(run: tuple[Any, Path], name: str) -> Any:
     return found
 
 
+@pytest.mark.long
 def test_plain_pickle_loses_all(run: tuple[Any, Path]) -> None:
     """Of references that went through plain pickle not one leads to its object, and no byte is left."""
     figures = way(run, "pickle")
@@ -49,6 +50,7 @@ def test_plain_pickle_loses_all(run: tuple[Any, Path]) -> None:
     assert figures["let_go"]["pinned_bytes"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["ray.cloudpickle", "home-made registry"])
 def test_the_usual_ways_leak_all(run: tuple[Any, Path], name: str) -> None:
     """`ray.cloudpickle` and a registry that never forgets lose nothing and keep everything, on disk what memory can't hold."""
@@ -61,6 +63,7 @@ def test_the_usual_ways_leak_all(run: tuple[Any, Path], name: str) -> None:
     assert figures["let_go"]["spilled_bytes"] > 0
 
 
+@pytest.mark.long
 def test_safe_refs_neither_loses_nor_leaks(run: tuple[Any, Path]) -> None:
     """By safe_refs every object arrives, is held while its payload is under way, and is gone once it is released."""
     figures = way(run, "safe_refs")
@@ -73,6 +76,7 @@ def test_safe_refs_neither_loses_nor_leaks(run: tuple[Any, Path]) -> None:
         assert reading["spilled_bytes"] == 0
 
 
+@pytest.mark.long
 def test_the_run_leaves_its_report_and_picture(run: tuple[Any, Path]) -> None:
     """A run leaves JSON that reads back as the same report, the table, an SVG and a PNG, and names neither host nor folder."""
     fields, out = run

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.long
 def test_expiry_of_half_of_all_leases_stalls_nobody(tmp_path: Path) -> None:
     """20,000 leases, of which half run out at once: all are gone, no call waits 50 ms for it, a load costs what it does with ten."""
     out = tmp_path / "figures.json"

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.long
 def test_the_figures_of_scaling_are_there_and_sane(tmp_path: Path) -> None:
     """A few of each: costs grow with references and less than in proportion, nothing fails in a rebuild or a growth, none is lost."""
     out = tmp_path / "figures.json"

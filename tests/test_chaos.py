@@ -248,15 +248,16 @@ def run_storm(out: Path, *arguments: str) -> tuple[int, Any]:
 
 
 @pytest.mark.timeout(300)
-def test_a_minute_of_storm_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seconds", "kills"), [(15, 2), pytest.param(60, 8, marks=pytest.mark.long)])
+def test_a_storm_costs_nothing(tmp_path: Path, seconds: int, kills: int) -> None:
     """With two replicas, processes, shards, jobs and nodes may die: nothing is lost, early, leaked, hung or wrong."""
-    status, report = run_storm(tmp_path, "--seconds", "60", "--seed", "1")
+    status, report = run_storm(tmp_path, "--seconds", str(seconds), "--seed", "1")
     assert report["figures"] == dict.fromkeys(FIGURES, 0), report["traces"]
     assert status == 0
     done = report["actions"]
-    assert done["shard"] >= 1
-    assert sum(done.values()) >= 8
-    assert report["payloads"] >= 50
+    assert seconds < 60 or done["shard"] >= 1
+    assert sum(done.values()) >= kills
+    assert report["payloads"] >= seconds // 2
     assert report["recovery_worst_s"] < 60
 
 

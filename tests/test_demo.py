@@ -135,6 +135,7 @@ def processes_naming(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_files_are_handed_over_and_nothing_stays(tmp_path: Path, files: list[str]) -> None:
     """Of the three ways only safe_refs gives the objects back and the store free; every file arrives whole in another Ray job."""
     done = demo(tmp_path / "files", *files, "--json")
@@ -174,6 +175,7 @@ def test_files_are_handed_over_and_nothing_stays(tmp_path: Path, files: list[str
     assert handed["live_leases"] == 0
 
 
+@pytest.mark.long
 def test_everything_but_cloudpickle_works_under_rays_switch(tmp_path: Path, files: list[str], redis_url: str) -> None:
     """With Ray's switch against hidden pins on, ray.cloudpickle is shown as refused; the hand-over, here by Redis, leaves no key."""
     import redis
@@ -203,6 +205,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.long
 def test_wrong_hashes_and_forgotten_leases_are_a_failure(tmp_path: Path, files: list[str]) -> None:
     """If what arrives is not what was sent, or somebody forgets to release, the demo says so and exits with status 1."""
     fault = (
@@ -220,6 +223,7 @@ def test_wrong_hashes_and_forgotten_leases_are_a_failure(tmp_path: Path, files: 
     assert "mismatches" in done.stdout
 
 
+@pytest.mark.long
 def test_a_crashed_process_ends_the_demo(tmp_path: Path, files: list[str]) -> None:
     """If the consumer dies, the demo ends at once, in one line, with status 1."""
     fault = (

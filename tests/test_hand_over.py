@@ -69,8 +69,9 @@ def test_rays_own_picklers_are_indeed_forbidden_here(cluster: str) -> None:
         ray.cloudpickle.dumps([ray.put(1)])  # type: ignore[no-untyped-call] # Ray leaves it untyped
 
 
-def test_500_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str) -> None:
-    """Task, `dumps`, `loads`, `release`, 1 MB each, 500 times: nothing grows, `dumps` never raises Ray's count."""
+@pytest.mark.parametrize("rounds", [150, pytest.param(500, marks=pytest.mark.long)])
+def test_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str, rounds: int) -> None:
+    """Task, `dumps`, `loads`, `release`, 1 MB each, over and over: nothing grows, `dumps` never raises Ray's count."""
 
     @ray.remote
     def make(number: int) -> bytes:
@@ -80,7 +81,7 @@ def test_500_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str)
     before = _ray.wait_for_store(0, 1)  # what other tests left may still be on its way out
     peak = 0
     deadline = time.monotonic() + 120
-    for number in range(500):
+    for number in range(rounds):
         ref = make.remote(number)
         ray.wait([ref], timeout=60)
         counted = counts()[ref.hex().encode()]
@@ -161,7 +162,9 @@ def test_a_payload_travels_from_task_to_caller_to_task(cluster: str) -> None:
     assert safe_refs.release(payload) == 1
 
 
-@pytest.mark.parametrize("how", ["killed", "exits", "dropped"])
+@pytest.mark.parametrize(
+    "how", ["killed", *(pytest.param(how, marks=pytest.mark.long) for how in ("exits", "dropped"))]
+)
 def test_a_payload_passed_through_an_actor_that_dies_opens_for_the_last_reader(cluster: str, how: str) -> None:
     """An actor that loads, reads and forwards a payload, and is gone before the last reader comes, takes nothing along."""
 

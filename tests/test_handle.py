@@ -224,6 +224,7 @@ def test_renew_and_ttl_take_seconds_and_timedeltas(cluster: str) -> None:
         safe_refs.renew(safe_refs.dumps(1), 5)
 
 
+@pytest.mark.long
 def test_a_handle_is_typed_by_its_value(tmp_path: Any) -> None:
     """A type checker knows `SafeRef[int].get()` as int and `pin(ref)` as a `SafeRef` of the reference's type."""
     from mypy import api

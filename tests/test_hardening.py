@@ -86,6 +86,7 @@ def test_a_hanging_owner_does_not_hold_up_the_listing(cluster: str) -> None:
     safe_refs.release(payload)
 
 
+@pytest.mark.long
 def test_many_owners_do_not_bring_the_registry_down(cluster: str) -> None:
     """Ray's look-up of objects of several owners in one call can end the asking process (Ray issue 65523): we never do so.
 

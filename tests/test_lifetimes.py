@@ -244,6 +244,7 @@ def test_a_creator_killed_in_a_keepalive_lets_its_lease_run_out(registry: str, r
     assert time.monotonic() - killed < 1 + 1 + 1  # ttl, sweep, and a second for a busy machine
 
 
+@pytest.mark.long
 def test_a_driver_that_exits_takes_its_thousand_leases_along(registry: str, driver: Driver) -> None:
     """What a job's own processes own dies with the job: after a sweep all its leases are gone, with the reason."""
     mine = safe_refs.dumps(ray.put("mine"))
@@ -340,7 +341,7 @@ def test_leases_are_filtered_sorted_and_paged(registry: str) -> None:
     assert safe_refs.leases(job="ffffffff") == []
     with pytest.raises(ValueError, match="sort"):
         safe_refs.leases(sort="colour")  # type: ignore[arg-type] # the point
-    held += [safe_refs.dumps(ray.put(0), label="small") for _ in range(2100)]
+    held += safe_refs.dumps_many([ray.put(0) for _ in range(2100)], label="small")
     rows = safe_refs.leases(limit=None, sizes=False)
     assert len(rows) == 2104
     assert [row.number for row in rows] == sorted(row.number for row in rows)

@@ -304,7 +304,7 @@ def opens_number(payload: bytes) -> Any:
     return ray.get(safe_refs.loads(payload), timeout=20)
 
 
-@pytest.mark.parametrize("way", ["exit_actor", "SIGTERM"])
+@pytest.mark.parametrize("way", ["exit_actor", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_an_actor_that_ends_flushes(cluster: str, way: str) -> None:
     """While the registry doesn't answer, it posts, and is told to end: it waits for the registry."""
     safe_refs.init()

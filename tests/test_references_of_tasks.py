@@ -248,6 +248,7 @@ except ray.exceptions.TaskCancelledError:
     assert safe_refs.release(payload) == 1
 
 
+@pytest.mark.long
 def test_items_of_a_streaming_generator_leave_one_by_one(cluster: str, driver: Driver, tmp_path: Path) -> None:
     """While the generator is at work each item can be passed on and read elsewhere; those passed on outlive the generator."""
     generator = stream.remote(str(tmp_path), 4)

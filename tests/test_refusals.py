@@ -280,6 +280,7 @@ print(json.dumps([*found, safe_refs.leases()]))
 """
 
 
+@pytest.mark.long
 def test_results_of_a_compiled_graph_are_refused() -> None:
     """A real graph's `CompiledDAGRef` and `CompiledDAGFuture`: refused with the remedy, which works; still usable afterwards."""
     ref, closure, pinned, alone, rays, value, released, future, rays_too, later, left = run_python(GRAPH)

@@ -362,7 +362,10 @@ def be_in_a_round(shard: Any) -> None:
     wait_until(lambda: bool(shard._settler._batch[1]))
 
 
-@pytest.mark.parametrize("meanwhile", [None, be_in_a_round], ids=["idle", "in a round of anchoring"])
+@pytest.mark.parametrize(
+    "meanwhile",
+    [pytest.param(None, id="idle"), pytest.param(be_in_a_round, marks=pytest.mark.long, id="in a round of anchoring")],
+)
 def test_shutdown_releases_everything_and_spares_live_references(
     registry: str, meanwhile: Callable[[Any], None] | None
 ) -> None:

@@ -193,6 +193,7 @@ def race(calls: list[Callable[[], Any]]) -> list[Any]:
         return list(pool.map(attempt, calls))
 
 
+@pytest.mark.long
 def test_uses_and_takes_are_granted_at_most_once_also_in_a_crash(start: Start) -> None:
     """Many clients race for the same payloads while a shard is killed: never more grants than uses, and nearly all are granted."""
     name = start(2, 2)

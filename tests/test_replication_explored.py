@@ -62,7 +62,9 @@ def explore(name: str, scope: Scope, floor: int) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if SMALL[name][1] > 100_000 else []) for name in SMALL]
+)
 def test_every_state_of_a_small_scope_is_sound(name: str) -> None:
     """No early end, no resurrection, at most once, nothing "not found" in recovery; no leak and one opinion once all is quiet."""
     explore(name, *SMALL[name])

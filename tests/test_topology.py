@@ -144,7 +144,7 @@ class Load:
             self.error = error
 
 
-@pytest.mark.parametrize(("before", "after", "replicas"), [(1, 3, 1), (2, 4, 2)])
+@pytest.mark.parametrize(("before", "after", "replicas"), [(1, 3, 1), pytest.param(2, 4, 2, marks=pytest.mark.long)])
 def test_a_registry_grows_while_calls_go_on(start: Start, before: int, after: int, replicas: int) -> None:
     """`init(shards=...)`: leases move and none is lost, endings stay endings, and nobody waits for longer than a second or two."""
     name = start(before, replicas)
@@ -191,6 +191,7 @@ ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
 """
 
 
+@pytest.mark.long
 def test_shards_spread_over_the_nodes_head_first() -> None:
     """One shard after the other on one node after the other, as long as there are nodes; the first is on the head node."""
     spread = run_python(
