@@ -208,7 +208,10 @@ def test_the_whole_of_it_works_in_a_client(client: Client, cluster: str) -> None
         seen["scoped"] = error_of(safe_refs.loads, scoped)
         actor = ray.remote(num_cpus=0)(type("Mortal", (), {})).remote()
         seen["mortal"] = error_of(lambda: safe_refs.dumps([ref, actor], durable=True))
-        seen["left over"] = safe_refs.stats().live_leases
+        until = time.monotonic() + 20  # what a failed dumps may have left on its way is cleared up in the background
+        while (left := safe_refs.stats().live_leases) and time.monotonic() < until:
+            time.sleep(0.02)
+        seen["left over"] = left
         print(json.dumps(seen))
         """
     )
@@ -367,6 +370,7 @@ ENDS = {"shutdown": "ray.shutdown()\n", "script": "", "killed": ""}
 TTL_S = 15.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end_of_it", list(ENDS))
 @pytest.mark.ray_marks(32)
 def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it: str, port: int, owner: Any) -> None:
@@ -421,6 +425,7 @@ def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it
     assert (figures.live_leases, figures.lost) == (0, 0)
 
 
+@pytest.mark.long
 @pytest.mark.ray_marks(32)
 def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server: tuple[int, int], owner: Any) -> None:
     """A server that is killed can't let go in order: leases of others' objects that hang on it are lost. The client is told in time.
@@ -470,6 +475,7 @@ def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server:
         safe_refs.loads(hanging)
 
 
+@pytest.mark.long
 def test_a_client_hears_what_others_hear(client: Client, cluster: str) -> None:
     """Each end has its name in a client, too; a registry of its own may have replicas; who isn't connected is told at once."""
     assert cluster
@@ -525,6 +531,7 @@ def test_a_client_hears_what_others_hear(client: Client, cluster: str) -> None:
     assert seen == ["x", 0]
 
 
+@pytest.mark.long
 def test_threads_of_a_client_share_its_connection(client: Client, cluster: str) -> None:
     """Many threads dump, load and release at once.
 
