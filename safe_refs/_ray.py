@@ -133,13 +133,35 @@ def get(refs: Any, timeout_s: float) -> Any:
     return _get(ray.get, refs, timeout_s)
 
 
+class UnopenedActorError(Exception):
+    """An actor's handle in a call, or in its answer, could not be opened, as the job that made the actor has ended."""
+
+
 def _get(how: Any, refs: Any, timeout_s: float) -> Any:
     try:
         return how(refs, timeout=timeout_s)
     except _ray_client.broken() as error:
         raise _ray_client.unavailable(error) from None
     except Exception as error:
+        if _is_unopened_actor(error):
+            raise UnopenedActorError(
+                "an actor's handle could not be opened: the job that made the actor has ended"
+            ) from None
         raise error.with_traceback(None)  # noqa: B904 # it is the same error
+
+
+def _is_unopened_actor(error: Exception) -> bool:
+    """Whether Ray could not load an actor's class.
+
+    Who gets a handle asks Ray's control store for the class, which is gone as soon as the actor's job has ended, unless that made a
+    detached actor; that the actor itself is dead is told a moment later. Private: the text of the error that Ray makes of it, which
+    names `load_actor_class` of `ray._private.function_manager`, seen since Ray 2.52. Without it, Ray's own error would be raised in
+    that moment.
+    """
+    import ray
+
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return isinstance(cause, ray.exceptions.RaySystemError) and "load_actor_class" in str(error)
 
 
 @contextmanager

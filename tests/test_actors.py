@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import LeaseReleasedError, OwnerGoneError, SafeRef
+from safe_refs import LeaseReleasedError, OwnerGoneError, SafeRef, config
 from tests.conftest import Driver, as_actor
 from tests.shards import Start, figures, kill, start, wait_until_whole
 
@@ -235,8 +236,44 @@ def _is_gone(payload: bytes) -> bool:
     return False
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_actor_whose_job_has_just_ended_is_gone_also_before_the_registry_knows(
+    start: Start, driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, replicas: int
+) -> None:
+    """Ray can't open such a handle any more; who loads it is told why, and who loads something else in the same call isn't."""
+    start(replicas, replicas)
+    monkeypatch.setattr(config._told, "limits", None)
+    safe_refs.init(sweep_s=3600)
+    payloads = driver(
+        """
+        class Counter:
+            def pid(self):
+                return 1
+        actors = [ray.remote(num_cpus=0)(Counter).remote() for _ in range(3)]
+        ray.get([actor.pid.remote() for actor in actors], timeout=60)
+        print(json.dumps([each.hex() for each in safe_refs.dumps_many(actors)]))
+        """
+    )
+    lone, taken, many = (bytes.fromhex(payload) for payload in payloads)
+    mine = safe_refs.dumps(ray.put("mine"))
+    assert wait_until(lambda: _is_gone(lone), 30)
+    live = safe_refs.stats()
+    assert live is not None
+    assert live.live_leases == 4, "the registry doesn't know yet"
+    with pytest.raises(OwnerGoneError):
+        safe_refs.loads(taken, take=True)
+    with pytest.raises(OwnerGoneError):
+        safe_refs.loads_many([mine, many])
+    with ThreadPoolExecutor(8) as pool:  # of which some share a call
+        asked = [pool.submit(safe_refs.loads, payload) for _ in range(20) for payload in (mine, many)]
+    assert [ray.get(each.result(), timeout=30) for each in asked[::2]] == ["mine"] * 20
+    assert {type(each.exception()) for each in asked[1::2]} == {OwnerGoneError}
+    assert safe_refs.release([lone, many, mine]) == 3
+    caplog.clear()  # Ray logs its errors, whose frames know the answers that it could not open
+
+
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("end", ["exit_actor", "dropped"])
+@pytest.mark.parametrize("end", ["exit_actor", pytest.param("dropped", marks=pytest.mark.long)])
 def test_a_borrowers_lease_of_an_actor_outlives_an_orderly_end(end: str) -> None:
     """Who pins an actor that another process created may end, as long as it ends in order."""
     actor, pid = counter()
@@ -305,6 +342,7 @@ def test_a_handle_that_was_resolved_outlives_the_registry() -> None:
     assert wait_until(lambda: safe_refs.stats() is not None, 30)
 
 
+@pytest.mark.long
 def test_an_actor_outlives_both_replicas_crashing_one_after_the_other(start: Start) -> None:
     """Each gets the lease back from the other, and the actor's creator learns of it."""
     name = start(2, 2)

@@ -174,6 +174,8 @@ def answer(number: int, reply: Any, timeout_s: float) -> Any:
             return _ray.fetch(reply, timeout_s)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             pass
+        except _ray.UnopenedActorError:
+            return None
     forget(number)
     return None
 

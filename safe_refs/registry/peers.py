@@ -185,6 +185,8 @@ class Peers:
             reply = _ray.get(waiting, _CALL_TIMEOUT_S) if take is None else take(waiting)
         except ray.exceptions.RayTaskError:
             raise
+        except _ray.UnopenedActorError:
+            return None  # its lease ends soon
         except (ValueError, ray.exceptions.RayError):
             self._handles.pop(shard, None)
             return None

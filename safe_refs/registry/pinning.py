@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _ray
-from ..errors import SafeRefsError, UnsupportedReferenceError
+from ..errors import OwnerGoneError, SafeRefsError, UnsupportedReferenceError
 from . import anchoring, contact
 from .boxes import BOXED, Box, box
 from .contact import Silence
@@ -57,6 +57,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float 
 
     Raises:
         RegistryFullError: a limit would be passed.
+        OwnerGoneError: the job that made an actor has ended.
         RegistryUnavailableError: no answer in time. As with every error, nothing stays held.
     """
     lease, refs, terms, maker = wanted
@@ -109,11 +110,13 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float 
                 return remember_identity(connected, registry, answer)
             if STALE not in replies.values():
                 pause(registry, timeout, deadline)
-    except BaseException:
+    except BaseException as error:
         # The call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
         # release first refuses the pin.
         release_later(registry, [lease])
         anchoring.abandon(hand_over)
+        if isinstance(error, _ray.UnopenedActorError):
+            raise OwnerGoneError.of(lease[:4].hex(), registry) from None
         raise
 
 
@@ -172,7 +175,10 @@ def pin_together(
         ]
         calls[shard] = (refs if len(refs) < BOXED else box(refs).inside, rows, topology.version)
         del refs
-    replies = contact.ask_each(connected, registry, "pin_many", calls, deadline, start=True)
+    try:
+        replies = contact.ask_each(connected, registry, "pin_many", calls, deadline, start=True)
+    except _ray.UnopenedActorError:
+        return [None] * len(wanted)
     calls.clear()
     answers: list[tuple[bytes, int] | SafeRefsError | None] = []
     for number, shards in enumerate(holders):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _ray
 from ..envelope import LeaseAddress
-from ..errors import LeaseError, LeaseLostError, LeaseNotFoundError, SafeRefsError
+from ..errors import LeaseError, LeaseLostError, LeaseNotFoundError, OwnerGoneError, SafeRefsError
 from ..randomness import token
 from . import anchoring, contact
 from .contact import NoRegistryError, Silence
@@ -70,6 +70,7 @@ def resolve(wanted: Wanted, timeout: float, here: Site, deadline: float | None =
 
     Raises:
         LeaseError: it has ended, was lost, or was never there.
+        OwnerGoneError: or the job that made an actor in it has just ended, which the registry needn't know yet.
         RegistryUnavailableError: no answer in time.
     """
     address, slot, take, asker, use = wanted
@@ -78,7 +79,12 @@ def resolve(wanted: Wanted, timeout: float, here: Site, deadline: float | None =
         use_id = use if counts else b""
         return (packed(version, address.lease, address.epoch, address.generation, slot, take, asker, use_id),)
 
-    refs: list[Ref] = _ask_holders(here.connection, address, "resolve", call, timeout, in_turn=take, deadline=deadline)
+    try:
+        refs: list[Ref] = _ask_holders(
+            here.connection, address, "resolve", call, timeout, in_turn=take, deadline=deadline
+        )
+    except _ray.UnopenedActorError:
+        raise OwnerGoneError.of(address.short_id, address.registry) from None
     if not here.connection.client:  # which can't anchor what it pins
         anchoring.note_resolved(address, refs)
     return refs
@@ -115,9 +121,12 @@ def resolve_together(registry: str, wanted: Sequence[Wanted], deadline: float, h
         ]
         if rows:
             calls[shard] = (rows, topology.version)
-    replies = contact.ask_each(
-        connected, registry, "resolve_many", calls, deadline, start=False, patience_s=_PATIENCE_S
-    )
+    try:
+        replies = contact.ask_each(
+            connected, registry, "resolve_many", calls, deadline, start=False, patience_s=_PATIENCE_S
+        )
+    except _ray.UnopenedActorError:
+        return [None] * len(wanted)  # each finds out whether it is its own
     given: dict[int, list[list[Ref] | None]] = {}
     for shard, reply in replies.items():
         if not isinstance(reply, tuple):
