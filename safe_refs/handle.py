@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -17,11 +17,15 @@ from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address,
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .randomness import token
 from .registry import late
-from .registry.records import Terms
+from .registry.records import Terms, Wish
 from .slots import ACTOR, OBJECT_REF, kind_of, refusal, register, state
 
 if TYPE_CHECKING:
     import ray
+
+    from .registry.adopting import Bells
+    from .registry.pinning import Pin
+    from .registry.records import Origin
 
 T = TypeVar("T")
 
@@ -345,8 +349,11 @@ def _pin(refs: list[Any], terms: Terms, waits: bool, copies: bool) -> list[SafeR
     here = late.site.site()
     if copies:
         refuse_mortals(refs)
-    wanted = late.pinning.Pin(lease, refs, while_copying(terms) if copies else terms, late.site.origin(here))
+    wanted = to_pin(lease, refs, terms, late.site.origin(here), copies)
     scopes.note(registry, lease)
+    begun: Bells | None = None
+    if copies:
+        wanted, begun = late.adopting.begin(registry, wanted, here)
     if waits:
         epoch, generation = late.outbox.pin(registry, wanted, timeout, here)
     else:
@@ -355,7 +362,7 @@ def _pin(refs: list[Any], terms: Terms, waits: bool, copies: bool) -> list[SafeR
     try:
         address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
         if copies:
-            late.adopting.make_durable([address], config.durable_timeout_s(), terms.ttl)
+            late.adopting.make_durable([address], config.durable_timeout_s(), terms.ttl, begun)
         handles = [SafeRef[Any](address, number, kind) for number, kind in enumerate(kinds)]
         if state.writing is not None:
             state.writing.note(registry, lease)
@@ -365,9 +372,15 @@ def _pin(refs: list[Any], terms: Terms, waits: bool, copies: bool) -> list[SafeR
     return handles
 
 
-def while_copying(terms: Terms) -> Terms:
-    """The terms of a lease until it is durable: its own ttl runs from then on. Till then it has another, in case its maker dies."""
-    return terms if terms.ttl is None else terms._replace(ttl=max(terms.ttl, config.durable_timeout_s()))
+def to_pin(lease: bytes, refs: Sequence[Any], terms: Terms, maker: Origin, durable: bool) -> Pin:
+    """A lease that is to begin.
+
+    One that is to be durable has its own ttl from when it is. Till then it has another, in case its maker dies.
+    """
+    if not durable:
+        return late.pinning.Pin(lease, refs, terms, maker)
+    till_then = terms if terms.ttl is None else terms._replace(ttl=max(terms.ttl, config.durable_timeout_s()))
+    return late.pinning.Pin(lease, refs, till_then, maker, Wish(_ray.surroundings(), terms.ttl))
 
 
 def refuse_mortals(references: Iterable[Any]) -> None:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import config, envelope, scopes
 from .envelope import Header, LeaseAddress
 from .errors import EnvelopeError
-from .handle import SafeRef, refuse_mortals, while_copying
+from .handle import SafeRef, refuse_mortals, to_pin
 from .randomness import token
 from .registry import late
 from .registry.records import Terms
 from .slots import KINDS, Writing, state
 
 if TYPE_CHECKING:
+    from .registry.adopting import Bells
     from .registry.pinning import Pin
     from .registry.site import Site
 
@@ -66,7 +67,11 @@ def hold(pickled: Pickled, terms: Terms, waits: bool = True, durable: bool = Fal
         durable: whether copies are; then it waits, too.
     """
     prepared = prepare(pickled, terms, soon=not waits, durable=durable)
+    begun: Bells | None = None
     try:
+        if durable:
+            wanted, begun = late.adopting.begin(prepared.registry, prepared.pin, prepared.here)
+            prepared = prepared._replace(pin=wanted)
         if not waits:
             late.posting.post(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
             return finished(prepared, None)
@@ -74,7 +79,7 @@ def hold(pickled: Pickled, terms: Terms, waits: bool = True, durable: bool = Fal
     except BaseException:
         discard(prepared.writing)
         raise
-    return finished(prepared, identity, durable)
+    return finished(prepared, identity, durable, begun)
 
 
 def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool, durable: bool) -> list[bytes]:
@@ -137,7 +142,7 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool, durable: bool = False
         registry,
         timeout,
         here,
-        late.pinning.Pin(address.lease, refs, while_copying(terms) if durable else terms, maker),
+        to_pin(address.lease, refs, terms, maker, durable),
         header,
         payload,
         pickled.writing,
@@ -153,12 +158,18 @@ def _held_by(prepared: Prepared, identity: tuple[bytes, int] | None) -> LeaseAdd
     return address
 
 
-def finished(prepared: Prepared, identity: tuple[bytes, int] | None, durable: bool = False) -> bytes:
-    """The payload, its references being held by the registry of that identity (see `_held_by`), or if `durable` copies of them."""
+def finished(
+    prepared: Prepared, identity: tuple[bytes, int] | None, durable: bool = False, begun: Bells | None = None
+) -> bytes:
+    """The payload, its references being held by the registry of that identity (see `_held_by`), or if `durable` copies of them.
+
+    Of these some may have been `begun` to be made; see `adopting.begin`.
+    """
     payload, address = prepared.payload, _held_by(prepared, identity)
     try:
         if durable:
-            late.adopting.make_durable([address], config.durable_timeout_s(), prepared.header.terms.get("ttl"))
+            ttl = prepared.header.terms.get("ttl")
+            late.adopting.make_durable([address], config.durable_timeout_s(), ttl, begun)
         if address is not prepared.header.address:
             payload = envelope.wrap(prepared.header._replace(address=address), [envelope.find(payload).inner])
         if state.writing is not None:

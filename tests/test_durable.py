@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ import ray
 
 import safe_refs
 from safe_refs import LeaseExpiredError, OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, _ray, aio
+from safe_refs.envelope import LeaseAddress
+from safe_refs.registry import adopting, outbox, site
+from safe_refs.registry.pinning import Pin
+from safe_refs.registry.records import Terms, Wish
 from tests.conftest import PRELUDE, Driver, as_actor, is_empty
 from tests.test_actors import wait_until
 
@@ -391,9 +396,46 @@ def test_what_was_given_up_or_refused_keeps_nothing() -> None:
     soon.release()
 
 
+def begin(ref: Any, ttl: float | None = None) -> tuple[Pin, adopting.Bells]:
+    """What `dumps` does first: tell the adopter of what it is about to pin."""
+    here = site.site()
+    wish = Wish(_ray.surroundings(), ttl)
+    return adopting.begin("default", Pin(os.urandom(16), [ref], Terms(), site.origin(here), wish), here)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_copying_begins_beside_the_pin_and_comes_to_nothing_without_it() -> None:
+    """The maker tells a running adopter of what it owns itself; a copy whose pin never comes, or comes late, isn't kept."""
+    safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
+    ref = ray.put(np.ones(10 * MB, dtype=np.uint8))
+    pin, bells = begin(ref)
+    assert pin.wish is not None
+    assert pin.wish.told == (0,)
+    (bell,) = bells
+    assert value(bell) is False
+    adopter: Any = ray.get_actor("registry:default:adopter", namespace="safe_refs")
+    assert value(adopter.adopting.remote()) == 0
+    assert wait_until(lambda: value(adopter.owned.remote()) == 0, 20)
+    here = site.site()
+    epoch, generation = outbox.pin("default", pin, 30, here)
+    address = LeaseAddress("default", here.connection.cluster, epoch, generation, pin.lease, False)
+    adopting.make_durable([address], 30, None, bells)
+    (row,) = safe_refs.leases()
+    assert row.durable
+    assert outbox.release([address], 30) == 1
+
+    class Owner:
+        def put(self) -> list[Any]:
+            return [ray.put(1)]
+
+    owner = as_actor(Owner).remote()
+    pin, bells = begin(value(owner.put.remote())[0])
+    assert (pin.wish, bells) == (Wish(_ray.surroundings(), None), {}), "what may have to be anchored isn't told"
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_reference_whose_owner_is_dead_is_told(driver: Driver) -> None:
-    """`OwnerGoneError` from `dumps`, before there is a payload."""
+    """`OwnerGoneError` from `dumps`, before there is a payload; or the copy is good, if the store had the object still."""
 
     class Owner:
         def put(self) -> list[Any]:
@@ -403,8 +445,20 @@ def test_a_reference_whose_owner_is_dead_is_told(driver: Driver) -> None:
     (ref,) = ray.get(owner.put.remote(), timeout=60)
     ray.kill(owner)
     assert wait_until(lambda: _ray.is_surely_dead(_ray.owner_of(ref)), 30)
+    with suppress(OwnerGoneError, safe_refs.LeaseLostError):
+        saved = safe_refs.dumps(ref, durable=True)
+        assert value(safe_refs.loads(saved, take=True)).sum() == MB
+    assert wait_until(lambda: _is_lost(ref), 30)
     with pytest.raises((OwnerGoneError, safe_refs.LeaseLostError)):
         safe_refs.dumps(ref, durable=True)
+
+
+def _is_lost(ref: Any) -> bool:
+    try:
+        value(ref)
+    except ray.exceptions.ObjectLostError:
+        return True
+    return False
 
 
 @pytest.mark.usefixtures("cluster")
@@ -456,6 +510,7 @@ print(json.dumps(safe_refs.dumps(ray.put(beside_it.Thing()), durable=True).hex()
     assert safe_refs.release(bytes.fromhex(json.loads(done.stdout.strip().splitlines()[-1]))) == 1
 
 
+@pytest.mark.long
 def test_the_makers_runtime_environment_is_respected(cluster: str, tmp_path: Path) -> None:
     """A class that only the maker's working directory has is copied, by a task that runs there."""
     folder = tmp_path / "theirs"

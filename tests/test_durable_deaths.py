@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 
 import safe_refs
@@ -37,12 +39,23 @@ def owners(name: str, payload: bytes) -> list[bytes]:
     return found
 
 
-def kill_adopter(name: str, shard: int) -> None:
-    """SIGKILL the process that owns a shard's copies."""
+def adopters_pid(name: str, shard: int) -> int:
+    """The process that owns a shard's copies, once it answers."""
     adopter: Any = ray.get_actor(
         f"{'registry:' + name + (f':{shard}' if shard else '')}:adopter", namespace=_ray.NAMESPACE
     )
-    os.kill(ray.get(adopter.where.remote(), timeout=30)[1], signal.SIGKILL)
+    while True:
+        try:
+            pid: int = ray.get(adopter.where.remote(), timeout=30)[1]
+        except ray.exceptions.ActorUnavailableError:  # Ray starts it anew
+            time.sleep(0.1)
+        else:
+            return pid
+
+
+def kill_adopter(name: str, shard: int) -> None:
+    """SIGKILL it."""
+    os.kill(adopters_pid(name, shard), signal.SIGKILL)
 
 
 def read(payload: bytes) -> Any:
@@ -53,6 +66,7 @@ def read(payload: bytes) -> Any:
         return None
 
 
+@pytest.mark.long
 def test_each_replica_has_a_copy_of_its_own_and_gets_another_when_that_is_lost(start: Start) -> None:
     """The owner of one replica's copies is killed: the other's are there, and the first has some of its own again soon."""
     name = start(2, 2)
@@ -86,6 +100,32 @@ def test_a_shard_that_comes_back_has_copies_made_of_its_own(start: Start) -> Non
     assert safe_refs.release(payload) == 1
 
 
+@pytest.mark.long
+def test_an_adopter_that_is_killed_at_any_moment_costs_no_dumps(start: Start) -> None:
+    """The maker has told it itself, or not; it had the object, or a copy: the next one copies again.
+
+    If it was killed after it had handed over, the copies have died with it, and that is told.
+    """
+    name = start(1, 1)
+    safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
+    good = 0
+    for number in range(5):
+        killer = threading.Timer(number * 0.004, os.kill, (adopters_pid(name, 0), signal.SIGKILL))
+        killer.start()
+        try:
+            payload = safe_refs.dumps(ray.put([number, bytes(200_000)]), durable=True)
+            killer.join()
+            found = read(payload)
+            assert found in (None, [number, bytes(200_000)])
+            good += found is not None
+            safe_refs.release(payload)
+        except OwnerGoneError as error:
+            killer.join()
+            error.with_traceback(None)
+    assert good >= 2
+
+
+@pytest.mark.long
 def test_without_replicas_the_death_of_the_owner_is_told(start: Start) -> None:
     """There is one copy, and it dies with the process that owns it: `OwnerGoneError`, soon."""
     name = start(1, 1)
@@ -141,6 +181,7 @@ def adopting() -> int:
     return found
 
 
+@pytest.mark.long
 def test_a_maker_that_is_killed_while_copies_are_awaited_leaves_nothing(cluster: str, tmp_path: Path) -> None:
     """Nobody has the payload: the copies are not made, and the lease is not left behind for long."""
     holder: Any = ray.remote(num_cpus=0)(Holder).options(name="holder", namespace="safe_refs-tests").remote()
@@ -162,6 +203,7 @@ def test_a_maker_that_is_killed_while_copies_are_awaited_leaves_nothing(cluster:
     gc.collect()
 
 
+@pytest.mark.long
 def test_copies_of_replicas_lie_on_different_nodes_and_outlive_one() -> None:
     """With two replicas, a node that dies takes one copy along."""
     done = run_python(
@@ -271,6 +313,7 @@ print(json.dumps({"became an actor's": gone, "most": most, "total": total, "ende
 """
 
 
+@pytest.mark.long
 def test_on_a_node_of_one_cpu_a_task_makes_100_mb_durable_and_the_store_spills() -> None:
     """The task has the only CPU, its worker is killed, the store churns: still readable, and after release the disk is empty."""
     short = tempfile.mkdtemp(prefix="one-", dir="/tmp")  # Ray's sockets need a short path

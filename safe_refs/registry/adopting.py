@@ -11,8 +11,8 @@ import contextvars
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 from .. import _ray
 from ..envelope import LeaseAddress
@@ -25,10 +25,12 @@ from ..errors import (
     UnsupportedReferenceError,
 )
 from . import contact
+from .adoption import Adopter, adopter_name
 from .contact import NoRegistryError, Silence
 from .copying import Unfit, Why
+from .pinning import Pin
 from .shard import RECOVERING, STALE
-from .site import check_cluster, lost, pause, site
+from .site import Site, check_cluster, lost, pause, site
 
 logger = logging.getLogger("safe_refs")
 
@@ -37,18 +39,77 @@ given_up: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVa
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.05
 _AT_ONCE = 1000  # leases in one call
+_MOST_BESIDE = 100  # references of a lease that an adopter is told of by its maker
 _COMES_S = 5.0  # how long a pin that its maker didn't wait for is waited for
 _READS_S = 5.0
 _ASKS_S = 3.0  # how often a shard hears that somebody still waits
 
+# References that show that an adopter is done: of which shard, and with which lease.
+Bells: TypeAlias = dict[Any, tuple[int, bytes]]
 
-def make_durable(addresses: Iterable[LeaseAddress], timeout: float, ttl: float | None = None) -> None:
+_adopters: dict[tuple[_ray.Connection, str, int], Any] = {}
+
+
+def begin(registry: str, wanted: Pin, here: Site) -> tuple[Pin, Bells]:
+    """Tell the adopters themselves what a pin is about to bring, so that they copy while it is on its way.
+
+    Only of what this process owns: what it borrowed may have to be anchored, which can't be while it is in a call. And only if they
+    run: where one doesn't, its shard starts it.
+
+    Args:
+        registry: where the pin goes to.
+        wanted: the pin, with a wish.
+        here: where this process stands.
+
+    Returns:
+        The pin, which says so; and what shows that they are done, for `make_durable`.
+    """
+    import ray
+
+    connected, wish = here.connection, wanted.wish
+    if wish is None or connected.client or len(wanted.refs) > _MOST_BESIDE or _ray.borrowed(wanted.refs):
+        return wanted, {}
+    bells: Bells = {}
+    told: list[int] = []
+    try:
+        topology = contact.topology(connected, registry, start=False)
+        objects = _ray.objects(wanted.refs)
+        ready = not objects or len(_ray.wait(objects, len(objects), 0)) == len(objects)
+        for shard in topology.holders(wanted.lease):
+            adopter = _adopter(connected, registry, shard)
+            bell = adopter.adopt.remote(wanted.lease, list(wanted.refs), wish.env, topology.replicas > 1, ready)
+            bells[bell] = (shard, wanted.lease)
+            told.append(shard)
+    except (NoRegistryError, ValueError, ray.exceptions.RayError):
+        logger.debug("an adopter can't be told; its shard tells it", exc_info=True)
+    return wanted._replace(wish=wish._replace(told=tuple(told))), bells
+
+
+def _adopter(connected: _ray.Connection, registry: str, shard: int) -> Any:
+    """A shard's adopter.
+
+    Raises:
+        ValueError: it doesn't run.
+    """
+    found = _adopters.get((connected, registry, shard))
+    if found is None:
+        found = _ray.named_actor(adopter_name(registry, shard), Adopter)
+        if len(_adopters) > contact.MOST_CONTACTS:
+            _adopters.clear()
+        _adopters[(connected, registry, shard)] = found
+    return found
+
+
+def make_durable(
+    addresses: Iterable[LeaseAddress], timeout: float, ttl: float | None = None, begun: Bells | None = None
+) -> None:
     """Have the registry hold copies of its own in place of what some leases hold now, and wait until it does.
 
     Args:
         addresses: the leases.
         timeout: seconds for all together.
         ttl: seconds that each is to live from then on; None for what it has.
+        begun: what `begin` has begun, if there is but one lease.
 
     Raises:
         WrongClusterError: a lease is another cluster's.
@@ -61,11 +122,11 @@ def make_durable(addresses: Iterable[LeaseAddress], timeout: float, ttl: float |
     for address in addresses:
         check_cluster(address, here)
         by_registry.setdefault(address.registry, []).append(address)
-    env = _ray.surroundings()
     try:
         for registry, theirs in by_registry.items():
             for start in range(0, len(theirs), _AT_ONCE):
-                _make(here.connection, registry, theirs[start : start + _AT_ONCE], env, ttl, timeout, deadline)
+                some = theirs[start : start + _AT_ONCE]
+                _make(here.connection, registry, some, ttl, timeout, deadline, dict(begun or {}))
     except SafeRefsError as error:
         raise error.with_traceback(None) from None  # the frames below know it, and so would keep what they know
 
@@ -74,11 +135,13 @@ def _make(
     connected: _ray.Connection,
     registry: str,
     addresses: Sequence[LeaseAddress],
-    env: str,
     ttl: float | None,
     timeout: float,
     deadline: float,
+    bells: Bells,
 ) -> None:
+    env: str | None = None
+    in_vain: set[bytes] = set()  # leases of which their maker has told an adopter that then gave nothing
     left = {address.lease: address for address in addresses}
     done: dict[bytes, set[int]] = {lease: set() for lease in left}
     pause_s, rounds, comes_by = _FIRST_PAUSE_S, 0, time.monotonic() + _COMES_S
@@ -90,15 +153,33 @@ def _make(
             topology = contact.topology(connected, registry, start=False)
         except NoRegistryError:
             raise lost(next(iter(left.values()))) from None
+        if bells:
+            for bell, is_taken in _heard(bells, max(0.0, min(deadline - time.monotonic(), _ASKS_S))).items():
+                shard, lease = bells.pop(bell)
+                if not is_taken:
+                    in_vain.add(lease)
+                    _adopters.pop((connected, registry, shard), None)
+                    continue
+                done[lease].add(shard)
+                if lease in left and done[lease].issuperset(topology.everywhere(lease)):
+                    del left[lease]
+            if not left:
+                return
+        env = env or _ray.surroundings()
         rows: dict[int, list[LeaseAddress]] = {}
         for address in left.values():
             for shard in topology.everywhere(address.lease):
                 if shard not in done[address.lease]:
                     rows.setdefault(shard, []).append(address)
         calls = {
-            shard: ([(each.lease, each.epoch, each.generation, ttl) for each in theirs], env, topology.version)
+            shard: (
+                [(each.lease, each.epoch, each.generation, ttl, each.lease in in_vain) for each in theirs],
+                env,
+                topology.version,
+            )
             for shard, theirs in rows.items()
         }
+        in_vain.clear()
         replies = contact.ask_each(
             connected, registry, "make_durable", calls, deadline, start=False, patience_s=_ASKS_S
         )
@@ -107,7 +188,6 @@ def _make(
             pause(registry, timeout, deadline)
             continue
         found: dict[bytes, list[Any]] = {lease: [True] * len(done[lease]) for lease in left}
-        bells: dict[Any, tuple[int, bytes]] = {}
         for shard, theirs in rows.items():
             reply = replies[shard]
             if isinstance(reply, tuple):
@@ -132,29 +212,23 @@ def _make(
                 f"{len(left)} lease(s) of registry {registry!r} are not durable after {timeout:g} s: {why}; allow a longer time "
                 "(init(durable_timeout=...))"
             )
-        if left and bells:
-            for shard, lease in _rung(bells, max(0.0, min(deadline - time.monotonic(), _ASKS_S))):
-                done[lease].add(shard)
-                if lease in left and done[lease].issuperset(topology.everywhere(lease)):
-                    del left[lease]
-            bells.clear()
-        if left and rounds:
+        if left and rounds and not bells:
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
         rounds += 1
 
 
-def _rung(bells: Mapping[Any, tuple[int, bytes]], timeout_s: float) -> list[tuple[int, bytes]]:
-    """Wait until all of these have rung, or the time is over: for which shards and leases it is sure that the copies are held.
-
-    Of the others, an adopter that has died, say, the shard is asked again.
-    """
-    ready = _ray.wait(list(bells), len(bells), timeout_s)
-    try:
-        return [bells[bell] for bell, taken in zip(ready, _ray.get(ready, _READS_S), strict=True) if taken is True]
-    except Exception:
-        logger.debug("an adopter has died; its shard is asked again", exc_info=True)
-        return []
+def _heard(bells: Iterable[Any], timeout_s: float) -> dict[Any, bool]:
+    """Wait until all of these have rung, or the time is over: of those that have, whether it is sure that the copies are held."""
+    found: dict[Any, bool] = {}
+    waiting = list(bells)
+    for bell in _ray.wait(waiting, len(waiting), timeout_s):
+        try:
+            found[bell] = _ray.get(bell, _READS_S) is True
+        except Exception:
+            logger.debug("an adopter has died; its shard is asked", exc_info=True)
+            found[bell] = False
+    return found
 
 
 def _is_done(address: LeaseAddress, answers: Sequence[Any], *, comes: bool) -> bool:

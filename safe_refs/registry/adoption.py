@@ -106,13 +106,15 @@ class _Adoption:
         env: what its tasks need to be like the maker's; see `_ray.surroundings`.
         at_home: whether the copies go to the adopter's own node, and not where the data is. So they do where several shards have
             copies each: a node that dies then takes along those of one.
+        ready: whether all of the objects exist already, so that none needs to be waited for.
     """
 
-    def __init__(self, lease: bytes, refs: Sequence[Any], env: str, at_home: bool) -> None:
+    def __init__(self, lease: bytes, refs: Sequence[Any], env: str, at_home: bool, ready: bool) -> None:
         self.lease = lease
         self.slots = list(refs)
         self.env = env
         self.at_home = at_home
+        self.ready = ready
         self.objects: dict[bytes, _Object] = {}
         self.under_way = 0  # tasks, and objects that are waited for
         self.tasks: list[Any] = []  # what their results are waited for by
@@ -153,17 +155,18 @@ class Adopter:
         self._asked_at = time.monotonic()
         threading.Thread(target=self._work, name="safe_refs-adopting", daemon=True).start()
 
-    async def adopt(self, lease: bytes, refs: list[Any], env: str, at_home: bool) -> bool:
+    async def adopt(self, lease: bytes, refs: list[Any], env: str, at_home: bool, ready: bool = False) -> bool:
         """Copy what a lease holds, and give it to the shard; answers when that is over: whether the shard has taken it.
 
-        The same lease again, while it is under way, is not copied twice.
+        Called by the shard, or by the lease's maker while its pin is on its way to the shard. The same lease again, while it is under
+        way, is not copied twice.
         """
         over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._retires = False
             begun = self._adoptions.get(lease)
             if begun is None:
-                begun = self._adoptions[lease] = _Adoption(lease, refs, env, at_home)
+                begun = self._adoptions[lease] = _Adoption(lease, refs, env, at_home, ready)
                 self._new.append(begun)
                 self._changed.notify_all()
             begun.bells.append(over)
@@ -218,12 +221,14 @@ class Adopter:
         with self._changed:
             new = list(self._new)
             self._new.clear()
+            if len(new) == len(self._adoptions):
+                self._asked_at = time.monotonic()  # a maker may have told of it before its pin has come to the shard
         for adoption in new:
             self._do(adoption, functools.partial(self._begin, adoption))
 
     def _begin(self, adoption: _Adoption) -> None:
         for ref in _ray.objects(adoption.slots):
-            self._add(adoption, ref)
+            self._add(adoption, ref, ready=adoption.ready)
         self._go_on(adoption)
 
     def _look(self) -> None:
@@ -233,17 +238,25 @@ class Adopter:
         if not self._waiting:
             return
         waiting = list(self._waiting)
-        ray.wait(waiting, timeout=_LOOKS_S, fetch_local=False)
-        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+        ready, _ = ray.wait(waiting, timeout=_LOOKS_S, fetch_local=False)
+        if len(waiting) > 1:
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
         for ref in ready:
             for adoption, then in self._waiting.pop(ref, ()):
                 self._do(adoption, then)
 
-    def _add(self, adoption: _Adoption, ref: Ref) -> None:
-        """One more object, which is waited for."""
+    def _add(self, adoption: _Adoption, ref: Ref, *, ready: bool = False) -> None:
+        """One more object, which is waited for, unless it is there."""
         if ref.binary() not in adoption.objects:
             adoption.objects[ref.binary()] = found = _Object(ref)
-            self._wait_for(adoption, ref, lambda: self._start(adoption, lambda: self._duplicate(adoption, found)))
+
+            def start() -> None:
+                self._start(adoption, lambda: self._duplicate(adoption, found))
+
+            if ready:
+                start()
+            else:
+                self._wait_for(adoption, ref, start)
 
     def _wait_for(self, adoption: _Adoption, ref: Ref, then: Callable[[], None], *, is_task: bool = False) -> None:
         """Go on with something when an object is there, unless the adoption is over by then."""

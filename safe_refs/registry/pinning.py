@@ -19,7 +19,7 @@ from ..errors import OwnerGoneError, SafeRefsError, UnsupportedReferenceError
 from . import anchoring, contact
 from .boxes import BOXED, Box, box
 from .contact import Silence
-from .records import Origin, Terms
+from .records import Origin, Terms, Wish
 from .releasing import release_later
 from .shard import STALE
 from .site import Site, generation_of, pause, remember_identity
@@ -34,12 +34,16 @@ logger = logging.getLogger("safe_refs")
 
 
 class Pin(NamedTuple):
-    """A lease that is to begin: its id, what it is to hold, on what terms, and who makes it."""
+    """A lease that is to begin: its id, what it is to hold, on what terms, and who makes it.
+
+    With a wish it begins to become durable at once; whether it is, `adopting` asks.
+    """
 
     lease: bytes
     refs: Sequence[Any]  # references of objects, and handles of actors
     terms: Terms
     maker: Origin
+    wish: Wish | None = None
 
 
 def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float | None = None) -> tuple[bytes, int]:
@@ -60,7 +64,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float 
         OwnerGoneError: the job that made an actor has ended.
         RegistryUnavailableError: no answer in time. As with every error, nothing stays held.
     """
-    lease, refs, terms, maker = wanted
+    lease, refs, terms, maker, wish = wanted
     deadline = time.monotonic() + timeout if deadline is None else deadline
     held: set[int] = set()
     answer = b""
@@ -74,7 +78,7 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float 
         borrower = here.address if borrowed or connected.client else b""
         while True:
             topology = contact.topology(connected, registry, start=True)
-            told = packed(lease, terms, maker, topology.version, borrower)
+            told = packed(lease, terms, maker, topology.version, borrower, wish)
             call: tuple[Any, ...]
             if len(refs) < BOXED:
                 call = ((told, list(refs)),)
@@ -170,6 +174,7 @@ def pin_together(
                 tuple(each.terms),
                 tuple(each.maker),
                 here.address if borrowed[number] or connected.client else b"",
+                None if each.wish is None else tuple(each.wish),
             )
             for number, each in ((number, wanted[number]) for number in theirs)
         ]

@@ -25,6 +25,20 @@ class Terms(NamedTuple):
     durable: str | None = None
 
 
+class Wish(NamedTuple):
+    """That a lease be made durable.
+
+    Attributes:
+        env: what the tasks need that copy its objects, as JSON.
+        ttl: seconds that it is to live from when it is durable; None for what it has.
+        told: shards of which the maker has told the adopters itself, so that they needn't.
+    """
+
+    env: str
+    ttl: float | None
+    told: tuple[int, ...] = ()
+
+
 class Origin(NamedTuple):
     """Who made a lease or ended it: job and node ids (hexadecimal), process id, and `file:line in function`.
 

@@ -151,21 +151,21 @@ class Shard:
 
         Args:
             call: packed: the lease, its terms, who makes it, the topology's version, and the address of the process that makes it, if
-                it doesn't own all of the objects; and the references.
+                it doesn't own all of the objects, and the `Wish` for copies; and the references.
             box: or the references, where they are many, as they come in a box.
         """
         if self._closing:
             return None
         told, refs = call
-        lease, wanted, maker, version, borrower = unpacked(told)
+        lease, wanted, maker, version, borrower, wish = unpacked(told)
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
-        return self._pin(lease, refs if box is None else box, wanted, maker, borrower)
+        return self._pin(lease, refs if box is None else box, wanted, maker, borrower, wish)
 
     def pin_many(
         self,
         refs: Sequence[Ref],
-        calls: Sequence[tuple[bytes, int, tuple[Any, ...], tuple[Any, ...], bytes]],
+        calls: Sequence[tuple[bytes, int, tuple[Any, ...], tuple[Any, ...], bytes, tuple[Any, ...] | None]],
         version: int,
     ) -> list[bytes | SafeRefsError] | bytes | None:
         """Begin several leases, each of so many of the references, in order; what `pin` answers for each."""
@@ -175,13 +175,19 @@ class Shard:
             return STALE
         answers: list[bytes | SafeRefsError] = []
         at = 0
-        for lease, count, wanted, maker, borrower in calls:
-            answers.append(self._pin(lease, refs[at : at + count], wanted, maker, borrower))
+        for lease, count, wanted, maker, borrower, wish in calls:
+            answers.append(self._pin(lease, refs[at : at + count], wanted, maker, borrower, wish))
             at += count
         return answers
 
     def _pin(
-        self, lease: bytes, refs: Sequence[Ref], wanted: tuple[Any, ...], maker: tuple[Any, ...], borrower: bytes
+        self,
+        lease: bytes,
+        refs: Sequence[Ref],
+        wanted: tuple[Any, ...],
+        maker: tuple[Any, ...],
+        borrower: bytes,
+        wish: tuple[Any, ...] | None,
     ) -> bytes | SafeRefsError:
         refs = _ray.interned(refs)
         terms, owners = Terms(*wanted), [_ray.owner_of(ref) for ref in refs]
@@ -208,6 +214,9 @@ class Shard:
             self._wake.set()
         if borrower:
             self._settler.nudge()
+        if wish is not None:
+            env, ttl, told = wish
+            self._wish(lease, env, ttl, is_told=self._replica.shard in told)
         return self._identity
 
     def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
@@ -300,39 +309,46 @@ class Shard:
         return ended
 
     def make_durable(
-        self, rows: Sequence[tuple[bytes, bytes, int, float | None]], env: str, version: int
+        self, rows: Sequence[tuple[bytes, bytes, int, float | None, bool]], env: str, version: int
     ) -> tuple[list[bool | Unfit | SafeRefsError | bytes], list[Ref | None]] | bytes:
         """Have leases hold copies of what they hold; of each whether it does, or why it can't. To be asked again till then.
 
         Also answers with what to wait for before that, for each that is being copied: it says whether the copies are held by then.
 
         Args:
-            rows: of each lease its id, epoch and generation as its payload names them, and seconds to live from then on (None for
-                what it has).
+            rows: of each lease its id, epoch and generation as its payload names them, seconds to live from then on (None for what
+                it has), and whether its maker has told the adopter in vain, so that it has to be told again.
             env: what the tasks need that copy; see `_ray.surroundings`.
             version: the topology's.
         """
         if version != self._replica.topology.version and self._is_old(version):
             return STALE
-        env = sys.intern(env)  # many leases have the same
         answers: list[bool | Unfit | SafeRefsError | bytes] = []
-        for lease, epoch, generation, ttl in rows:
+        for lease, epoch, generation, ttl, in_vain in rows:
             try:
                 with self._lock:
                     self._table.check(lease, epoch, generation)
-                    durable = self._table.durability_of(lease) is not None
-                    begins = False if durable else self._wards.ask(lease, env, ttl)
+                    if in_vain:
+                        self._wards.again(lease)
             except (LeaseNotFoundError, LeaseLostError) as refusal:
                 answers.append(RECOVERING if self._recovering else _bare(refusal))
             except SafeRefsError as refusal:
                 answers.append(_bare(refusal))
             else:
-                if begins is True:
-                    self._adopt(lease, env)
-                answers.append(begins if isinstance(begins, Unfit) else durable)
+                answers.append(self._wish(lease, env, ttl))
         with self._lock:
             bells = [self._wards.bell(row[0]) for row in rows]
         return answers, bells
+
+    def _wish(self, lease: bytes, env: str, ttl: float | None, *, is_told: bool = False) -> bool | Unfit:
+        """Somebody wants a lease to be durable: whether it is, or why it can't be. The adopter is told, unless it has been."""
+        env = sys.intern(env)  # many leases have the same
+        with self._lock:
+            durable = self._table.durability_of(lease) is not None
+            begins = False if durable else self._wards.ask(lease, env, ttl)
+        if begins is True and not is_told:
+            self._adopt(lease, env)
+        return begins if isinstance(begins, Unfit) else durable
 
     def still_adopting(self, leases: Sequence[bytes]) -> list[bytes]:
         """The adopter is at these leases: which of them are still wanted."""
