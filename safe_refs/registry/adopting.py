@@ -67,11 +67,13 @@ def begin(registry: str, wanted: Pin, here: Site) -> tuple[Pin, Bells]:
     import ray
 
     connected, wish = here.connection, wanted.wish
-    if wish is None or connected.client or len(wanted.refs) > _MOST_BESIDE or _ray.borrowed(wanted.refs):
-        return wanted, {}
     bells: Bells = {}
     told: list[int] = []
+    if wish is None or connected.client or len(wanted.refs) > _MOST_BESIDE:
+        return wanted, bells
     try:
+        if _ray.borrowed(wanted.refs):
+            return wanted, bells
         topology = contact.topology(connected, registry, start=False)
         objects = _ray.objects(wanted.refs)
         ready = not objects or len(_ray.wait(objects, len(objects), 0)) == len(objects)
@@ -81,7 +83,7 @@ def begin(registry: str, wanted: Pin, here: Site) -> tuple[Pin, Bells]:
             bells[bell] = (shard, wanted.lease)
             told.append(shard)
     except (NoRegistryError, ValueError, ray.exceptions.RayError):
-        logger.debug("an adopter can't be told; its shard tells it", exc_info=True)
+        logger.debug("an adopter can't be told", exc_info=True)  # its shard tells it, or the pin says what is wrong
     return wanted._replace(wish=wish._replace(told=tuple(told))), bells
 
 
@@ -141,7 +143,7 @@ def _make(
     bells: Bells,
 ) -> None:
     env: str | None = None
-    in_vain: set[bytes] = set()  # leases of which their maker has told an adopter that then gave nothing
+    in_vain: set[bytes] = set()  # leases of which an adopter was told that then gave nothing
     left = {address.lease: address for address in addresses}
     done: dict[bytes, set[int]] = {lease: set() for lease in left}
     pause_s, rounds, comes_by = _FIRST_PAUSE_S, 0, time.monotonic() + _COMES_S
@@ -153,18 +155,17 @@ def _make(
             topology = contact.topology(connected, registry, start=False)
         except NoRegistryError:
             raise lost(next(iter(left.values()))) from None
-        if bells:
-            for bell, is_taken in _heard(bells, max(0.0, min(deadline - time.monotonic(), _ASKS_S))).items():
-                shard, lease = bells.pop(bell)
-                if not is_taken:
-                    in_vain.add(lease)
-                    _adopters.pop((connected, registry, shard), None)
-                    continue
+        for bell, is_taken in _heard(bells, max(0.0, min(deadline - time.monotonic(), _ASKS_S))).items():
+            shard, lease = bells.pop(bell)
+            if is_taken:
                 done[lease].add(shard)
-                if lease in left and done[lease].issuperset(topology.everywhere(lease)):
-                    del left[lease]
-            if not left:
-                return
+                if done[lease].issuperset(topology.everywhere(lease)):
+                    left.pop(lease, None)
+            else:
+                in_vain.add(lease)
+                _adopters.pop((connected, registry, shard), None)
+        if not left:
+            return
         env = env or _ray.surroundings()
         rows: dict[int, list[LeaseAddress]] = {}
         for address in left.values():
@@ -179,7 +180,6 @@ def _make(
             )
             for shard, theirs in rows.items()
         }
-        in_vain.clear()
         replies = contact.ask_each(
             connected, registry, "make_durable", calls, deadline, start=False, patience_s=_ASKS_S
         )
@@ -187,6 +187,8 @@ def _make(
             contact.forget_topology(connected, registry)
             pause(registry, timeout, deadline)
             continue
+        failed = bool(in_vain)
+        in_vain.clear()
         found: dict[bytes, list[Any]] = {lease: [True] * len(done[lease]) for lease in left}
         for shard, theirs in rows.items():
             reply = replies[shard]
@@ -212,7 +214,7 @@ def _make(
                 f"{len(left)} lease(s) of registry {registry!r} are not durable after {timeout:g} s: {why}; allow a longer time "
                 "(init(durable_timeout=...))"
             )
-        if left and rounds and not bells:
+        if left and rounds and (failed or not bells):
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
         rounds += 1
@@ -222,7 +224,7 @@ def _heard(bells: Iterable[Any], timeout_s: float) -> dict[Any, bool]:
     """Wait until all of these have rung, or the time is over: of those that have, whether it is sure that the copies are held."""
     found: dict[Any, bool] = {}
     waiting = list(bells)
-    for bell in _ray.wait(waiting, len(waiting), timeout_s):
+    for bell in _ray.wait(waiting, len(waiting), timeout_s) if waiting else ():
         try:
             found[bell] = _ray.get(bell, _READS_S) is True
         except Exception:

@@ -317,7 +317,7 @@ class Shard:
 
         Args:
             rows: of each lease its id, epoch and generation as its payload names them, seconds to live from then on (None for what
-                it has), and whether its maker has told the adopter in vain, so that it has to be told again.
+                it has), and whether the adopter was told in vain, so that it has to be told again.
             env: what the tasks need that copy; see `_ray.surroundings`.
             version: the topology's.
         """
