@@ -115,6 +115,7 @@ def fetch(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
 
     Raises:
         RegistryUnavailableError: Ray isn't initialized here.
+        UnopenedActorError: see there.
     """
     import ray
 
@@ -123,18 +124,31 @@ def fetch(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
 
 
 def get(refs: Any, timeout_s: float) -> Any:
-    """`ray.get`, whose errors keep nothing alive.
+    """`ray.get` for answers of our own actors, whose errors keep nothing alive.
 
     Ray's own frame holds the error that it raises, and so, round in a circle, every reference in the frames below it, until the next
     garbage collection. In an idle process that may never come.
+
+    Raises:
+        UnopenedActorError: see there.
     """
     import ray
 
     return _get(ray.get, refs, timeout_s)
 
 
+def value(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
+    """`ray.get` for an object of the user's, whose error stays what it is; it keeps nothing alive, either."""
+    import ray
+
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except Exception as error:
+        raise error.with_traceback(None)  # noqa: B904 # it is the same error
+
+
 class UnopenedActorError(Exception):
-    """An actor's handle in a call, or in its answer, could not be opened, as the job that made the actor has ended."""
+    """An actor's handle in a call to one of our own actors, or in its answer, could not be opened: the actor's job has ended."""
 
 
 def _get(how: Any, refs: Any, timeout_s: float) -> Any:
@@ -144,9 +158,7 @@ def _get(how: Any, refs: Any, timeout_s: float) -> Any:
         raise _ray_client.unavailable(error) from None
     except Exception as error:
         if _is_unopened_actor(error):
-            raise UnopenedActorError(
-                "an actor's handle could not be opened: the job that made the actor has ended"
-            ) from None
+            raise UnopenedActorError from None
         raise error.with_traceback(None)  # noqa: B904 # it is the same error
 
 
@@ -155,13 +167,16 @@ def _is_unopened_actor(error: Exception) -> bool:
 
     Who gets a handle asks Ray's control store for the class, which is gone as soon as the actor's job has ended, unless that made a
     detached actor; that the actor itself is dead is told a moment later. Private: the text of the error that Ray makes of it, which
-    names `load_actor_class` of `ray._private.function_manager`, seen since Ray 2.52. Without it, Ray's own error would be raised in
-    that moment.
+    names `load_actor_class` of `ray._private.function_manager`, and the None that it found in place of a class (not so where the
+    store could not be asked), seen since Ray 2.52. Without it, Ray's own error would be raised in that moment.
     """
     import ray
 
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    return isinstance(cause, ray.exceptions.RaySystemError) and "load_actor_class" in str(error)
+    if not isinstance(cause, ray.exceptions.RaySystemError):
+        return False
+    text = str(cause)
+    return "load_actor_class" in text and "NoneType" in text
 
 
 @contextmanager

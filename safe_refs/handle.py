@@ -349,7 +349,7 @@ def _pin(refs: list[Any], terms: Terms, waits: bool, copies: bool) -> list[SafeR
     here = late.site.site()
     if copies:
         refuse_mortals(refs)
-    wanted = to_pin(lease, refs, terms, late.site.origin(here), copies)
+    wanted = to_pin(lease, refs, terms, late.site.origin(here), _ray.surroundings() if copies else None)
     scopes.note(registry, lease)
     begun: Bells | None = None
     if copies:
@@ -372,15 +372,16 @@ def _pin(refs: list[Any], terms: Terms, waits: bool, copies: bool) -> list[SafeR
     return handles
 
 
-def to_pin(lease: bytes, refs: Sequence[Any], terms: Terms, maker: Origin, durable: bool) -> Pin:
+def to_pin(lease: bytes, refs: Sequence[Any], terms: Terms, maker: Origin, env: str | None) -> Pin:
     """A lease that is to begin.
 
-    One that is to be durable has its own ttl from when it is. Till then it has another, in case its maker dies.
+    One that is to be durable, by copies that are made in the surroundings `env`, has its own ttl from when it is. Till then it has
+    another, in case its maker dies.
     """
-    if not durable:
+    if env is None:
         return late.pinning.Pin(lease, refs, terms, maker)
     till_then = terms if terms.ttl is None else terms._replace(ttl=max(terms.ttl, config.durable_timeout_s()))
-    return late.pinning.Pin(lease, refs, till_then, maker, Wish(_ray.surroundings(), terms.ttl))
+    return late.pinning.Pin(lease, refs, till_then, maker, Wish(env, terms.ttl))
 
 
 def refuse_mortals(references: Iterable[Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import config, envelope, scopes
+from . import _ray, config, envelope, scopes
 from .envelope import Header, LeaseAddress
 from .errors import EnvelopeError
 from .handle import SafeRef, refuse_mortals, to_pin
@@ -66,7 +66,7 @@ def hold(pickled: Pickled, terms: Terms, waits: bool = True, durable: bool = Fal
         waits: whether it is held before this returns.
         durable: whether copies are; then it waits, too.
     """
-    prepared = prepare(pickled, terms, soon=not waits, durable=durable)
+    prepared = prepare(pickled, terms, soon=not waits, env=_ray.surroundings() if durable else None)
     begun: Bells | None = None
     try:
         if durable:
@@ -86,7 +86,8 @@ def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool, durable: bo
     """The same for several: all are held, or none."""
     done: list[Prepared] = []
     try:
-        done += [prepare(each, terms, soon=not waits, durable=durable) for each in pickled]
+        env = _ray.surroundings() if durable else None
+        done += [prepare(each, terms, soon=not waits, env=env) for each in pickled]
         if not done:
             return []
         registry, timeout, here = done[0].registry, done[0].timeout, done[0].here
@@ -108,13 +109,20 @@ def hold_many(pickled: Sequence[Pickled], terms: Terms, waits: bool, durable: bo
         raise
 
 
-def prepare(pickled: Pickled, terms: Terms, *, soon: bool, durable: bool = False) -> Prepared:
-    """Make the payload first, so that running out of memory here leaves nothing pinned."""
+def prepare(pickled: Pickled, terms: Terms, *, soon: bool, env: str | None = None) -> Prepared:
+    """Make the payload first, so that running out of memory here leaves nothing pinned.
+
+    Args:
+        pickled: the object.
+        terms: of the lease.
+        soon: whether it is held later only.
+        env: of one that is to be durable, in which surroundings the copies are to be made.
+    """
     refs = pickled.writing.refs or []
     try:
-        if durable:
+        if env is not None:
             refuse_mortals(refs)
-        said: dict[str, Any] = {"durable": True} if durable else {}
+        said: dict[str, Any] = {} if env is None else {"durable": True}
         if terms != _NO_TERMS:
             said.update((name, value) for name, value in zip(Terms._fields, terms, strict=True) if value is not None)
         registry, timeout = config.registry_name(), config.timeout_s()
@@ -132,6 +140,7 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool, durable: bool = False
             buffers=pickled.buffers,
             signed=False,
         )
+        wanted = to_pin(address.lease, refs, terms, maker, env)
         payload = envelope.wrap(header, pickled.pieces)
         pickled.pieces.clear()
         scopes.note(registry, address.lease)
@@ -142,7 +151,7 @@ def prepare(pickled: Pickled, terms: Terms, *, soon: bool, durable: bool = False
         registry,
         timeout,
         here,
-        to_pin(address.lease, refs, terms, maker, durable),
+        wanted,
         header,
         payload,
         pickled.writing,

@@ -30,7 +30,8 @@ from .contact import NoRegistryError, Silence
 from .copying import Unfit, Why
 from .pinning import Pin
 from .shard import RECOVERING, STALE
-from .site import Site, check_cluster, lost, pause, site
+from .site import Site, check_cluster, epoch_of, lost, site
+from .topology import Topology
 
 logger = logging.getLogger("safe_refs")
 
@@ -38,6 +39,7 @@ logger = logging.getLogger("safe_refs")
 given_up: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("safe_refs_given_up", default=None)
 _FIRST_PAUSE_S = 0.002
 _LONGEST_PAUSE_S = 0.05
+_LONGEST_PAUSE_IN_VAIN_S = 1.0
 _AT_ONCE = 1000  # leases in one call
 _MOST_BESIDE = 100  # references of a lease that an adopter is told of by its maker
 _COMES_S = 5.0  # how long a pin that its maker didn't wait for is waited for
@@ -119,117 +121,155 @@ def make_durable(
         UnsupportedReferenceError: what it holds can't be copied.
         RegistryUnavailableError: the copies don't exist in time, or could not be made.
     """
-    here, deadline = site(), time.monotonic() + timeout
+    here = site()
     by_registry: dict[str, list[LeaseAddress]] = {}
     for address in addresses:
         check_cluster(address, here)
         by_registry.setdefault(address.registry, []).append(address)
+    deadline = time.monotonic() + timeout
     try:
         for registry, theirs in by_registry.items():
             for start in range(0, len(theirs), _AT_ONCE):
                 some = theirs[start : start + _AT_ONCE]
-                _make(here.connection, registry, some, ttl, timeout, deadline, dict(begun or {}))
+                _Waiting(here.connection, registry, some, ttl, timeout, deadline, begun or {}).wait()
     except SafeRefsError as error:
         raise error.with_traceback(None) from None  # the frames below know it, and so would keep what they know
 
 
-def _make(
-    connected: _ray.Connection,
-    registry: str,
-    addresses: Sequence[LeaseAddress],
-    ttl: float | None,
-    timeout: float,
-    deadline: float,
-    bells: Bells,
-) -> None:
-    env: str | None = None
-    in_vain: set[bytes] = set()  # leases of which an adopter was told that then gave nothing
-    left = {address.lease: address for address in addresses}
-    done: dict[bytes, set[int]] = {lease: set() for lease in left}
-    pause_s, rounds, comes_by = _FIRST_PAUSE_S, 0, time.monotonic() + _COMES_S
-    while left:
-        gone = given_up.get()
-        if gone is not None and gone.is_set():
-            raise RegistryUnavailableError("who waited for copies waits no more")
-        try:
-            topology = contact.topology(connected, registry, start=False)
-        except NoRegistryError:
-            raise lost(next(iter(left.values()))) from None
-        for bell, is_taken in _heard(bells, max(0.0, min(deadline - time.monotonic(), _ASKS_S))).items():
-            shard, lease = bells.pop(bell)
-            if is_taken:
-                done[lease].add(shard)
-                if done[lease].issuperset(topology.everywhere(lease)):
-                    left.pop(lease, None)
+class _Waiting:
+    """Somebody waits until some leases of a registry are durable.
+
+    An adopter's bell that rings with the identity that the lease was pinned under: its shard holds the copies. Anything else (it
+    failed, it died, the registry is another by now, it takes long): the shard is asked, which says that it does, or why it can't, or
+    tells its adopter (again, if that was told in vain) and gives the bell. A lease is done when all that may hold it hold copies.
+    """
+
+    def __init__(
+        self,
+        connected: _ray.Connection,
+        registry: str,
+        addresses: Sequence[LeaseAddress],
+        ttl: float | None,
+        timeout: float,
+        deadline: float,
+        begun: Bells,
+    ) -> None:
+        self._connected = connected
+        self._registry = registry
+        self._ttl = ttl
+        self._timeout = timeout
+        self._deadline = deadline
+        self._bells = dict(begun)
+        self._left = {address.lease: address for address in addresses}
+        self._done: dict[bytes, set[int]] = {lease: set() for lease in self._left}
+        self._in_vain: set[tuple[int, bytes]] = set()  # shards whose adopters were told of a lease, and gave nothing
+        self._comes_by = time.monotonic() + _COMES_S
+
+    def wait(self) -> None:
+        """Return when all are durable.
+
+        Raises:
+            SafeRefsError: as `make_durable`.
+        """
+        pause_s, env = _FIRST_PAUSE_S, None
+        while True:
+            gone = given_up.get()
+            if gone is not None and gone.is_set():
+                raise RegistryUnavailableError("who waited for copies waits no more")
+            try:
+                topology = contact.topology(self._connected, self._registry, start=False)
+            except NoRegistryError:
+                raise lost(next(iter(self._left.values()))) from None
+            self._listen(topology)
+            if not self._left:
+                return
+            env = env or _ray.surroundings()
+            failed = bool(self._in_vain)
+            replies = self._ask(topology, env)
+            if not self._left:
+                return
+            if time.monotonic() > self._deadline:
+                raise self._late(replies)
+            if STALE in replies.values():
+                contact.forget_topology(self._connected, self._registry)
+            if failed or not self._bells:
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S if not failed else _LONGEST_PAUSE_IN_VAIN_S)
+
+    def _listen(self, topology: Topology) -> None:
+        """Hear which adopters are done."""
+        for bell, rung in _rung(self._bells, max(0.0, min(self._deadline - time.monotonic(), _ASKS_S))).items():
+            shard, lease = self._bells.pop(bell)
+            address = self._left.get(lease)
+            if address is None:
+                continue
+            if rung and epoch_of(rung) == address.epoch:
+                self._done[lease].add(shard)
+                if self._done[lease].issuperset(topology.everywhere(lease)):
+                    del self._left[lease]
             else:
-                in_vain.add(lease)
-                _adopters.pop((connected, registry, shard), None)
-        if not left:
-            return
-        env = env or _ray.surroundings()
-        rows: dict[int, list[LeaseAddress]] = {}
-        for address in left.values():
+                self._in_vain.add((shard, lease))
+                _adopters.pop((self._connected, self._registry, shard), None)
+
+    def _ask(self, topology: Topology, env: str) -> dict[int, Any]:
+        """Ask the shards that are not known to hold copies yet; what they reply."""
+        theirs: dict[int, list[LeaseAddress]] = {}
+        for address in self._left.values():
             for shard in topology.everywhere(address.lease):
-                if shard not in done[address.lease]:
-                    rows.setdefault(shard, []).append(address)
-        calls = {
-            shard: (
-                [(each.lease, each.epoch, each.generation, ttl, each.lease in in_vain) for each in theirs],
-                env,
-                topology.version,
-            )
-            for shard, theirs in rows.items()
-        }
+                if shard not in self._done[address.lease]:
+                    theirs.setdefault(shard, []).append(address)
+        calls = {}
+        for shard, asked in theirs.items():
+            rows = [
+                (each.lease, each.epoch, each.generation, self._ttl, (shard, each.lease) in self._in_vain)
+                for each in asked
+            ]
+            calls[shard] = (rows, env, topology.version)
         replies = contact.ask_each(
-            connected, registry, "make_durable", calls, deadline, start=False, patience_s=_ASKS_S
+            self._connected, self._registry, "make_durable", calls, self._deadline, start=False, patience_s=_ASKS_S
         )
         if STALE in replies.values():
-            contact.forget_topology(connected, registry)
-            pause(registry, timeout, deadline)
-            continue
-        failed = bool(in_vain)
-        in_vain.clear()
-        found: dict[bytes, list[Any]] = {lease: [True] * len(done[lease]) for lease in left}
-        for shard, theirs in rows.items():
+            return replies
+        found: dict[bytes, list[Any]] = {lease: [True] * len(self._done[lease]) for lease in self._left}
+        for shard, asked in theirs.items():
             reply = replies[shard]
-            if isinstance(reply, tuple):
-                reply, ring = reply
-                bells |= {
-                    bell: (shard, each.lease) for bell, each in zip(ring, theirs, strict=True) if bell is not None
-                }
-            for number, address in enumerate(theirs):
-                answer = reply[number] if isinstance(reply, list) else reply
+            answers, bells = reply if isinstance(reply, tuple) else ([reply] * len(asked), [None] * len(asked))
+            for address, answer, bell in zip(asked, answers, bells, strict=True):
                 found[address.lease].append(answer)
+                if isinstance(reply, tuple):
+                    self._in_vain.discard((shard, address.lease))
                 if answer is True:
-                    done[address.lease].add(shard)
+                    self._done[address.lease].add(shard)
+                elif bell is not None:
+                    self._bells[bell] = (shard, address.lease)
         for lease, answers in found.items():
-            if _is_done(left[lease], answers, comes=left[lease].soon and time.monotonic() < comes_by):
-                del left[lease]
-        if left and time.monotonic() > deadline:
-            silent = sorted(shard for shard, reply in replies.items() if isinstance(reply, Silence))
-            why = (
-                f"shard(s) {silent} don't answer" if silent else "the objects don't exist yet, or copying takes longer"
-            )
-            raise RegistryUnavailableError(
-                f"{len(left)} lease(s) of registry {registry!r} are not durable after {timeout:g} s: {why}; allow a longer time "
-                "(init(durable_timeout=...))"
-            )
-        if left and rounds and (failed or not bells):
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
-        rounds += 1
+            address = self._left[lease]
+            if _is_done(address, answers, comes=address.soon and time.monotonic() < self._comes_by):
+                del self._left[lease]
+        return replies
+
+    def _late(self, replies: dict[int, Any]) -> RegistryUnavailableError:
+        silent = sorted(shard for shard, reply in replies.items() if isinstance(reply, Silence))
+        why = f"shard(s) {silent} don't answer" if silent else "the objects don't exist yet, or copying takes longer"
+        return RegistryUnavailableError(
+            f"{len(self._left)} lease(s) of registry {self._registry!r} are not durable after {self._timeout:g} s: {why}; "
+            "allow a longer time (init(durable_timeout=...))"
+        )
 
 
-def _heard(bells: Iterable[Any], timeout_s: float) -> dict[Any, bool]:
-    """Wait until all of these have rung, or the time is over: of those that have, whether it is sure that the copies are held."""
-    found: dict[Any, bool] = {}
+def _rung(bells: Iterable[Any], timeout_s: float) -> dict[Any, bytes]:
+    """Wait until all of these have rung, or the time is over: of those that have, the identity of the shard that holds the copies.
+
+    Nothing where no shard does, or where the adopter has died.
+    """
+    found: dict[Any, bytes] = {}
     waiting = list(bells)
     for bell in _ray.wait(waiting, len(waiting), timeout_s) if waiting else ():
         try:
-            found[bell] = _ray.get(bell, _READS_S) is True
+            found[bell] = _ray.get(bell, _READS_S) or b""
         except Exception:
             logger.debug("an adopter has died; its shard is asked", exc_info=True)
-            found[bell] = False
+            found[bell] = b""
     return found
 
 

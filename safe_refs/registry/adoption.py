@@ -116,10 +116,11 @@ class _Adoption:
         self.at_home = at_home
         self.ready = ready
         self.objects: dict[bytes, _Object] = {}
+        self.begun_at = time.monotonic()
         self.under_way = 0  # tasks, and objects that are waited for
         self.tasks: list[Any] = []  # what their results are waited for by
-        self.is_taken = False
-        self.bells: list[asyncio.Future[bool]] = []  # of those who wait until it is over
+        self.taken_as = b""  # what the shard answers that has taken the copies
+        self.bells: list[asyncio.Future[bytes]] = []  # of those who wait until it is over
         self.crashes = 0
         self.is_over = False
 
@@ -155,13 +156,13 @@ class Adopter:
         self._asked_at = time.monotonic()
         threading.Thread(target=self._work, name="safe_refs-adopting", daemon=True).start()
 
-    async def adopt(self, lease: bytes, refs: list[Any], env: str, at_home: bool, ready: bool = False) -> bool:
-        """Copy what a lease holds, and give it to the shard; answers when that is over: whether the shard has taken it.
+    async def adopt(self, lease: bytes, refs: list[Any], env: str, at_home: bool, ready: bool = False) -> bytes:
+        """Copy what a lease holds, and give it to the shard; answers when that is over, with what `Shard.adopted` says.
 
         Called by the shard, or by the lease's maker while its pin is on its way to the shard. The same lease again, while it is under
         way, is not copied twice.
         """
-        over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        over: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         with self._changed:
             self._retires = False
             begun = self._adoptions.get(lease)
@@ -221,8 +222,6 @@ class Adopter:
         with self._changed:
             new = list(self._new)
             self._new.clear()
-            if len(new) == len(self._adoptions):
-                self._asked_at = time.monotonic()  # a maker may have told of it before its pin has come to the shard
         for adoption in new:
             self._do(adoption, functools.partial(self._begin, adoption))
 
@@ -428,7 +427,7 @@ class Adopter:
             self._note_owned(adoption)
         try:
             # Waited for, so that the shard has the copies before they are dropped here.
-            adoption.is_taken = self._ask_shard("adopted", adoption.lease, result)
+            adoption.taken_as = self._ask_shard("adopted", adoption.lease, result)
         except (ValueError, TimeoutError, ray.exceptions.RayError):
             logger.warning("a lease could not be made durable, as its shard can't be reached", exc_info=True)
         self._end(adoption)
@@ -497,19 +496,23 @@ class Adopter:
         adoption.objects.clear()
         adoption.slots.clear()
         for bell in bells:
-            bell.get_loop().call_soon_threadsafe(bell.set_result, adoption.is_taken)
+            bell.get_loop().call_soon_threadsafe(bell.set_result, adoption.taken_as)
 
     def _ask_what_is_wanted(self) -> None:
         """Give up what nobody waits for any more."""
         import ray
 
         now = time.monotonic()
-        if not self._adoptions or now - self._asked_at < _ASKS_S:
+        if now - self._asked_at < _ASKS_S:
+            return
+        # Of the newest the shard needn't know yet: a maker tells of what it pins before the pin has come.
+        asked = [lease for lease, adoption in list(self._adoptions.items()) if now - adoption.begun_at > _ASKS_S]
+        if not asked:
             return
         self._asked_at = now
         try:
-            wanted = self._ask_shard("still_adopting", list(self._adoptions))
+            wanted = self._ask_shard("still_adopting", asked)
         except (ValueError, TimeoutError, ray.exceptions.RayError):
             return  # it restarts, and will ask for its leases anew
-        for lease in set(self._adoptions).difference(wanted):
+        for lease in set(asked).difference(wanted):
             self._end(self._adoptions[lease])

@@ -59,7 +59,7 @@ def duplicate(refs: list[Ref]) -> tuple[Any, Inside | Unfit | ErrorInside]:
 
     try:
         with _ray.met_inside() as met:
-            value = _ray.get(refs[0], _FETCH_S)
+            value = _ray.value(refs[0], _FETCH_S)
     except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError):
         return Held(), ErrorInside()  # also where the task's own error looks like one of those below
     except (ray.exceptions.ObjectLostError, ray.exceptions.ReferenceCountingAssertionError) as error:
@@ -94,12 +94,12 @@ def mortal_actor(references: Iterable[Any]) -> Unfit | None:
 def rebuild(refs: list[Ref], copies: dict[bytes, Ref]) -> tuple[Any, bool]:
     """A copy of an object, with copies in the place of the references inside it, by the objects' ids; and that it went well."""
     with _ray.met_inside(copies):
-        return _ray.get(refs[0], _FETCH_S), True
+        return _ray.value(refs[0], _FETCH_S), True
 
 
 def fail_alike(refs: list[Ref]) -> Any:
     """A copy of an error."""
-    return _ray.get(refs[0], _FETCH_S)
+    return _ray.value(refs[0], _FETCH_S)
 
 
 def _first_line(error: Exception) -> str:

@@ -166,7 +166,11 @@ def unheard(number: int, life: bytes, ids: list[bytes], timeout_s: float) -> lis
 
 
 def answer(number: int, reply: Any, timeout_s: float) -> Any:
-    """A courier's answer; None if none came in time: it is looked up anew, next time."""
+    """A courier's answer; None if none came in time: it is looked up anew, next time.
+
+    Raises:
+        UnopenedActorError: it was to hold an actor of a job that has ended.
+    """
     import ray
 
     if reply is not None:
@@ -174,8 +178,6 @@ def answer(number: int, reply: Any, timeout_s: float) -> Any:
             return _ray.fetch(reply, timeout_s)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             pass
-        except _ray.UnopenedActorError:
-            return None
     forget(number)
     return None
 

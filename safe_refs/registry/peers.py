@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .. import _ray
@@ -87,7 +88,7 @@ class Peers:
             return None
         leases, complete = told
         for start in range(0, len(leases), _MOST_AT_ONCE):
-            if not self._call(shard, "parcel", leases[start : start + _MOST_AT_ONCE], take=self._unpack_reply):
+            if not self._each(leases[start : start + _MOST_AT_ONCE], partial(self._fetch, shard)):
                 return None
         if self._call(shard, "told", self._replica.shard, default=True) is None:
             return None
@@ -138,14 +139,34 @@ class Peers:
     def _deliver(self, shard: int, leases: Sequence[bytes]) -> bool:
         """Tell a shard what there is to say of some leases now."""
 
-        def call(handle: Any) -> Any:
-            with self._using, self._lock:
-                return handle.receive.remote(self._pack(leases), self._table.epoch, self._table.generation)
+        def tell(some: Sequence[bytes]) -> bool:
+            def call(handle: Any) -> Any:
+                with self._using, self._lock:
+                    return handle.receive.remote(self._pack(some), self._table.epoch, self._table.generation)
+
+            return bool(self._call(shard, call))
 
         try:
-            return bool(self._call(shard, call))
+            return self._each(leases, tell)
         finally:
             self._passed_on(leases)
+
+    def _fetch(self, shard: int, leases: Sequence[bytes]) -> bool:
+        """Take what a shard says of some leases."""
+        return bool(self._call(shard, "parcel", leases, take=self._unpack_reply))
+
+    def _each(self, leases: Sequence[bytes], what: Callable[[Sequence[bytes]], bool]) -> bool:
+        """Do something for leases together, and without those that hold what can't be opened any more; whether it was done."""
+        try:
+            return what(leases)
+        except _ray.UnopenedActorError:
+            if len(leases) == 1:
+                logger.info(
+                    "lease %s holds an actor of a job that has ended: it stays where it is", leases[0][:4].hex()
+                )
+                return True
+        half = len(leases) // 2
+        return self._each(leases[:half], what) and self._each(leases[half:], what)
 
     def _unpack_reply(self, reply: Any) -> bool:
         with self._using:
@@ -185,8 +206,6 @@ class Peers:
             reply = _ray.get(waiting, _CALL_TIMEOUT_S) if take is None else take(waiting)
         except ray.exceptions.RayTaskError:
             raise
-        except _ray.UnopenedActorError:
-            return None  # its lease ends soon
         except (ValueError, ray.exceptions.RayError):
             self._handles.pop(shard, None)
             return None

@@ -36,7 +36,7 @@ logger = logging.getLogger("safe_refs")
 class Pin(NamedTuple):
     """A lease that is to begin: its id, what it is to hold, on what terms, and who makes it.
 
-    With a wish it begins to become durable at once; whether it is, `adopting` asks.
+    With a wish it begins to become durable at once, if its maker owns all of it; whether it is, `adopting` asks.
     """
 
     lease: bytes
@@ -78,7 +78,8 @@ def pin(registry: str, wanted: Pin, timeout: float, here: Site, deadline: float 
         borrower = here.address if borrowed or connected.client else b""
         while True:
             topology = contact.topology(connected, registry, start=True)
-            told = packed(lease, terms, maker, topology.version, borrower, wish)
+            # What is borrowed is copied when it is anchored: nothing that a call may still need is to end before.
+            told = packed(lease, terms, maker, topology.version, borrower, None if borrowed else wish)
             call: tuple[Any, ...]
             if len(refs) < BOXED:
                 call = ((told, list(refs)),)
@@ -174,7 +175,7 @@ def pin_together(
                 tuple(each.terms),
                 tuple(each.maker),
                 here.address if borrowed[number] or connected.client else b"",
-                None if each.wish is None else tuple(each.wish),
+                None if each.wish is None or borrowed[number] else tuple(each.wish),
             )
             for number, each in ((number, wanted[number]) for number in theirs)
         ]

@@ -48,6 +48,7 @@ _BUSY_TRIES = 20
 _ACTORS_TRIES = 10
 _BUSY_PAUSE_S = 0.01
 _KEEPS_COURIERS_S = couriers.STAYS_S / 3
+_MOST_UNOPENED = 10_000
 _AT_ONCE = 2  # couriers: one may die
 _COURIER_STARTS_S = 5.0
 _COURIER_FRESH_S = 1.0  # one that has not answered for longer is asked whether it is there, first
@@ -232,6 +233,8 @@ class Settler:
         # answered, as these can't be touched.
         self._doubtful = False
         self._answered_at = 0.0
+        # Actors of jobs that have ended, while leases hold something else as well: nobody can open a handle of theirs.
+        self._unopened: set[bytes] = set()
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._sleeps_until = -math.inf  # monotonic seconds; while it is awake, it looks by itself what is due
@@ -338,7 +341,9 @@ class Settler:
                     self._unsettled.forget(lease)
                     continue
                 leases[lease] = marks
-                refs.update((_ray.id_of(ref), ref) for ref in _ray.touchable(items))
+                refs.update(
+                    (id_, ref) for ref in _ray.touchable(items) if (id_ := _ray.id_of(ref)) not in self._unopened
+                )
                 if len(refs) >= _MOST_REFERENCES:
                     break
         if not leases:
@@ -361,7 +366,7 @@ class Settler:
     def _note_outcome(self, leases: dict[bytes, int], told: dict[bytes, Told], unheard: set[bytes]) -> None:
         """What a round has found; what it didn't get to is due again."""
         lost = []
-        gone = self._gone(leases, told)
+        gone = self._gone(leases, told) | self._unopened
         self._put_off_verdicts(leases)
         with self._lock:
             for lease, marks in leases.items():
@@ -425,7 +430,14 @@ class Settler:
         if self._doubtful:
             return told
         replies = [couriers.hold(number, key, list(refs)) for number in pair]
-        held = [couriers.answer(number, replies.pop(0), _HOLD_S) for number in pair]
+        try:
+            held = [couriers.answer(number, replies.pop(0), _HOLD_S) for number in pair]
+        except _ray.UnopenedActorError:
+            if len(self._unopened) > _MOST_UNOPENED:
+                self._unopened.clear()  # they are found again
+            actors = [ref for ref in _ray.actors(refs) if _ray.is_surely_dead(_ray.owner_of(ref))]
+            self._unopened.update(map(_ray.id_of, actors))
+            return told
         if None in held:
             self._doubtful = True
             return told

@@ -25,7 +25,7 @@ from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from . import book
 from .adoption import adopter
 from .boxes import BOXED, Box, box
-from .copying import Unfit, mortal_actor
+from .copying import Unfit, Why, mortal_actor
 from .leases import LeaseTable, Page
 from .peers import Peers
 from .records import LeaseInfo, Origin, Query, RegistryStats, Terms, is_by_client
@@ -248,7 +248,12 @@ class Shard:
         refs: list[Ref] = []
         answers: list[int | SafeRefsError | Yours | bytes] = []
         for call in calls:
-            found = self._resolve(*call)
+            lease, take = call[0], call[4]
+            with self._lock:
+                spends = take or self._table.ask_in_turn(lease)
+                alone = spends and any(map(_ray.is_actor_handle, self._table.items_of(lease)))
+            # An actor whose job has just ended spoils the whole answer: what can't be had twice isn't had in one with others.
+            found = IN_TURN if alone else self._resolve(*call)
             if isinstance(found, list):
                 refs += found
                 answers.append(len(found))
@@ -335,7 +340,10 @@ class Shard:
             except SafeRefsError as refusal:
                 answers.append(_bare(refusal))
             else:
-                answers.append(self._wish(lease, env, ttl))
+                answer = self._wish(lease, env, ttl)
+                if answer is True and in_vain and self._replica.topology.replicas == 1 and self._has_lost_copies(lease):
+                    answer = Unfit(Why.GONE, "the process that owned the copies has died")
+                answers.append(answer)
         with self._lock:
             bells = [self._wards.bell(row[0]) for row in rows]
         return answers, bells
@@ -358,18 +366,18 @@ class Shard:
                     self._wards.forget(lease)
             return self._wards.still(leases)
 
-    def adopted(self, lease: bytes, result: list[Ref] | Unfit) -> bool:
-        """The adopter has made copies of what a lease holds, or couldn't; whether they are taken."""
+    def adopted(self, lease: bytes, result: list[Ref] | Unfit) -> bytes:
+        """The adopter has made copies of what a lease holds, or couldn't; what `pin` answers if they are taken, or nothing."""
         if isinstance(result, Unfit):
             with self._lock:
                 self._wards.fail(lease, result)
-            return False
+            return b""
         owners = [_ray.owner_of(ref) for ref in result]
         sizes = self._weigh(result) if self._table.usage.limits.weighs else {}
         with self._lock:
             done = self._wards.done(lease)
             if done is None:
-                return False
+                return b""
             if sizes:
                 self._table.usage.learn(sizes)
             # Nothing hangs on the maker any more: the owner itself has brought the copies.
@@ -377,8 +385,13 @@ class Shard:
             taken = self._table.replace(lease, result, owners, *done)
             if taken:
                 self._own_copies.add(lease)
+                # Another holder may have got the lease from here before, with the originals.
+                if self._replica.owe_returned([lease]):
+                    self._wake_peers.set()
+                if self._replica.topology.before:
+                    self._tell_peers([lease])
         self._wake.set()
-        return taken
+        return self._identity if taken else b""
 
     def _adopt(self, lease: bytes, env: str) -> None:
         """Have the adopter copy what a lease holds."""

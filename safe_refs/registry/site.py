@@ -116,6 +116,11 @@ def remember_identity(connected: _ray.Connection, registry: str, packed: bytes) 
     return identity
 
 
+def epoch_of(packed: bytes) -> bytes:
+    """The epoch in what a pin is answered."""
+    return packed[:8]
+
+
 def generation_of(packed: bytes) -> int:
     """A shard may not have heard yet that another has begun a new epoch."""
     return int.from_bytes(packed[8:], "big")
