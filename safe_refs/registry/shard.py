@@ -505,10 +505,22 @@ class Shard:
 
     def parcel(self, leases: Sequence[bytes]) -> Parcel:
         """What there is to say of some leases."""
+        leases = self._openable(leases)
         with self._lock:
             parcel = self._pack(leases)
             self._pass_on(leases, soon=True)
         return parcel
+
+    def _openable(self, leases: Sequence[bytes]) -> list[bytes]:
+        """Those of these leases without an actor whose owner is dead: another shard could not open its handle, and the lease ends."""
+        with self._lock:
+            owners = {
+                lease: self._table.owners_of(lease)
+                for lease in leases
+                if any(map(_ray.is_actor_handle, self._table.items_of(lease)))
+            }
+        dead = {owner for owner in set[bytes]().union(*owners.values()) if _ray.is_surely_dead(owner)}
+        return [lease for lease in leases if dead.isdisjoint(owners.get(lease, ()))]
 
     def told(self, shard: int) -> None:
         """Another shard has taken all that it should hold."""
