@@ -85,6 +85,12 @@ def check_nothing_left(before: _ray.StoreUsage, settle_s: float = SETTLE_S) -> N
     )
 
 
+def allow_cache(size: int) -> None:
+    """So many bytes that nobody counts on stay in the store from here on."""
+    global RAYS_MARKS
+    RAYS_MARKS += size
+
+
 def is_empty(within_s: float) -> bool:
     """Whether the store is empty within that time, but for marks of Ray's own."""
     return _ray.wait_for_store(RAYS_MARKS, within_s).used_bytes <= RAYS_MARKS

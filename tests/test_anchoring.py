@@ -317,6 +317,37 @@ def test_what_a_driver_borrowed_and_pinned_outlives_it(cluster: str, driver: Dri
 
 
 @pytest.mark.long
+def test_a_driver_that_ends_waits_for_couriers_that_are_slow(cluster: str, driver: Driver) -> None:
+    """On a busy machine, or a fresh cluster, a courier takes seconds; here those that there are stand still for 4 s of the end."""
+    owner = as_actor(Owner).options(name="owner", namespace="test").remote()
+    ray.get(owner.make.remote(0), timeout=60)
+    slow = [couriers.courier(number) for number in couriers.FOR_CLIENTS]
+    pids = [pid for _, pid in ray.get([each.where.remote() for each in slow], timeout=60)]
+    payload = driver(
+        """
+        import os, signal, threading
+        pids = [int(pid) for pid in args]
+        owner = ray.get_actor("owner", namespace="test")
+        [ref] = ray.get(owner.make.remote(5))
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        print(json.dumps(safe_refs.dumps(ref).hex()))
+        def go_on():
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        later = threading.Timer(4, go_on)
+        later.daemon = True
+        later.start()
+        """,
+        *map(str, pids),
+    )
+    time.sleep(4)
+    assert opens(bytes.fromhex(payload)) == 5
+    safe_refs.release(bytes.fromhex(payload))
+
+
+@pytest.mark.long
 @pytest.mark.ray_marks(16)
 def test_live_references_outlive_the_registry_that_they_came_through(cluster: str, unanchored: dict[str, str]) -> None:
     """One replica, killed 1 s after consumers resolved: all their references still read; then they go, and the store is empty.

@@ -10,8 +10,8 @@ good as before. What this needs is a hook that runs before Ray tells the owners 
   calls that it has made are answered. So a thread keeps a call open, to an *usher*, and looks whether the actor has been told to end.
 - `ray.kill`, SIGKILL, a node that goes: nothing can be done; the leases are lost, and the registry says so.
 
-What always holds: nothing here raises into the user's code; an end is delayed by at most a second or two, and only in processes on
-which leases hang.
+What always holds: nothing here raises into the user's code; an end is delayed only in processes on which leases hang: by a tenth of a
+second or so, by a second or two where a courier has to start, and by at most `_END_S` on a machine that is very busy.
 """
 
 from __future__ import annotations
@@ -45,14 +45,18 @@ _TRIES = 20
 _LOOK_S = 0.1
 _OPEN_S = 1.5  # how long an end is held up at most, so that the next look sees it; a new call is made halfway
 _NEWS_S = 0.3  # Ray's news of an actor travel in the background, and nobody says when its owner has them
-_CLOSING_S = 3 * _TIMEOUT_S
+_END_S = 10.0
+_COURIER_PATIENCE_S = (
+    2.0,
+    4.0,
+)  # one that starts takes a second or two, more on a busy machine; then the other one is asked
 _TIDY_S = 5.0
 _BACKLOG_S = 2.0
 _MOST_AT_ONCE = 100
 _MANY = 1000
 
 _hanging: dict[bytes, list[tuple[str, bytes]]] = {}  # by object, the leases of it: registry and id
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal may have come in the middle of `note`
 _hooked = False
 _backlog_at = 0.0
 _tidied_at = 0.0
@@ -127,8 +131,7 @@ def hand_over() -> None:
     """This process is about to end: have the owners told to whom it passed references."""
     if not _hanging:
         return
-    # Not without end: a signal may have come in the middle of `note`. But one that hands over is waited for by others.
-    locked = _lock.acquire(timeout=_TIMEOUT_S)
+    locked = _lock.acquire(timeout=_END_S)  # one that hands over is waited for by others
     try:
         refs = _ray.references(_ray.still_counted(_hanging))
         actors = _ray.known_actors(_hanging)
@@ -148,11 +151,9 @@ def hand_over() -> None:
 
 
 def _anchor(refs: list[Ref], leases: set[tuple[str, bytes]]) -> None:
-    key = os.urandom(8)
-    for courier in couriers.FOR_CLIENTS:
-        if couriers.answer(courier, couriers.hello(courier), _TIMEOUT_S / len(couriers.FOR_CLIENTS)):
-            break
-    if couriers.answer(courier, couriers.hold(courier, key, refs), _TIMEOUT_S) is None:
+    key, until = os.urandom(8), time.monotonic() + _END_S
+    courier = _find_courier(until)
+    if courier is None or couriers.answer(courier, couriers.hold(courier, key, refs), _left(until)) is None:
         return
     pause = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # other threads are at work: they are not to keep us from coming to an end
@@ -166,11 +167,22 @@ def _anchor(refs: list[Ref], leases: set[tuple[str, bytes]]) -> None:
             time.sleep(0.001)
     finally:
         sys.setswitchinterval(pause)
-    couriers.answer(courier, couriers.give(courier, [key]), _TIMEOUT_S)
+    couriers.answer(courier, couriers.give(courier, [key]), _left(until))
     # Ray's news travel in the background, and would end with this process: the registry tells when the owners have them.
-    until = time.monotonic() + _TIMEOUT_S
     for registry in {registry for registry, _ in leases}:
         contact.hurry(_ray.connection(), registry, [lease for other, lease in leases if other == registry], until)
+
+
+def _find_courier(until: float) -> int | None:
+    """A courier that answers, of those for clients; None if none does in time."""
+    for courier, patience in zip(couriers.FOR_CLIENTS * 2, _COURIER_PATIENCE_S * 2, strict=False):
+        if couriers.answer(courier, couriers.hello(courier), min(patience, _left(until))):
+            return courier
+    return None
+
+
+def _left(until: float) -> float:
+    return max(until - time.monotonic(), 0.001)
 
 
 def _open_call(seconds: float = _OPEN_S) -> Any:
@@ -185,14 +197,18 @@ def _open_call(seconds: float = _OPEN_S) -> Any:
 
 def _watch_own_actor(first: Any) -> None:
     """The watching thread of an actor on which leases hang: hands over when it is told to end, and holds that up till then."""
+    import ray
+
     calls: deque[Any] = deque([first], maxlen=4)  # each is dropped when its time has long been over
     opened_at = time.monotonic()
     while True:
         try:
             now = time.monotonic()
             if _ray.is_told_to_end():
-                calls.append(_open_call(_CLOSING_S))
+                closing = _open_call(_END_S)
                 hand_over()
+                if closing is not None:
+                    ray.cancel(closing)
                 return
             if now - opened_at > _OPEN_S / 2 or calls[-1] is None:
                 opened_at = now
