@@ -6,6 +6,7 @@ all of this needless; the control says so then.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -422,7 +423,8 @@ def test_counts_balance(start: Start, topology: tuple[int, int], often: int) -> 
         return counts(actor) == {}
 
     for name, actor in zip(helpers, actors, strict=True):
-        wait_until(partial(is_clear, actor), 15)
+        with contextlib.suppress(AssertionError):
+            wait_until(partial(is_clear, actor), 15)
         assert counts(actor) == {}, name
     assert [counts(maker) for maker in makers] == [dict.fromkeys(ids, (1, 0))] * 2
     ray.get([maker.drop.remote() for maker in makers], timeout=60)

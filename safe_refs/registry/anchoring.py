@@ -134,6 +134,8 @@ def finish(hand_over: HandOver | None, refs: Sequence[Ref], registry: str, lease
         _return_later(_Loan(courier, key, registry, lease, tuple(ref.binary() for ref in hand_over.refs)))
         if told and (behind or not _listens(hand_over.refs)):
             unheard = _wait_for_owners(life, told, deadline)
+            if unheard:
+                _ask_back(_Loan(courier, key, registry, lease, tuple(unheard)))
             untold.update(unheard)
             _note_acquainted(ref for ref in hand_over.refs if ref.binary() in told and ref.binary() not in unheard)
         else:
@@ -219,7 +221,7 @@ def _tell_owners(
     An owner that doesn't know this process can't be. It will know soon if this process anchored the same object, or resolved it, a
     moment ago; and it knows at the end of this task if the task brought the reference. So the former are waited for, a little. If
     its question comes in the very moment in which the count is zero, it is told without this being seen here: the holders of `lease`,
-    which is of the objects `mine`, see it.
+    which is of the objects `mine`, see it, and these count as told.
     """
     pause_s = _FIRST_PAUSE_S
     hurried: set[LeaseAddress] = set()
@@ -259,7 +261,8 @@ def _tell_owners(
             time.sleep(pause_s)
             pause_s *= 2
         elif contact.unsettled(_ray.connection(), registry, [lease], until) == set():
-            return told, {ref.binary() for ref in refs} - mine
+            unseen = {ref.binary() for ref in refs}
+            return [*told, *(unseen & mine)], unseen - mine
         else:
             time.sleep(pause_s)
     return told, {ref.binary() for ref in refs}
@@ -364,8 +367,12 @@ def _return_loans() -> None:
 
 
 def _ask_back(loan: _Loan) -> None:
-    """A courier has died before it gave references back: whoever holds the lease does it in its stead, and anchors this process."""
+    """Have whoever holds the lease give references back in a courier's stead, and anchor this process.
+
+    The courier has died before it did; or it waits in vain for its owner's question. That is so where the same object, from another
+    process, came to it while its answer for the last time was on its way: an owner that reads this answer last believes it gone.
+    """
     connected = _ray.connection()
     for shard in _topology(loan.registry).everywhere(loan.lease):
         # What comes back is dropped at once: that Ray has told this process of it is what counts.
-        contact.known_handle(connected, loan.registry, shard).hand_back.remote(loan.ids)
+        contact.known_handle(connected, loan.registry, shard).hand_back.remote(loan.ids, loan.courier)

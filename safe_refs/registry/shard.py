@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from .. import _ray
 from .._ray import Told
 from ..config import Limits
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
-from . import book
+from . import book, couriers
 from .adoption import adopter
 from .boxes import BOXED, Box, box
 from .copying import Unfit, Why, mortal_actor
@@ -547,8 +548,11 @@ class Shard:
         self._settler.nudge()
         return waiting
 
-    def hand_back(self, ids: Sequence[bytes]) -> list[Ref]:
-        """Objects that some live lease holds, for a process whose courier died while it anchored; no use of the leases."""
+    def hand_back(self, ids: Sequence[bytes], courier: int) -> list[Ref]:
+        """Objects that some live lease holds, for a process whose courier didn't anchor it; no use of the leases.
+
+        The courier gets them, too, so that their owners ask it: what it still knows of them comes to its end.
+        """
         wanted = set(ids)
         with self._lock:
             leases = {id_: lease for lease in self._table.ids()[0] for id_ in self._held_ids(lease) if id_ in wanted}
@@ -556,7 +560,11 @@ class Shard:
                 ref.binary(): ref for lease in leases.values() for ref in _ray.objects(self._table.items_of(lease))
             }
             self._pass_on(list(dict.fromkeys(leases.values())), soon=True)
-        return [ref for id_, ref in found.items() if id_ in wanted]
+        refs = [ref for id_, ref in found.items() if id_ in wanted]
+        key = os.urandom(8)
+        couriers.hold(courier, key, refs)
+        couriers.give(courier, [key])
+        return refs
 
     def _held_ids(self, lease: bytes) -> list[bytes]:
         return [_ray.id_of(ref) for ref in self._table.items_of(lease)]
