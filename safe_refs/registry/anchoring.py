@@ -10,6 +10,7 @@ the same.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -372,7 +373,10 @@ def _ask_back(loan: _Loan) -> None:
     The courier has died before it did; or it waits in vain for its owner's question. That is so where the same object, from another
     process, came to it while its answer for the last time was on its way: an owner that reads this answer last believes it gone.
     """
+    import ray
+
     connected = _ray.connection()
     for shard in _topology(loan.registry).everywhere(loan.lease):
-        # What comes back is dropped at once: that Ray has told this process of it is what counts.
-        contact.known_handle(connected, loan.registry, shard).hand_back.remote(loan.ids, loan.courier)
+        # What comes back is dropped at once: that Ray has told this process of it is what counts. A shard that is gone holds nothing.
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            contact.known_handle(connected, loan.registry, shard).hand_back.remote(loan.ids, loan.courier)
