@@ -46,10 +46,8 @@ _LOOK_S = 0.1
 _OPEN_S = 1.5  # how long an end is held up at most, so that the next look sees it; a new call is made halfway
 _NEWS_S = 0.3  # Ray's news of an actor travel in the background, and nobody says when its owner has them
 _END_S = 10.0
-_COURIER_PATIENCE_S = (
-    2.0,
-    4.0,
-)  # one that starts takes a second or two, more on a busy machine; then the other one is asked
+# One that starts takes a second or two, more on a busy machine; then the other one is asked.
+_COURIER_PATIENCE_S = (2.0, 4.0)
 _TIDY_S = 5.0
 _BACKLOG_S = 2.0
 _MOST_AT_ONCE = 100
