@@ -3,7 +3,7 @@
 Three sources in rising precedence: `init(...)`, environment variables `SAFE_REFS_<NAME>`, and the arguments of a call. The
 environment is read at each use, so that a worker's `runtime_env` works; what can't be read as a number is refused with the
 variable's name. Limits are the registry's, not the process's: `init` passes them on, and this module only keeps what this
-process was told, for the registry that it may have to start.
+process was given, for the registry that it may have to start.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextvars
 import math
 import os
+import re
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -19,20 +21,8 @@ DEFAULT_REGISTRY = "default"
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_DURABLE_TIMEOUT_S = 600.0
 _LONGEST_S = 3.2e9  # a century; far longer waits overflow in Ray and in the operating system
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a registry: `orders:1` would be the actor of a shard of `orders`
 
-# What `os.environ` keeps: bytes by bytes, where it is so. Asking that for what isn't there costs a twentieth.
-_environ: Any = getattr(os.environ, "_data", None)
-if not isinstance(_environ, dict) or os.name != "posix":
-    _environ = None
-
-
-def _get(name: str) -> str | None:
-    if _environ is not None and _NAMES.setdefault(name, name.encode()) not in _environ:
-        return None
-    return os.environ.get(name)
-
-
-_NAMES: dict[str, bytes] = {}
 _OFF = ("0", "false", "no", "off")
 
 _N = TypeVar("_N", int, float)
@@ -76,8 +66,23 @@ class Limits(NamedTuple):
         return self.max_bytes is not None or self.max_bytes_per_job is not None
 
 
-class _Told:
-    """What `init` said in this process."""
+class Deadline(NamedTuple):
+    """Until when a call may wait, in monotonic seconds, and how many seconds it was given, for its error."""
+
+    at: float
+    timeout_s: float
+
+    def left_s(self) -> float:
+        """Seconds that are left; above zero, as some of Ray's calls take 0 for "without a limit"."""
+        return max(self.at - time.monotonic(), 0.001)
+
+    def is_over(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self.at
+
+
+class _Given:
+    """What `init` was given in this process. Written by `init` alone; each field is replaced whole, so that it needs no lock."""
 
     registry: str | None = None
     timeout: float | None = None
@@ -89,7 +94,7 @@ class _Told:
     wait: bool | None = None
 
 
-_told = _Told()
+_given = _Given()
 
 
 # What `pipeline` says to the code inside it: False, don't wait. None outside.
@@ -103,21 +108,21 @@ def waits(given: bool | None = None) -> bool:
     inside = waiting.get()
     if inside is not None:
         return inside
-    text = _get("SAFE_REFS_WAIT")
+    text = os.environ.get("SAFE_REFS_WAIT")
     if text:
         return text not in _OFF
-    return _told.wait is not False
+    return _given.wait is not False
 
 
-def wish(shards: int | None, replicas: int | None) -> None:
-    """Keep what topology `init` was given; None leaves a setting as it is."""
+def want(shards: int | None, replicas: int | None) -> None:
+    """Keep which topology `init` asked for; None leaves a setting as it is."""
     if shards is not None:
-        _told.shards = shards
+        _given.shards = shards
     if replicas is not None:
-        _told.replicas = replicas
+        _given.replicas = replicas
 
 
-def tell(
+def keep(
     *,
     registry: str | None,
     timeout: float | None,
@@ -128,65 +133,92 @@ def tell(
 ) -> None:
     """Keep what `init` was given; None leaves a setting as it is."""
     if durable_timeout is not None:
-        _told.durable_timeout = seconds(durable_timeout, "durable_timeout")
+        _given.durable_timeout = seconds(durable_timeout, "durable_timeout")
     if wait is not None:
-        _told.wait = wait
+        _given.wait = wait
     if registry is not None:
-        _told.registry = registry
+        _given.registry = registry
     if timeout is not None:
-        _told.timeout = seconds(timeout, "timeout")
+        _given.timeout = seconds(timeout, "timeout")
     if ttl is not None:
-        _told.ttl = ttl
+        _given.ttl = ttl
     if limits is not None:
-        _told.limits = limits
+        _given.limits = limits
 
 
 def registry_name(given: str | None = None) -> str:
-    """Name of the registry that new leases go to."""
-    return given or _get("SAFE_REFS_REGISTRY") or _told.registry or DEFAULT_REGISTRY
+    """Name of the registry that new leases go to.
+
+    Raises:
+        ValueError: it is no name for a registry.
+    """
+    return checked_name(given or os.environ.get("SAFE_REFS_REGISTRY") or _given.registry or DEFAULT_REGISTRY)
+
+
+def checked_name(name: str) -> str:
+    """A registry's name, if it is one.
+
+    Raises:
+        ValueError: it isn't: letters, digits and `_.-`, 1 to 64 of them.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"a registry's name is 1 to 64 letters, digits, dots, dashes and underscores, not {name!r:.80}")
+    return name
+
+
+def deadline(given: float | timedelta | None = None) -> Deadline:
+    """Until when a call that begins now may wait for the registry; see `timeout_s`."""
+    seconds_given = timeout_s(given)
+    return Deadline(time.monotonic() + seconds_given, seconds_given)
+
+
+def durable_deadline(given: float | timedelta | None = None) -> Deadline:
+    """Until when a call that begins now may wait until copies exist; see `durable_timeout_s`."""
+    seconds_given = durable_timeout_s(given)
+    return Deadline(time.monotonic() + seconds_given, seconds_given)
 
 
 def timeout_s(given: float | timedelta | None = None) -> float:
     """How long a call may wait for the registry, in seconds."""
     if given is not None:
         return seconds(given, "timeout")
-    return _environment("SAFE_REFS_TIMEOUT", float) or _told.timeout or DEFAULT_TIMEOUT_S
+    return _environment("SAFE_REFS_TIMEOUT", float) or _given.timeout or DEFAULT_TIMEOUT_S
 
 
 def durable_timeout_s(given: float | timedelta | None = None) -> float:
     """How long to wait until copies exist, in seconds: until the objects do, and for the copying."""
     if given is not None:
         return seconds(given, "timeout")
-    return _environment("SAFE_REFS_DURABLE_TIMEOUT", float) or _told.durable_timeout or DEFAULT_DURABLE_TIMEOUT_S
+    return _environment("SAFE_REFS_DURABLE_TIMEOUT", float) or _given.durable_timeout or DEFAULT_DURABLE_TIMEOUT_S
 
 
 def default_ttl_s() -> float | None:
     """The time to live, in seconds, of leases that are made without one in this process; None, unless it was set, for no limit."""
-    return _environment("SAFE_REFS_TTL", float) or _told.ttl
+    return _environment("SAFE_REFS_TTL", float) or _given.ttl
 
 
-def wishes() -> tuple[int | None, int | None]:
-    """How many shards and replicas this process was told to want; None where it wasn't told."""
+def wanted() -> tuple[int | None, int | None]:
+    """How many shards and replicas this process asks for; None where it doesn't say."""
     return (
-        _environment("SAFE_REFS_SHARDS", int) or _told.shards,
-        _environment("SAFE_REFS_REPLICAS", int) or _told.replicas,
+        _environment("SAFE_REFS_SHARDS", int) or _given.shards,
+        _environment("SAFE_REFS_REPLICAS", int) or _given.replicas,
     )
 
 
 def anchors() -> bool:
-    """Whether owners are made to know who holds their objects; see `registry.couriers`. `SAFE_REFS_ANCHORING=0` turns it off."""
-    return (_get("SAFE_REFS_ANCHORING") or "1") not in _OFF
+    """Whether a registry that starts makes owners know who holds their objects (`anchoring`). `SAFE_REFS_ANCHORING=0` says no."""
+    return (os.environ.get("SAFE_REFS_ANCHORING") or "1") not in _OFF
 
 
 def limits() -> Limits:
     """The limits for a registry that this process starts: those of `init`, and over them `SAFE_REFS_MAX_LEASES` and the like."""
-    told = _told.limits or Limits()
+    given = _given.limits or Limits()
     found: dict[str, int | float] = {}
     for name in Limits._fields:
         value = _environment("SAFE_REFS_" + name.upper(), float if name.endswith("_s") else int)
         if value is not None:
             found[name] = value
-    return told._replace(**found)  # type: ignore[arg-type] # whole numbers where the fields want them
+    return given._replace(**found)  # type: ignore[arg-type] # whole numbers where the fields want them
 
 
 def seconds(value: float | timedelta, name: str) -> float:
@@ -232,7 +264,7 @@ def positive(value: int, name: str) -> int:
 
 
 def _environment(name: str, convert: Callable[[str], _N]) -> _N | None:
-    text = _get(name)
+    text = os.environ.get(name)
     if not text:
         return None
     try:

@@ -1,6 +1,6 @@
-"""The registry: the keep-alive actor that holds leases, and how processes find it and ask it.
+"""One shard and how to ask it: the core of the registry, with nothing optional in it.
 
-From top to bottom: `outbox` (many requests together, and those that nobody waits for); `pinning`, `resolving`, `releasing` and
-`client` (one thing each: whom to ask, when to ask again, when to give up); `contact` (calls); `shard` (the Ray actor); `leases` (the
-rules, pure Python). Nothing above this folder talks to the actor but through these.
+A process asks through `verbs` (what is wanted of a lease: begin it, resolve it, end it), which asks through `calls` (which actor, how
+long to wait). The actor is `shard`, a thin shell round `leases`, the rules. `wire` has what travels between the two, `hooks` what a
+wing may add on either side. Complete by itself: a registry without any wing holds, resolves and ends leases on one shard.
 """

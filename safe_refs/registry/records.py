@@ -5,8 +5,30 @@ What always holds: nothing here resolves anything, and none of it knows Ray.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
+
+
+class Identity(NamedTuple):
+    """Which start of a registry this is.
+
+    Attributes:
+        epoch: 8 random bytes; they change whenever leases may have been lost.
+        generation: counts the epochs, from 1; for people.
+    """
+
+    epoch: bytes
+    generation: int
+
+    def to_bytes(self) -> bytes:
+        """16 bytes, as Ray passes bytes quickest."""
+        return self.epoch + self.generation.to_bytes(8, "big")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Identity:
+        """What `to_bytes` gave."""
+        return cls(data[:8], int.from_bytes(data[8:], "big"))
 
 
 class Terms(NamedTuple):
@@ -16,27 +38,13 @@ class Terms(NamedTuple):
         ttl: seconds to live, from the moment the registry holds it.
         uses: how often it may be resolved.
         label: a name for people.
-        durable: where what it holds are the registry's own copies, what the tasks need that make them, as JSON.
+        durable: of a lease that holds the registry's own copies: the environment that the copying tasks need, as JSON.
     """
 
     ttl: float | None = None
     uses: int | None = None
     label: str | None = None
     durable: str | None = None
-
-
-class Wish(NamedTuple):
-    """That a lease be made durable.
-
-    Attributes:
-        env: what the tasks need that copy its objects, as JSON.
-        ttl: seconds that it is to live from when it is durable; None for what it has.
-        told: shards of which the maker has told the adopters itself, so that they needn't.
-    """
-
-    env: str
-    ttl: float | None
-    told: tuple[int, ...] = ()
 
 
 class Origin(NamedTuple):
@@ -72,7 +80,7 @@ class LeaseInfo:
     """One live lease, as `leases()` lists it.
 
     Attributes:
-        number: the how manieth lease of its registry it is, from 1; for paging.
+        number: its ordinal number in its shard, from 1; for paging.
         short_id: first eight hexadecimal digits of its id; resolves nothing.
         label: its label, or None.
         age_s: seconds since the registry took it.
@@ -84,9 +92,9 @@ class LeaseInfo:
         node: id of the node where that was; for a Ray Client, of that where its server runs.
         pid: id of the process there; for a Ray Client, of the process on its own machine.
         source: the source line, as `file:line in function`; for a Ray Client followed by its machine's name.
-        hangs_on: the process that pinned it without owning the objects, as `pid … on node …`, if that takes them along when it is
-            killed, as Ray's owners don't know of the registry yet; for a Ray Client its server, as `the Ray Client server of job …
-            on node …`; None where all is well, which is nearly always.
+        depends_on: the process that the lease depends on: if that process is killed, the lease is lost. So it is where a process
+            pinned references that it only borrowed, and the objects' owners don't know the registry yet. As `pid … on node …`, or
+            for a Ray Client `the Ray Client server of job … on node …`; None where all is well, which is nearly always.
         durable: whether it holds copies that are the registry's own.
     """
 
@@ -102,8 +110,14 @@ class LeaseInfo:
     node: str
     pid: int
     source: str
-    hangs_on: str | None = None
+    depends_on: str | None = None
     durable: bool = False
+
+    @property
+    def hangs_on(self) -> str | None:
+        """The old name of `depends_on`; goes with the next minor release."""
+        warnings.warn("LeaseInfo.hangs_on is now called depends_on", DeprecationWarning, stacklevel=2)
+        return self.depends_on
 
 
 @dataclass(frozen=True)
@@ -122,13 +136,13 @@ class RegistryStats:
         expired: leases ended by their ttl.
         used_up: leases ended by their uses.
         owner_gone: leases ended because their owners died.
-        lost: leases lost with the process that they hung on (see `LeaseInfo.hangs_on`), one for each replica that lost it.
+        lost: leases lost with the process that they depended on (`LeaseInfo.depends_on`), one for each replica that lost it.
         tombstones: ended leases that it still remembers.
         shards: how many actors the registry has.
         replicas: how many of them hold each lease. The counts above are of leases, not of their replicas.
         recovering: shards that can't be reached now, or don't yet hold again what they held before a restart.
-        unsettled: leases, of one replica at least, of which the owners are still to learn who holds their objects; those that hang
-            on a process (see `LeaseInfo.hangs_on`), and those resolved a moment ago.
+        unanchored: leases, of one replica at least, of which the objects' owners don't yet know who holds them: those that depend on
+            a process (`LeaseInfo.depends_on`), and those that were resolved a moment ago.
     """
 
     registry: str
@@ -147,7 +161,13 @@ class RegistryStats:
     replicas: int = 1
     recovering: int = 0
     lost: int = 0
-    unsettled: int = 0
+    unanchored: int = 0
+
+    @property
+    def unsettled(self) -> int:
+        """The old name of `unanchored`; goes with the next minor release."""
+        warnings.warn("RegistryStats.unsettled is now called unanchored", DeprecationWarning, stacklevel=2)
+        return self.unanchored
 
 
 class Query(NamedTuple):

@@ -1,23 +1,179 @@
-"""The plain part of a call to a shard, as bytes.
+"""What travels between a process and a shard: a NamedTuple for each call, an enum for answers that are none.
 
-Ray passes bytes on as they are, while a tuple of small things costs its pickler a tenth of a whole call.
+A caller names the shard's method itself (`Call(Shard.pin, PinCall(…), refs)`, see `calls`), so that mypy checks both ends. Calls on the
+hot path travel as msgpack bytes: a tuple of eight small values costs Ray's pickler a tenth of a whole call.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import enum
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import msgpack
+
+from ..errors import SafeRefsError
+from .records import Identity, Origin, Query, Terms
+
+S = TypeVar("S")
+C = TypeVar("C")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _NOT_TEXT = "surrogatepass"  # names of files may hold bytes that are no text
 
 
-def packed(*values: Any) -> bytes:
-    """Numbers, bytes, texts, None, and tuples of those, as bytes."""
-    data: bytes = msgpack.packb(values, unicode_errors=_NOT_TEXT)
+class NotNow(enum.Enum):
+    """Why a shard has not done what it was asked, in place of a result.
+
+    STALE: the caller goes by an old topology; look it up again. CLOSING: the registry is being shut down. RECOVERING: the shard does
+    not know yet all that it should; ask again, or ask others. IN_TURN: the lease counts its uses, so ask its replicas one after the
+    other. DOUBTFUL: the lease depended on a process that is dead, and what it held may be gone; ask again.
+    """
+
+    STALE = 1
+    CLOSING = 2
+    RECOVERING = 3
+    IN_TURN = 4
+    DOUBTFUL = 5
+
+
+class Granted(NamedTuple):
+    """The lease has ended by the very use that is asked for: another replica granted it, and has reported that to this one already.
+
+    Attributes:
+        refusal: what anybody else would get.
+    """
+
+    refusal: SafeRefsError
+
+
+class PinRow(NamedTuple):
+    """A lease that is to begin.
+
+    Attributes:
+        lease: its id.
+        count: how many of the call's references it holds: the next ones, in order.
+        terms: its terms.
+        maker: who makes it.
+        borrower: address of the process that makes it, if that doesn't own all of the objects; else empty.
+        extras: what a wing of the caller says to the same wing of the shard, by the wing's name.
+    """
+
+    lease: bytes
+    count: int
+    terms: Terms
+    maker: Origin
+    borrower: bytes
+    extras: Mapping[str, Any]
+
+
+class PinCall(NamedTuple):
+    """Begin leases. `version` is that of the topology that the caller goes by, here and below; 0 where there is only one shard."""
+
+    version: int
+    rows: Sequence[PinRow]
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PinCall:
+        """The call that travelled as bytes."""
+        version, rows = msgpack.unpackb(data, unicode_errors=_NOT_TEXT, use_list=False)
+        return cls(version, [PinRow(a, b, Terms(*c), Origin(*d), e, f) for a, b, c, d, e, f in rows])
+
+
+class ResolveRow(NamedTuple):
+    """A lease that is to be resolved.
+
+    Attributes:
+        lease: its id.
+        asked: the identity that its payload names.
+        slot: which of its references; None for all.
+        take: end it in the same step.
+        asker: who asks.
+        use: id of this use, the same whichever shard is asked, and however often; empty while several shards are asked at once.
+    """
+
+    lease: bytes
+    asked: Identity
+    slot: int | None
+    take: bool
+    asker: Origin
+    use: bytes
+
+
+class ResolveCall(NamedTuple):
+    """Resolve leases."""
+
+    version: int
+    rows: Sequence[ResolveRow]
+
+    @classmethod
+    def unpack(cls, data: bytes) -> ResolveCall:
+        """The call that travelled as bytes."""
+        version, rows = msgpack.unpackb(data, unicode_errors=_NOT_TEXT, use_list=False)
+        return cls(version, [ResolveRow(a, Identity(*b), c, d, Origin(*e), f) for a, b, c, d, e, f in rows])
+
+
+class ReleaseCall(NamedTuple):
+    """End leases: rows of ids, each row with who ends them."""
+
+    version: int
+    rows: Sequence[tuple[Sequence[bytes], Origin]]
+
+
+class RenewCall(NamedTuple):
+    """Give a lease another ttl, in seconds from now (None: no limit); `renewals` as for `LeaseTable.renew`."""
+
+    version: int
+    lease: bytes
+    asked: Identity
+    ttl: float | None
+    renewals: int
+
+
+class ExpiresCall(NamedTuple):
+    """Ask when a lease's ttl runs out."""
+
+    version: int
+    lease: bytes
+    asked: Identity
+
+
+class ListCall(NamedTuple):
+    """List live leases: one page, with the sizes of their objects or without."""
+
+    query: Query
+    with_sizes: bool
+
+
+class CloseCall(NamedTuple):
+    """Let go of everything. Who says so, and how many seconds the shard may take until Ray has seen it."""
+
+    origin: Origin
+    patience_s: float
+
+
+# The calls that travel as bytes.
+PACKED = frozenset({PinCall, ResolveCall})
+
+
+def pack(call: PinCall | ResolveCall) -> bytes:
+    """A call as bytes."""
+    data: bytes = msgpack.packb(call, unicode_errors=_NOT_TEXT)
     return data
 
 
-def unpacked(data: bytes) -> Any:
-    """The tuple of what was packed."""
-    return msgpack.unpackb(data, unicode_errors=_NOT_TEXT, use_list=False)
+def unpacked(
+    unpack: Callable[[bytes], C],
+) -> Callable[[Callable[Concatenate[S, C, P], R]], Callable[Concatenate[S, C, P], R]]:
+    """Make a method that takes a call take it as bytes, too. For mypy it takes what it says."""
+
+    def decorate(method: Callable[Concatenate[S, C, P], R]) -> Callable[Concatenate[S, C, P], R]:
+        @functools.wraps(method)
+        def take(self: S, call: C, *args: P.args, **kwargs: P.kwargs) -> R:
+            return method(self, unpack(call) if isinstance(call, bytes) else call, *args, **kwargs)
+
+        return take
+
+    return decorate

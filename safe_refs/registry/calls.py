@@ -1,0 +1,368 @@
+"""Calls from this process to a registry's actors, and all that is kept for one connection to a cluster.
+
+A `Session` is this process's connection; it has a `Registry` for each registry that the process uses: the actors' handles, the layout,
+the identity of the last start. All of that goes with the session, when the connection does, and in a forked child.
+
+What always holds: every wait ends by its deadline; every call can be repeated (ids are the caller's), so that one into an actor that
+turns out to be dead is made again on its successor; a lease of another cluster is never asked for.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+
+
+from .._ray import client as ray_client
+from .._ray import cluster, objects, workers
+from ..config import Deadline
+from ..envelope import LeaseAddress
+from ..errors import RegistryUnavailableError, WrongClusterError
+from .hooks import ClientPart, Directory, Layout
+from .records import Identity, Origin, by_client
+from .shard import Shard, actor_name
+from .wire import PACKED, ReleaseCall, pack
+
+if TYPE_CHECKING:
+    from .verbs import Verbs
+
+A = TypeVar("A")
+P = ParamSpec("P")
+
+RETRY_PAUSE_S = 0.1
+LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
+_MARGIN_S = 0.5  # a Ray Client's call runs in another thread, which is given the time to say itself that it has no answer
+_MOST_REGISTRIES = 64  # that a session remembers
+_FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
+
+
+class NoRegistryError(Exception):
+    """No registry, or no such shard, runs under that name, and the call was not one that starts one."""
+
+
+class Silence(enum.Enum):
+    """Why a shard has not answered: there is no such actor, it is dead just now, or the time was over."""
+
+    ABSENT = 1
+    DEAD = 2
+    LATE = 3
+
+
+class Call(Generic[A]):
+    """A call to a shard: `Call(Shard.pin, PinCall(…), refs)`. The method and its arguments are checked by mypy, and so is the answer.
+
+    Args:
+        method: of `Shard`, or of a `ShardPart` where it is marked as remote.
+        args: its arguments; those that are to travel as bytes are packed here.
+    """
+
+    __slots__ = ("args", "method")
+
+    def __init__(self, method: Callable[Concatenate[Any, P], A], *args: P.args, **kwargs: P.kwargs) -> None:
+        packed = [pack(each) if type(each) in PACKED else each for each in args]  # type: ignore[arg-type] # it is one of those
+        if getattr(method, "is_remote", False):
+            self.method, self.args = "part", (method.__qualname__, *packed)
+        else:
+            self.method, self.args = method.__name__, tuple(packed)
+
+
+class Start(NamedTuple):
+    """How a shard's actor is started: its class, and the arguments of that."""
+
+    actor: type
+    args: tuple[Any, ...]
+
+
+class Session:
+    """This process's connection to a cluster.
+
+    Args:
+        connection: which cluster, as which job.
+        directory: finds registries' layouts.
+        start: how to start the actor of a registry's shard.
+        verbs: what asks a registry that has such a layout.
+
+    Attributes:
+        node: this process's node id; of a Ray Client, its server's.
+        pid: this process's id.
+        address: what others need to see whether this process (a client's server) is dead.
+        parts: what the wings add. Complete before anybody else gets the session.
+        sending: a thread of ours is passing references on for callers that don't wait, and so uses references.
+    """
+
+    def __init__(
+        self,
+        connection: workers.Connection,
+        directory: Directory,
+        start: Callable[[str, int], Start],
+        verbs: Callable[[Registry, Layout], Verbs],
+    ) -> None:
+        self.connection = connection
+        self.node, self.pid = workers.node_and_process()
+        self.address = workers.own_address()
+        self.directory = directory
+        self.start = start
+        self.verbs = verbs
+        self.parts: Sequence[ClientPart] = ()
+        self.sending = False
+        self._lock = threading.Lock()  # guards `_registries`
+        self._registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
+
+    def registry(self, name: str) -> Registry:
+        """A registry, which needn't run."""
+        found = self._registries.get(name)
+        if found is None:
+            with self._lock:
+                if len(self._registries) >= _MOST_REGISTRIES:
+                    del self._registries[next(iter(self._registries))]
+                found = self._registries.setdefault(name, Registry(self, name))
+        return found
+
+    def origin(self) -> Origin:
+        """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
+        source, frame = "unknown", sys._getframe(1)
+        caller: FrameType | None = frame
+        while caller is not None:
+            code = caller.f_code
+            if not code.co_filename.startswith(_FOLDER):
+                source = f"{code.co_filename}:{caller.f_lineno} in {code.co_name}"
+                break
+            caller = caller.f_back
+        if self.connection.client:
+            source = by_client(source, ray_client.host())
+        return Origin(self.connection.job, self.node, self.pid, source)
+
+    def check_cluster(self, address: LeaseAddress) -> None:
+        """Refuse a lease of another cluster.
+
+        Raises:
+            WrongClusterError: it is one.
+        """
+        if address.cluster != self.connection.cluster:
+            raise WrongClusterError.of(address.short_id, address.cluster, self.connection.cluster)
+
+    def close(self) -> None:
+        """The connection is gone."""
+        for part in self.parts:
+            part.close()
+
+
+class Registry:
+    """A registry as one session knows it. What it knows is replaced whole, so that threads may look at any time.
+
+    Args:
+        session: whose it is.
+        name: of the registry.
+    """
+
+    def __init__(self, session: Session, name: str) -> None:
+        self.session = session
+        self.name = name
+        self.identity: Identity | None = None  # of its last start that this process has heard of
+        self._layout: Layout | None = None
+        self._verbs: Verbs | None = None  # for that layout
+        self._lock = threading.Lock()  # guards `_handles`
+        self._handles: dict[int, Any] = {}  # by shard: at most as many as the registry has shards
+
+    def layout(self, *, start: bool) -> Layout:
+        """Its layout, looked up on first contact.
+
+        Raises:
+            NoRegistryError: it doesn't run, and `start` is False.
+            ValueError: this process asks for another layout than it has.
+        """
+        known = self._layout
+        if known is None:
+            known = self.session.directory.find(self.name, start=start)
+            if known is None:
+                raise NoRegistryError
+            self._layout, self._verbs = known, None
+        return known
+
+    def verbs(self, *, start: bool) -> Verbs:
+        """What to ask it by; errors as for `layout`."""
+        found = self._verbs
+        if found is None or self._layout is None:
+            found = self._verbs = self.session.verbs(self, self.layout(start=start))
+        return found
+
+    @property
+    def knows_layout(self) -> bool:
+        """Whether the layout needn't be looked up."""
+        return self._layout is not None
+
+    def forget_layout(self) -> None:
+        """Look the layout up anew, next time."""
+        self._layout = self._verbs = None
+
+    def forget(self) -> None:
+        """Nobody runs under that name: look all of it up anew, next time."""
+        self.forget_layout()
+        self.identity = None
+
+    def identify(self, deadline: Deadline) -> Identity:
+        """The identity of its last start; asked for, and the registry started if it must be, on first contact."""
+        while self.identity is None:
+            # All shards are started, as one that doesn't run can't be a replica; the first that answers will do.
+            shards = range(self.layout(start=True).shards)
+            replies = self.ask({shard: Call(Shard.hello) for shard in shards}, deadline, start=True)
+            found = next((reply for reply in replies.values() if isinstance(reply, bytes)), None)
+            if found is not None:
+                self.identity = Identity.from_bytes(found)
+            else:
+                self.pause(deadline)
+        return self.identity
+
+    def ask(
+        self,
+        calls: Mapping[int, Call[A]],
+        deadline: Deadline,
+        *,
+        start: bool = False,
+        patience_s: float = LONGEST_WAIT_S,
+    ) -> dict[int, A | Silence]:
+        """Call shards, all at once, and wait for their answers; once, without trying again.
+
+        Args:
+            calls: the call to each shard.
+            deadline: when all waiting ends.
+            start: start a shard that isn't there.
+            patience_s: wait no longer than that for the others once one has answered.
+
+        Returns:
+            By shard the answer, or why there is none.
+        """
+        import ray
+
+        if self.session.connection.client and not ray_client.helps():
+            again = partial(self.ask, calls, deadline, start=start, patience_s=patience_s)
+            try:
+                return ray_client.in_time(again, deadline.left_s() + _MARGIN_S)
+            except ray_client.LateError:
+                return dict.fromkeys(calls, Silence.LATE)
+        replies: dict[int, A | Silence] = {}
+        waiting: dict[Any, int] = {}
+        for shard, call in calls.items():
+            try:
+                handle = self._handles.get(shard) or self._find(shard, start, deadline)
+                waiting[getattr(handle, call.method).remote(*call.args)] = shard
+            except NoRegistryError:
+                replies[shard] = Silence.ABSENT
+            except ray.exceptions.RayActorError:
+                self._forget_handle(shard)
+                replies[shard] = Silence.DEAD
+            except ray_client.broken() as error:
+                raise ray_client.unavailable(error) from None
+        begun = time.monotonic()
+        try:
+            # All together is quickest, and how it nearly always goes.
+            answers = objects.get(list(waiting), min(deadline.left_s(), patience_s, LONGEST_WAIT_S))
+            return replies | dict(zip(waiting.values(), answers, strict=True))
+        except ray.exceptions.RayTaskError:
+            raise  # a mistake in the actor, which may look like any other exception
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+            until = deadline.at
+        while waiting:
+            left = min(max(until - time.monotonic(), 0.0), LONGEST_WAIT_S)
+            ready = objects.wait(list(waiting), 1, left)
+            if not ready:
+                replies |= dict.fromkeys(waiting.values(), Silence.LATE)
+                break
+            shard = waiting.pop(ready[0])
+            try:
+                replies[shard] = objects.get(ready[0], max(left, 1.0))
+                until = min(until, max(begun + patience_s, time.monotonic()))
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.GetTimeoutError:
+                replies[shard] = Silence.LATE
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+                self._forget_handle(shard)
+                replies[shard] = Silence.DEAD
+        return replies
+
+    def tell(self, calls: Mapping[int, Call[Any]]) -> None:
+        """Call shards without waiting; those that don't run, or can't be called just now, are left out."""
+        import ray
+
+        for shard, call in calls.items():
+            try:
+                handle = self._handles.get(shard) or cluster.named_actor(actor_name(self.name, shard), Shard)
+                getattr(handle, call.method).remote(*call.args)
+            except (ValueError, RegistryUnavailableError, ray.exceptions.RayError):
+                continue  # Ray is gone from this process, or the shard is, and with it every call that was on its way there
+
+    def release_later(self, leases: Sequence[bytes]) -> None:
+        """Ask for the end of leases without waiting for it, for clearing up after a failure. Never raises."""
+        try:
+            if self.session.connection.client and not ray_client.helps():
+                ray_client.aside(partial(self.release_later, leases))  # as even to drop its answer may wait
+                return
+            if workers.connection() != self.session.connection:
+                return  # that cluster is left, and with it all that this process asked there
+            rows = self.verbs(start=False).by_shard(leases)
+            version, maker = self.layout(start=False).version, self.session.origin()
+        except (NoRegistryError, RegistryUnavailableError, ValueError):
+            return
+        self.tell({shard: Call(Shard.release, ReleaseCall(version, [(ids, maker)])) for shard, ids in rows.items()})
+
+    def no_answer(self, deadline: Deadline) -> RegistryUnavailableError:
+        """The error for an answer that did not come in time."""
+        return RegistryUnavailableError(
+            f"registry {self.name!r} did not answer within {deadline.timeout_s:g} s: it is overloaded, stopped, or its node can't be "
+            "reached; try again, or allow a longer timeout"
+        )
+
+    def pause(self, deadline: Deadline, pause_s: float = RETRY_PAUSE_S) -> None:
+        """Wait a little before asking again.
+
+        Raises:
+            RegistryUnavailableError: the time is over.
+        """
+        if time.monotonic() + pause_s >= deadline.at:
+            raise RegistryUnavailableError(
+                f"registry {self.name!r} could not be reached within {deadline.timeout_s:g} s: shards of it are down or recovering; "
+                "try again, or allow a longer timeout"
+            )
+        time.sleep(pause_s)
+
+    def take_handle(self, shard: int) -> Any:
+        """A shard's handle, if it is known, which is forgotten: the registry has been shut down."""
+        with self._lock:
+            return self._handles.pop(shard, None)
+
+    def _forget_handle(self, shard: int) -> None:
+        with self._lock:
+            self._handles.pop(shard, None)
+
+    def _find(self, shard: int, start: bool, deadline: Deadline) -> Any:
+        """A shard's actor: the one that runs, or with `start` a new one. Racing processes get the same."""
+        name = actor_name(self.name, shard)
+        while True:
+            try:
+                handle = cluster.named_actor(name, Shard)
+                break
+            except ValueError:
+                if not start:
+                    raise NoRegistryError from None
+            # It may have been shut down since this process heard of it. What starts now is a new one, which others have to find.
+            self.session.directory.find(self.name, start=True)
+            actor, args = self.session.start(self.name, shard)
+            try:
+                handle = cluster.methods_known(cluster.start_actor(name, actor, args, place=shard), Shard)
+                break
+            except ValueError:
+                # Another process won the race for the name, and its actor is not listed yet, or no longer.
+                self.pause(deadline)
+        with self._lock:
+            return self._handles.setdefault(shard, handle)
+
+

@@ -1,0 +1,321 @@
+"""What a wing may add to the core: parts of a shard, parts of a client. Both are classes whose methods do nothing until overridden.
+
+A shard tells its parts of everything that happens to a lease, whoever brought it about: a call, the clock, or another part. So a wing
+never calls another wing, and what a part keeps about a lease goes when `ended` says so. `assembly` decides which parts there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+from ..config import Deadline
+from ..envelope import LeaseAddress
+from ..errors import SafeRefsError
+from .records import Identity, Origin, Terms
+from .wire import Granted, NotNow, PinRow, ResolveRow
+
+if TYPE_CHECKING:
+    import ray
+
+    from .verbs import Wanted
+
+    Ref = ray.ObjectRef[Any]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Began(NamedTuple):
+    """How a lease came to this shard.
+
+    Attributes:
+        borrower: address of the process that gave the references, and that the lease depends on as long as the objects' owners don't
+            know this shard; empty where that process owns them.
+        from_shard: that process is another shard of the registry.
+        extras: see `PinRow`.
+    """
+
+    borrower: bytes = b""
+    from_shard: bool = False
+    extras: Mapping[str, Any] = {}
+
+
+class Loop(NamedTuple):
+    """What one thread of a shard does. `run` returns when there is nothing more to do; when it raises, it is run again."""
+
+    name: str
+    run: Callable[[], None]
+
+
+def remote(method: F) -> F:
+    """Mark a method of a `ShardPart` that other processes call, as `Call(ThePart.the_method, …)`."""
+    method.is_remote = True  # type: ignore[attr-defined] # a function may have any attribute
+    return method
+
+
+class ShardPart:
+    """What a wing adds to a shard. The methods down to `figures` are called under the shard's lock: they must not wait.
+
+    All that a part knows of the shard is what `shard.Shard` offers publicly: its table, its locks, and how to announce events.
+    """
+
+    def pinned(self, lease: bytes, began: Began) -> None:
+        """A lease has begun, or this shard was told of it once more."""
+
+    def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool) -> None:
+        """Another process has got these items of a lease, which may have ended by that (`soon`: it waits for the owners to know it)."""
+
+    def changed(self, leases: Sequence[bytes]) -> None:
+        """Something has changed of these leases that their other holders must learn: a use, a renewal, an end, other items."""
+
+    def replaced(self, lease: bytes) -> None:
+        """The lease holds copies now, of this shard's own, in place of what it held."""
+
+    def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
+        """A lease isn't held here any more: it has ended, was lost, or has moved to other shards."""
+
+    def lost(self, leases: Sequence[bytes]) -> None:
+        """What these leases held is gone from here; other holders may still have it."""
+
+    def limits_changed(self) -> None:
+        """The shard's limits are others now."""
+
+    def depends_on(self, lease: bytes) -> bytes:
+        """Address of the process that a lease depends on; empty if there is none."""
+        return b""
+
+    def figures(self) -> Mapping[str, int]:
+        """Figures for `stats`, by the names of `RegistryStats`. Of one that several parts give, the largest counts."""
+        return {}
+
+    # From here on, without the lock.
+
+    def admit(self, version: int) -> NotNow | None:
+        """Whether a call may be carried out that goes by that version of the topology; if not, the answer."""
+        return None
+
+    def pinning(self, row: PinRow, refs: Sequence[Ref]) -> None:
+        """A lease of these references is about to begin."""
+
+    def doubts(self, row: ResolveRow) -> NotNow | None:
+        """Whether a lease must not be resolved just now; if so, the answer."""
+        return None
+
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+        """The table refuses to do something with a lease: what to answer instead, if this part knows better."""
+        return None
+
+    def owner_died(self, owner: bytes) -> None:
+        """A process is dead that owned what leases hold. They end in a moment, unless a part takes them away before."""
+
+    def threads(self) -> Sequence[Loop]:
+        """The threads that the part needs; they start when the shard is complete."""
+        return ()
+
+    def closing(self, patience_s: float) -> None:
+        """The shard has ended all leases, and must not hold any reference any more."""
+
+
+class Parts:
+    """All parts of a shard: what happens to a lease is announced here, by the shard or by a part. The lock is as for `ShardPart`.
+
+    Args:
+        parts: in the order in which they are told.
+    """
+
+    def __init__(self, parts: Sequence[ShardPart] = ()) -> None:
+        self._parts = parts
+
+    def named(self, name: str) -> ShardPart:
+        """The part of the class of that name."""
+        return next(part for part in self._parts if type(part).__name__ == name)
+
+    def pinned(self, lease: bytes, began: Began) -> None:
+        """See `ShardPart`, as for all below."""
+        for part in self._parts:
+            part.pinned(lease, began)
+
+    def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool = False) -> None:
+        """A lease was resolved."""
+        for part in self._parts:
+            part.resolved(lease, items, soon=soon)
+
+    def changed(self, leases: Sequence[bytes]) -> None:
+        """Leases have changed."""
+        for part in self._parts:
+            part.changed(leases)
+
+    def replaced(self, lease: bytes) -> None:
+        """A lease holds copies now."""
+        for part in self._parts:
+            part.replaced(lease)
+
+    def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
+        """A lease isn't held here any more."""
+        for part in self._parts:
+            part.ended(lease, items)
+
+    def lost(self, leases: Sequence[bytes]) -> None:
+        """What leases held is gone."""
+        for part in self._parts:
+            part.lost(leases)
+
+    def limits_changed(self) -> None:
+        """The limits are others now."""
+        for part in self._parts:
+            part.limits_changed()
+
+    def depends_on(self, lease: bytes) -> bytes:
+        """The process that a lease depends on."""
+        return next((process for part in self._parts if (process := part.depends_on(lease))), b"")
+
+    def figures(self) -> dict[str, int]:
+        """All their figures."""
+        found: dict[str, int] = {}
+        for part in self._parts:
+            for name, value in part.figures().items():
+                found[name] = max(value, found.get(name, value))
+        return found
+
+    def admit(self, version: int) -> NotNow | None:
+        """Whether a call may be carried out."""
+        return next((answer for part in self._parts if (answer := part.admit(version)) is not None), None)
+
+    def pinning(self, row: PinRow, refs: Sequence[Ref]) -> None:
+        """A lease is about to begin."""
+        for part in self._parts:
+            part.pinning(row, refs)
+
+    def doubts(self, row: ResolveRow) -> NotNow | None:
+        """Whether a lease must not be resolved just now."""
+        return next((answer for part in self._parts if (answer := part.doubts(row)) is not None), None)
+
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> SafeRefsError | NotNow | Granted:
+        """What to answer where the table refuses."""
+        # An error's traceback would keep the references of this call, until the next garbage collection.
+        refusal = refusal.with_traceback(None)
+        answers = (part.excuse(lease, use, refusal) for part in self._parts)
+        return next((answer for answer in answers if answer is not None), refusal)
+
+    def owner_died(self, owner: bytes) -> None:
+        """An owner is dead."""
+        for part in self._parts:
+            part.owner_died(owner)
+
+    def threads(self) -> list[Loop]:
+        """All threads that they need."""
+        return [loop for part in self._parts for loop in part.threads()]
+
+    def closing(self, patience_s: float) -> None:
+        """The shard has ended all leases."""
+        for part in self._parts:
+            part.closing(patience_s)
+
+
+@dataclass(slots=True)
+class Plan:
+    """A lease that a process is about to make.
+
+    Attributes:
+        lease: its id.
+        refs: what it is to hold: objects' references and actors' handles.
+        terms: its terms.
+        maker: who makes it.
+        borrowed: those of `refs` that other processes own.
+        durable: whether it is to hold copies.
+        extras: see `PinRow`.
+        notes: what a part of the client keeps between `before_pin` and `after_pin`, by its name.
+    """
+
+    lease: bytes
+    refs: Sequence[Any]
+    terms: Terms
+    maker: Origin
+    borrowed: Sequence[Any] = ()
+    durable: bool = False
+    extras: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class ClientPart:
+    """What a wing adds to a process that uses a registry. All methods may be called by several threads at once."""
+
+    def before_pin(self, registry: str, plan: Plan) -> None:
+        """A lease is about to be pinned, by a caller that waits. May refuse it by raising, or begin something in `plan.notes`."""
+
+    def after_pin(self, registry: str, plan: Plan, held: Identity | None, deadline: Deadline) -> None:
+        """The registry holds the lease, or (None) the pin has failed, or was given up. Only the former may raise."""
+
+    def resolved(self, address: LeaseAddress, refs: Sequence[Ref]) -> None:
+        """This process has got references from a registry."""
+
+    def released(self, registry: str, leases: Sequence[bytes]) -> None:
+        """This process has ended leases."""
+
+    def close(self) -> None:
+        """The connection is gone, or this is a forked child: keep nothing, end threads. Must not wait, nor call Ray."""
+
+
+class Sender(Protocol):
+    """How the requests of a process get to the verbs: one by one, or together with those of other threads.
+
+    A pin that raises leaves the release of its lease to the caller.
+    """
+
+    def pin(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
+        """Begin a lease, and wait until the registry holds it."""
+
+    def pin_many(self, registry: str, plans: Sequence[Plan], deadline: Deadline) -> list[Identity]:
+        """The same for several: all are held, or it raises."""
+
+    def resolve(self, row: Wanted, deadline: Deadline) -> list[Ref]:
+        """What a lease holds."""
+
+    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref]]:
+        """What several leases hold, of one registry or of several."""
+
+    def release(self, registry: str, leases: Sequence[bytes], deadline: Deadline) -> int:
+        """End leases by their ids; how many that ended."""
+
+    def post(
+        self, registry: str, plan: Plan, deadline: Deadline, then: Callable[[Identity | None, Exception | None], None]
+    ) -> None:
+        """Begin a lease without waiting; `then` is called with the identity that holds it, or with the error."""
+
+    def close(self) -> None:
+        """The connection is gone: keep nothing, end threads; must not wait."""
+
+
+class Layout(Protocol):
+    """What the core knows of a registry's topology."""
+
+    @property
+    def version(self) -> int:
+        """Changes with the topology; 0 where there is only one shard, for good."""
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+
+
+class Directory(Protocol):
+    """How a process finds the layout of registries."""
+
+    def find(self, registry: str, *, start: bool) -> Layout | None:
+        """The layout of a registry; None if it doesn't run, and isn't to be started."""
+
+
+class OneShard(NamedTuple):
+    """The layout of a registry that has one shard, and never another."""
+
+    version: int = 0
+    shards: int = 1
+
+
+class Always:
+    """The directory of the core by itself: each registry has one shard."""
+
+    def find(self, registry: str, *, start: bool) -> Layout | None:
+        """See `Directory`."""
+        return OneShard()
