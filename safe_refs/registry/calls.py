@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
-
 from .._ray import client as ray_client
 from .._ray import cluster, objects, workers
 from ..config import Deadline
@@ -39,7 +38,9 @@ P = ParamSpec("P")
 
 RETRY_PAUSE_S = 0.1
 LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
-_MARGIN_S = 0.5  # a Ray Client's call runs in another thread, which is given the time to say itself that it has no answer
+_MARGIN_S = (
+    0.5  # a Ray Client's call runs in another thread, which is given the time to say itself that it has no answer
+)
 _MOST_REGISTRIES = 64  # that a session remembers
 _FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
 
@@ -242,11 +243,11 @@ class Registry:
         """
         import ray
 
-        if self.session.connection.client and not ray_client.helps():
+        if self.session.connection.client and not ray_client.is_in_background():
             again = partial(self.ask, calls, deadline, start=start, patience_s=patience_s)
             try:
                 return ray_client.in_time(again, deadline.left_s() + _MARGIN_S)
-            except ray_client.LateError:
+            except ray_client.NoAnswerError:
                 return dict.fromkeys(calls, Silence.LATE)
         replies: dict[int, A | Silence] = {}
         waiting: dict[Any, int] = {}
@@ -303,8 +304,8 @@ class Registry:
     def release_later(self, leases: Sequence[bytes]) -> None:
         """Ask for the end of leases without waiting for it, for clearing up after a failure. Never raises."""
         try:
-            if self.session.connection.client and not ray_client.helps():
-                ray_client.aside(partial(self.release_later, leases))  # as even to drop its answer may wait
+            if self.session.connection.client and not ray_client.is_in_background():
+                ray_client.in_background(partial(self.release_later, leases))  # as even to drop its answer may wait
                 return
             if workers.connection() != self.session.connection:
                 return  # that cluster is left, and with it all that this process asked there
@@ -364,5 +365,3 @@ class Registry:
                 self.pause(deadline)
         with self._lock:
             return self._handles.setdefault(shard, handle)
-
-

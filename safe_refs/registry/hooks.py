@@ -64,7 +64,7 @@ class ShardPart:
         """A lease has begun, or this shard was told of it once more."""
 
     def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool) -> None:
-        """Another process has got these items of a lease, which may have ended by that (`soon`: it waits for the owners to know it)."""
+        """Another process has got these items of a lease, which may have ended by that. `soon`: it waits until the owners know it."""
 
     def changed(self, leases: Sequence[bytes]) -> None:
         """Something has changed of these leases that their other holders must learn: a use, a renewal, an end, other items."""

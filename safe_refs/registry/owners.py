@@ -51,7 +51,9 @@ class Owners(ShardPart):
         self._lock = lock
         self._using = using
         self._died = died
-        self._silent: set[bytes] = set()  # owners that did not respond to the last question; of those that the table knows
+        self._silent: set[bytes] = (
+            set()
+        )  # owners that did not respond to the last question; of those that the table knows
         self._wake = threading.Event()
 
     def limits_changed(self) -> None:

@@ -116,8 +116,8 @@ class Shard:
             return not_now
         at, answers = 0, list[bytes | SafeRefsError]()
         for row in call.rows:
-            answers.append(self._pin(row, actors.interned(refs[at : at + row.count])))
-            at += row.count
+            answers.append(self._pin(row, actors.interned(refs[at : at + row.size])))
+            at += row.size
         return answers
 
     def _pin(self, row: PinRow, refs: list[Ref]) -> bytes | SafeRefsError:
@@ -136,9 +136,7 @@ class Shard:
         return self.table.identity.to_bytes()
 
     @unpacked(ResolveCall.unpack)
-    def resolve(
-        self, call: ResolveCall
-    ) -> tuple[list[int | SafeRefsError | Granted | NotNow], list[Ref]] | NotNow:
+    def resolve(self, call: ResolveCall) -> tuple[list[int | SafeRefsError | Granted | NotNow], list[Ref]] | NotNow:
         """What leases hold: of each how many references, or why it has none; and all references, in order."""
         if (not_now := self.parts.admit(call.version)) is not None:
             return not_now
@@ -147,9 +145,9 @@ class Shard:
         for row in call.rows:
             # An actor whose job has just ended spoils the whole answer: what can't be had twice isn't had in one with others.
             found = NotNow.IN_TURN if len(call.rows) > 1 and self._spoils(row) else self._resolve(row)
-            if isinstance(found, tuple):
+            if isinstance(found, list):
                 refs += found
-            answers.append(len(found) if isinstance(found, tuple) else found)
+            answers.append(len(found) if isinstance(found, list) else found)
         return answers, refs
 
     def _spoils(self, row: ResolveRow) -> bool:
@@ -157,7 +155,7 @@ class Shard:
             spends = row.take or self.table.counts_uses(row.lease)
             return spends and any(map(actors.is_actor_handle, self.table.items_of(row.lease)))
 
-    def _resolve(self, row: ResolveRow) -> tuple[Ref, ...] | SafeRefsError | Granted | NotNow:
+    def _resolve(self, row: ResolveRow) -> list[Ref] | SafeRefsError | Granted | NotNow:
         if (not_now := self.parts.doubts(row)) is not None:
             return not_now
         try:
@@ -169,7 +167,7 @@ class Shard:
                 if counts_uses or row.take:
                     self.parts.changed([row.lease])
                 self.parts.resolved(row.lease, items)
-                return items
+                return list(items)
         except SafeRefsError as refusal:
             return self.parts.excuse(row.lease, row.use, refusal)
 

@@ -277,10 +277,10 @@ def resolve(registry: Registry, row: Wanted, deadline: Deadline) -> list[Ref]:
     def call(version: int, counts: bool, _: int) -> Call[Any]:
         return Call(Shard.resolve, ResolveCall(version, [row.row(counts=counts)]))
 
-    def opened(answer: Any) -> list[Ref] | SafeRefsError | Granted | NotNow:
+    def opened(answer: Any) -> Any:
         return (answer[1] if type(answer[0][0]) is int else answer[0][0]) if isinstance(answer, tuple) else answer
 
-    question = Question(row.address, call, opened, in_turn=row.take)
+    question = Question[list[Ref]](row.address, call, opened, in_turn=row.take)
     try:
         refs = _live(registry, question, deadline)
     except UnopenedActorError:

@@ -1,7 +1,7 @@
 """What travels between a process and a shard: a NamedTuple for each call, an enum for answers that are none.
 
-A caller names the shard's method itself (`Call(Shard.pin, PinCall(…), refs)`, see `calls`), so that mypy checks both ends. Calls on the
-hot path travel as msgpack bytes: a tuple of eight small values costs Ray's pickler a tenth of a whole call.
+A caller names the shard's method itself (`Call(Shard.pin, PinCall(…), refs)`, see `calls`), so that mypy checks both ends. Calls on
+the hot path travel as msgpack bytes: a tuple of eight small values costs Ray's pickler a tenth of a whole call.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import msgpack
 
@@ -54,7 +54,7 @@ class PinRow(NamedTuple):
 
     Attributes:
         lease: its id.
-        count: how many of the call's references it holds: the next ones, in order.
+        size: how many of the call's references it holds: the next ones, in order.
         terms: its terms.
         maker: who makes it.
         borrower: address of the process that makes it, if that doesn't own all of the objects; else empty.
@@ -62,7 +62,7 @@ class PinRow(NamedTuple):
     """
 
     lease: bytes
-    count: int
+    size: int
     terms: Terms
     maker: Origin
     borrower: bytes
@@ -174,6 +174,6 @@ def unpacked(
         def take(self: S, call: C, *args: P.args, **kwargs: P.kwargs) -> R:
             return method(self, unpack(call) if isinstance(call, bytes) else call, *args, **kwargs)
 
-        return take
+        return cast("Callable[Concatenate[S, C, P], R]", take)
 
     return decorate

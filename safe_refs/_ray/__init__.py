@@ -1,0 +1,19 @@
+"""The one room that touches Ray's private API, and what safe_refs wants of Ray beyond its everyday calls.
+
+| file | what is in it |
+|---|---|
+| `workers` | this process and its connection; who owns what; who is dead |
+| `cluster` | nodes, control store, starting actors of ours |
+| `objects` | values, sizes, places, and what a task needs to read them |
+| `actors` | handles of actors |
+| `counts` | Ray's reference counts, and how to make this process report to an owner |
+| `exits` | how this process learns that it is about to end |
+| `client` | what differs in a Ray Client |
+| `serve`, `store` | Serve's responses; figures of the object stores |
+| `native` | what the others share: Ray's core worker and its control service |
+
+Each function that goes beyond Ray's public API says why, since which Ray it has been seen to work, and what happens without it.
+tests/test_ray_facts.py tries each with the Ray at hand, and `make test-oldest` with the oldest that we support.
+
+What always holds: nothing here imports Ray before somebody else has. No reference can exist until then.
+"""
