@@ -1,7 +1,7 @@
 """Calls from this process to a registry's actors, and all that is kept for one connection to a cluster.
 
-A `Session` is this process's connection; it has a `Registry` for each registry that the process uses: the actors' handles, the layout,
-the identity of the last start. All of that goes with the session, when the connection does, and in a forked child.
+A `Session` is this process's connection. It has a `Registry` for each registry that the process uses: the actors' handles, the
+layout, the identity of the last start. All of that goes with the session, when the connection does, and in a forked child.
 
 What always holds: every wait ends by its deadline; every call can be repeated (ids are the caller's), so that one into an actor that
 turns out to be dead is made again on its successor; a lease of another cluster is never asked for.
@@ -31,7 +31,7 @@ from .shard import Shard, actor_name
 from .wire import PACKED, ReleaseCall, pack
 
 if TYPE_CHECKING:
-    from .verbs import Verbs
+    from .asking import Verbs
 
 A = TypeVar("A")
 P = ParamSpec("P")

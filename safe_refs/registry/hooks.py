@@ -19,7 +19,7 @@ from .wire import Granted, NotNow, PinRow, ResolveRow
 if TYPE_CHECKING:
     import ray
 
-    from .verbs import Wanted
+    from .asking import Wanted
 
     Ref = ray.ObjectRef[Any]
 
