@@ -69,7 +69,7 @@ def measure(leases: int, blocks: int) -> Section:
         spread("memory of the registry for a lease", [weight, weight], "bytes", 1000.0),
     ]
     text = (
-        f"Two registries, one with {FEW:,} leases, one with {leases:,}, all on the same five objects; {blocks} blocks of {_BLOCK} "
-        "resolves from each in turn. A lease's memory is what the registry's process grew by, divided by the leases."
+        f"Two registries, one with {FEW:,} leases, one with {leases:,}, all of the same five objects; {blocks} blocks of {_BLOCK} "
+        "resolves from each, alternately. The memory of a lease is the growth of the registry's process, divided by the leases."
     )
     return Section("A million leases", text, lines)
