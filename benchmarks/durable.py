@@ -25,7 +25,7 @@ _SETTLES_S = 0.15
 
 
 def measure(share: float) -> Section:
-    """All sizes, each in turn with a bare task.
+    """All sizes, each alternately with a bare task.
 
     Args:
         share: of the usual rounds.

@@ -18,7 +18,7 @@ from benchmarks.lines import Section, small_ray, spread
 from safe_refs.registry.topology import actor_name
 
 FEW = 1_000
-_BLOCK = 400  # resolves of each, in turn, for one ratio
+_BLOCK = 400  # resolves of each, alternately, for one ratio
 
 
 def resident_bytes(registry: str) -> int:
@@ -34,7 +34,7 @@ def resident_bytes(registry: str) -> int:
 
 
 def measure(leases: int, blocks: int) -> Section:
-    """Fill one registry with many, the other with few, and resolve from both in turn."""
+    """Fill one registry with many, the other with few, and resolve from both alternately."""
     import ray
 
     payloads: dict[str, bytes] = {}
