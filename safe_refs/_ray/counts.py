@@ -1,0 +1,230 @@
+"""Ray's reference counts: what this process still holds, and how to make it report its borrowers to an owner.
+
+The package `anchoring` says what that is for. It needs one thing that Ray does not offer: a process that borrows an object, and has
+passed it on, is to report to the object's owner *now* to whom. Ray lets a borrower report only when it drops its last reference
+(its count becomes zero). So `touch_zero` takes the count to zero and up again:
+
+    this process (count 2)                      owner of the object
+    count 2 → 1 → 0  ── "I hold it no more; these processes do" ──►  notes them, forgets this process
+    count 0 → 1 → 2  registers the reference again; the owner does not know this process from now on
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from .actors import has_owner, is_actor_handle, only_objects, stands_for_actor
+from .native import core_worker
+from .workers import owner_of
+
+if TYPE_CHECKING:
+    import ray
+
+_MOST_HANDLES = 1000  # of one actor, that a process may have
+
+_NEEDED_CALLS = (
+    "add_object_ref_reference",
+    "current_actor_is_asyncio",
+    "current_actor_max_concurrency",
+    "deserialize_and_register_object_ref",
+    "get_all_reference_counts",
+    "get_owner_address",
+    "remove_object_ref_reference",
+    "serialize_object_ref",
+)
+
+
+class Touch(Enum):
+    """What became of an attempt to report to an object's owner who holds the object.
+
+    REPORTED: the owner knew this process, and got its report. UNKNOWN: the owner doesn't know this process as a borrower, and so got
+    no report. BUSY: a call in flight has the reference as an argument, so that the count could not be taken to zero.
+    """
+
+    REPORTED = 1
+    UNKNOWN = 2
+    BUSY = 3
+
+    YES = REPORTED  # transition: the old name
+
+
+@functools.lru_cache(maxsize=1)
+def can_anchor() -> bool:
+    """Whether this Ray has the private calls that `touch_zero` needs; seen since Ray 2.52.
+
+    Without them, a lease that a borrower makes depends on that borrower's life, and the registry says so.
+    """
+    import ray._raylet
+
+    native: Any = ray._raylet  # Ray's types don't know what is in there
+    return all(hasattr(native.CoreWorker, name) for name in _NEEDED_CALLS)
+
+
+def touchable(references: Iterable[Any]) -> list[Any]:
+    """Those that have an owner, who has to know who holds them: objects, and actors that aren't detached or weakly held."""
+    return [each for each in references if not is_actor_handle(each) or owner_of(each)]
+
+
+def touch_zero(refs: Sequence[Any]) -> list[Touch]:
+    """Make Ray report to the owners of `refs` to whom this process passed them, and keep the references all the same.
+
+    Takes about 120 microseconds for one reference, 15 for each further one, and 0.5 for each that this process counts. Whoever uses
+    one of `refs` in this process meanwhile gets an error. So the caller must be alone (`workers.is_alone`), or keep all others off.
+    Afterwards the owner doesn't know this process, until somebody that the owner knows passes it the reference again.
+
+    Neither a signal handler's exception nor a garbage collection can come between the steps: they run in one call of C.
+
+    Ray shows no counts for actors. Of an actor this process must have exactly one handle, as `actors.interned` gives. That its count
+    has been zero shows in that Ray doesn't know the actor's owner any more. Where that doesn't show, the answer is UNKNOWN, which for
+    an actor may also mean that a call in flight has the handle as an argument.
+
+    Private: `get_all_reference_counts` and the calls that `ObjectRef` itself makes when it is created and deleted, seen since Ray
+    2.52. Without it, see `can_anchor`.
+
+    Args:
+        refs: each object, or handle of an actor, once. Since the last touch, somebody else must have come to hold each of them, and
+            must have confirmed that to this process by answering the call that brought them. Who holds them is what this process has
+            to report; and it is by what Ray has left of that after the zero that REPORTED is told from UNKNOWN.
+    """
+    import ray
+
+    if any(map(is_actor_handle, refs)):
+        found = iter(touch_zero(only_objects(refs)))
+        return [_touch_actor(ref) if is_actor_handle(ref) else next(found) for ref in refs]
+    core = core_worker()
+    nil: Any = ray.ObjectRef.nil()
+    down: list[Callable[[], Any]] = []
+    up: list[Callable[[], Any]] = []
+    touches: dict[bytes, Touch] = {ref.hex().encode(): Touch.BUSY for ref in refs}
+    with _no_collection() as quiet:
+        counts = core.get_all_reference_counts() if quiet else {}
+        for ref, key in zip(refs, touches, strict=True):
+            mine = counts.get(key)
+            # "submitted" counts the calls in flight that have it as an argument: they would keep the count above zero.
+            if mine is None or mine["submitted"] or not mine["local"]:
+                continue
+            _, owner, status = core.serialize_object_ref(ref)
+            down += [functools.partial(core.remove_object_ref_reference, ref)] * mine["local"]
+            up += [functools.partial(core.add_object_ref_reference, ref)] * mine["local"]
+            # At zero Ray forgot the owner as well.
+            up.append(functools.partial(core.deserialize_and_register_object_ref, ref.binary(), nil, owner, status))
+            touches[key] = Touch.REPORTED
+        del counts
+        if not down:
+            return list(touches.values())
+        # `map` and `list` call the steps from C, with no Python bytecode in between, at which Python would run a signal handler.
+        steps: list[Callable[[], Any]] = [*down, functools.partial(core.get_all_reference_counts), *up]
+        call: Any = functools.partial.__call__
+        remembered = list(map(call, steps))[len(down)]
+    # At zero, Ray forgets an object that it has reported. One that it still remembers it keeps for the borrowers that this process
+    # has not reported to anybody.
+    for key, touch in touches.items():
+        if touch is Touch.REPORTED and key in remembered:
+            touches[key] = Touch.UNKNOWN
+    return list(touches.values())
+
+
+def _touch_actor(handle: Any) -> Touch:
+    """`touch_zero` for the one handle that this process has of an actor."""
+    import ray
+
+    core = core_worker()
+    with _no_collection() as quiet:
+        if not quiet:
+            return Touch.BUSY
+        state, ref = core.serialize_actor_handle(handle._actor_id)
+        for _ in range(2):  # one count is the handle's, the other that of `ref`
+            core.remove_object_ref_reference(ref)
+        try:
+            core.get_owner_address(ref)
+            touch = Touch.UNKNOWN
+        except ValueError:
+            touch = Touch.REPORTED
+        for _ in range(2):
+            core.add_object_ref_reference(ref)
+        if touch is Touch.REPORTED:
+            core.deserialize_and_register_actor_handle(state, ray.ObjectRef.nil(), False)
+    return touch
+
+
+@contextmanager
+def _no_collection() -> Iterator[bool]:
+    """Keep the garbage collector off, in Ray's own collecting thread as well. Yields False if a collection is under way already.
+
+    A collection could delete an `ObjectRef` after its count was read. Its count would then be taken up once too often, and the object
+    would never be freed.
+
+    `gc.disable` stops automatic collections. An explicit `gc.collect()` of another thread, like Ray's, calls `hold_off` first, and
+    waits there until the window is closed.
+    """
+    window = threading.Lock()
+    me = threading.get_ident()
+    seen: list[str] = []
+
+    def hold_off(phase: str, _: object) -> None:
+        if threading.get_ident() == me:
+            seen.append(phase)
+        elif phase == "start":
+            with window:
+                pass
+
+    was_on = gc.isenabled()
+    gc.disable()
+    gc.callbacks.append(hold_off)
+    try:
+        with window:
+            gc.collect(0)  # if another thread is collecting, this does nothing and calls no callback
+            yield "start" in seen
+    finally:
+        gc.callbacks.remove(hold_off)
+        if was_on:
+            gc.enable()
+
+
+def counted(ids: Iterable[bytes]) -> list[bytes]:
+    """Those of these objects that this process still knows anything of, even if only who else holds them.
+
+    Private: `CoreWorker.get_all_reference_counts`, seen since Ray 2.52; its keys are hexadecimal in bytes. `shutdown` uses it to wait
+    until the references that it dropped are really gone, and relays do the same. Without it, both would have to wait a fixed time.
+    """
+    counts = core_worker().get_all_reference_counts()
+    return [id_ for id_ in ids if id_.hex().encode() in counts or (stands_for_actor(id_) and has_owner(id_))]
+
+
+def still_counted(ids: Iterable[bytes]) -> set[bytes]:
+    """Those of these objects to which this process still has references. Actors are left out. Private: see `counted`."""
+    counts = core_worker().get_all_reference_counts()
+    return {id_ for id_ in ids if counts.get(id_.hex().encode(), {}).get("local")}
+
+
+def references(ids: Iterable[bytes]) -> list[ray.ObjectRef[Any]]:
+    """References to objects to which this process has references already, so that Ray knows their owners here."""
+    import ray
+
+    return [ray.ObjectRef(id_) for id_ in ids]
+
+
+def let_go_of_actor(id_: bytes) -> None:
+    """Take this process's count for an actor to zero and leave it there, so that Ray reports to the owner who else holds the actor.
+
+    Only for a process that ends: from then on, its handles of the actor keep nothing alive. Ray shows no counts for actors, so this
+    goes on until Ray doesn't know the owner any more.
+
+    Private: see `touch_zero`.
+
+    Args:
+        id_: of the object that stands for the actor.
+    """
+    import ray
+
+    ref: Any = ray.ObjectRef(id_)
+    for _ in range(_MOST_HANDLES):
+        if not has_owner(id_):
+            return
+        core_worker().remove_object_ref_reference(ref)

@@ -1,0 +1,67 @@
+"""How this process learns that it is about to end, while Ray still answers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .native import core_worker
+
+
+def has_called_exit() -> bool:
+    """Whether this actor has called `exit_actor`. Asks nobody, so that it may be called often.
+
+    Private: `CoreWorker.get_current_actor_should_exit`, seen since Ray 2.52. Without it, leases that depend on an actor are lost when
+    it calls `exit_actor`.
+    """
+    return bool(core_worker().get_current_actor_should_exit())
+
+
+def is_marked_dead() -> bool:
+    """Whether Ray's control store has this actor for dead: its last handle was dropped. About 1 ms.
+
+    It asks the one control service of the whole cluster. So ask at most once a second, and delay the actor's end for longer than
+    that, or the end may come between two look-ups.
+
+    Private: the actor's row in the control store (`ray._private.state.actors`), seen since Ray 2.52. Without it, leases that depend
+    on an actor are lost when its last handle is dropped.
+    """
+    import ray
+
+    row = ray._private.state.actors(ray.get_runtime_context().get_actor_id())
+    return bool(row.get("State") == "DEAD")
+
+
+def is_ending(*, look_up: bool = True) -> bool:
+    """Whether this actor is about to end.
+
+    Args:
+        look_up: ask the control store as well; see `is_marked_dead`. Without, only `has_called_exit`.
+    """
+    return has_called_exit() or (look_up and is_marked_dead())
+
+
+def call_before_exit(hook: Callable[[], None]) -> None:
+    """Call `hook` when this worker calls `exit_actor` or gets SIGTERM, while Ray still answers.
+
+    Private: both call `raise_sys_exit_with_custom_error_message`, and each looks it up by name in its own module (`ray.actor`,
+    `ray._private.worker`), so that it can be replaced; seen since Ray 2.52. Ray has no hook that runs before it tells owners that
+    this process is gone: `__ray_shutdown__` and `atexit` come later. Without it, leases that depend on a process are lost when it
+    ends in one of these two ways.
+    """
+    import ray
+
+    for module in (ray.actor, ray._private.worker):
+        original = getattr(module, "raise_sys_exit_with_custom_error_message", None)
+        if original is not None:
+            setattr(module, "raise_sys_exit_with_custom_error_message", _first(hook, original))  # noqa: B010 # Ray's types hide it
+
+
+def _first(hook: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(then)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        hook()
+        return then(*args, **kwargs)
+
+    return both

@@ -1,0 +1,249 @@
+"""Ray's worker processes: which cluster this process is connected to, which one it is, which ones own what, and which are dead.
+
+`connection` and `borrowed` run in every `dumps`. In the usual case (a driver or worker that is connected; an `ObjectRef` that this
+process owns) neither calls another function of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ..errors import RegistryUnavailableError
+from . import client
+from .actors import counted_ref, is_actor_handle, is_detached, is_weak
+from .native import accessor, core_worker
+
+
+class Connection(NamedTuple):
+    """Which cluster this process is connected to, as which job, and whether by Ray Client. Changes with every `ray.init`."""
+
+    cluster: bytes
+    job: str
+    client: bool = False
+
+
+# Ray's core worker, and where it is connected to. Each `ray.init` makes another core worker; asking Ray costs 10 microseconds.
+# Bound: one pair. No lock: threads read and replace the pair as a whole, and two that ask at once get the same answer.
+_known: tuple[Any, Connection] | None = None
+
+
+def connection() -> Connection:
+    """The cluster and job that this process is connected to.
+
+    Private: `Worker.current_cluster_and_job`, seen since Ray 2.52. Ray has no public name for a cluster. Ids of objects repeat from
+    one cluster to the next, so a payload must say which cluster it belongs to. Without it, no payload could be made or read.
+
+    Raises:
+        RegistryUnavailableError: Ray is not initialized in this process.
+    """
+    global _known
+    if "ray" not in sys.modules:  # nobody has imported Ray yet, so no reference can exist
+        raise _not_connected()
+    import ray
+
+    worker: Any = ray._private.worker.global_worker
+    core = getattr(worker, "core_worker", None)
+    known = _known
+    if known is not None and core is known[0] and worker.connected:
+        return known[1]
+    if not worker.connected:
+        server = client.server()
+        if server is None:
+            raise _not_connected()
+        return Connection(server.cluster, server.job, True)
+    if not ray.is_initialized():
+        raise _not_connected()
+    cluster, job = worker.current_cluster_and_job
+    found = Connection(cluster.binary(), job.hex())
+    if core is not None and not job.is_nil():  # a worker that has no job yet gets one with its first task
+        _known = (core, found)
+    return found
+
+
+def _not_connected() -> RegistryUnavailableError:
+    return RegistryUnavailableError(
+        "Ray is not initialized in this process, so the registry can't be reached: call ray.init(address=...) for the "
+        "cluster that the payload belongs to"
+    )
+
+
+def node_and_process() -> tuple[str, int]:
+    """This process's node id (56 hexadecimal digits) and process id. Of a client: its server's node, and its own process id."""
+    server = client.server()
+    if server is not None:
+        return server.node, os.getpid()
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def own_address() -> bytes:
+    """Address of this process, or of a client's server, for `is_surely_dead`, `owns_all` and `describe`. Private: see there."""
+    server = client.server()
+    if server is not None:
+        return _pack_address(server.worker, server.node)
+    import ray
+
+    context = ray.get_runtime_context()
+    return _pack_address(context.get_worker_id(), context.get_node_id())
+
+
+@functools.lru_cache(maxsize=4)
+def _pack_address(worker_id: str, node_id: str) -> bytes:
+    address = _new_address()
+    address.worker_id = bytes.fromhex(worker_id)
+    setattr(address, "node_id" if hasattr(address, "node_id") else "raylet_id", bytes.fromhex(node_id))
+    return bytes(address.SerializeToString())
+
+
+def _parsed(address: bytes) -> Any:
+    found = _new_address()
+    found.ParseFromString(address)
+    return found
+
+
+def _new_address() -> Any:
+    """Ray's record of a process's address (`common_pb2.Address`), private and seen since Ray 2.52."""
+    from ray.core.generated import common_pb2
+
+    return common_pb2.Address()  # type: ignore[attr-defined] # generated at build time
+
+
+def _node_of(parsed: Any) -> str:
+    """The node's id, in hexadecimal. Older versions of Ray have another name for it."""
+    node: bytes = parsed.node_id if hasattr(parsed, "node_id") else parsed.raylet_id
+    return node.hex()
+
+
+def describe(address: bytes) -> str:
+    """Name of a process in a message, from its `own_address`."""
+    parsed = _parsed(address)
+    return f"the process of worker {parsed.worker_id.hex()[:8]} on node {_node_of(parsed)[:8]}"
+
+
+def owner_of(reference: Any) -> bytes:
+    """Address of the process that owns an object, or that created an actor. Opaque; equal for equal owners.
+
+    Empty for an actor that has no owner as far as is known here: a detached actor, or one got by its name.
+
+    Private: `CoreWorker.get_owner_address`, seen since Ray 2.52. Without it, a dead owner would only be noticed when somebody fetches
+    the value.
+
+    Raises:
+        ValueError: this process doesn't know the owner of the object. See `ownerless`.
+    """
+    core = core_worker()
+    if not is_actor_handle(reference):
+        return bytes(core.get_owner_address(reference))
+    if is_weak(reference):
+        return b""
+    try:
+        owner = bytes(core.get_owner_address(counted_ref(reference)))
+    except ValueError:
+        return b""
+    is_own = core.get_worker_id().binary() in owner
+    return owner if is_own or not is_detached(reference._actor_id) else b""
+
+
+def borrowed(refs: Iterable[Any]) -> list[Any]:
+    """Those of `refs` that other processes own.
+
+    Private: see `owner_of` and `native.core_worker`. An owner's address contains its worker id, so a search for this process's id in
+    it is enough.
+    """
+    import ray
+
+    worker: Any = ray._private.worker.global_worker
+    core = worker.core_worker
+    me = core.get_worker_id().binary()
+    found = []
+    for ref in refs:
+        # What nobody owns isn't borrowed.
+        owner = core.get_owner_address(ref) if type(ref) is ray.ObjectRef else owner_of(ref) or me
+        if me not in owner:
+            found.append(ref)
+    return found
+
+
+def owns_all(process: bytes, owners: Iterable[bytes]) -> bool:
+    """Whether one process is the owner in each of `owners`. An empty one, of what nobody owns, doesn't count.
+
+    Args:
+        process: its `own_address`.
+        owners: addresses as `owner_of` gives them.
+    """
+    worker_id = _parsed(process).worker_id
+    return all(not owner or worker_id in owner for owner in owners)
+
+
+def ownerless(refs: Iterable[Any]) -> Any:
+    """The first of `refs` whose owner this process doesn't know; None if there is none. A reference made of a bare id is one."""
+    for ref in refs:
+        try:
+            owner_of(ref)
+        except ValueError:
+            return ref
+    return None
+
+
+def is_surely_dead(owner: bytes) -> bool:
+    """Whether Ray's control service says that the process with this address is dead, or its node is. False where it doesn't know.
+
+    A process that is stopped, or that the network has cut off, is not dead. About 1 ms.
+
+    Private: `GlobalState.get_worker_info` of the control service, and the layout of an owner's address, seen since Ray 2.52. Without
+    it, no lease would end because its owner died, and whoever loads it would get Ray's own error from `ray.get`.
+    """
+    import ray
+    from ray.core.generated import gcs_pb2
+
+    address = _parsed(owner)
+    row = accessor().get_worker_info(ray.WorkerID(address.worker_id))
+    if row is None:
+        return False
+    worker = gcs_pb2.WorkerTableData()  # type: ignore[attr-defined] # generated at build time
+    worker.ParseFromString(row)
+    if not worker.is_alive:
+        return True
+    nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}  # type: ignore[no-untyped-call] # Ray leaves it untyped
+    return nodes.get(_node_of(address)) is False
+
+
+def is_actor() -> bool:
+    """Whether this process is an actor's."""
+    import ray
+
+    return ray.get_runtime_context().get_actor_id() is not None
+
+
+def is_alone() -> bool:
+    """Whether nothing but the caller can be using references in this process now, nor until the caller returns.
+
+    True in the main thread of a plain task, of an actor without concurrency, and of a driver, if the only other Python threads are
+    Ray's and safe_refs' own.
+
+    Private: what an actor may run at once (`current_actor_is_asyncio`, `current_actor_max_concurrency`), seen since Ray 2.52; the
+    list of threads with frames is CPython's. Without it, no process could anchor without risk to its own reads.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False  # in an actor with concurrency groups no method runs in the main thread
+    core = core_worker()
+    if core.current_actor_is_asyncio() or core.current_actor_max_concurrency() > 1:
+        return False
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        return False  # what the loop awaits is delivered by threads of Ray's that no list shows
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    mine = threading.get_ident()
+    return all(
+        thread == mine or names.get(thread, "").startswith(_HARMLESS_THREADS) for thread in sys._current_frames()
+    )
+
+
+# Ray's own threads print logs and collect garbage (see `counts._no_collection`). Ours touch no reference of the user's.
+_HARMLESS_THREADS = ("ray_", "PythonGCThread", "safe_refs-")
