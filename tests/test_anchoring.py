@@ -467,7 +467,7 @@ def test_a_courier_that_nobody_needs_ends(cluster: str) -> None:
         return os.getpid()
 
     for _ in range(2):
-        idle = couriers.named("courier:idle", couriers.Courier, 3.0)
+        idle = _ray.start_actor("courier:idle", couriers.Courier, [3.0], place=0)
         pid = ray.get(idle.__ray_call__.remote(hurry), timeout=60)
         wait_until(lambda pid=pid: not is_running(pid), 20)  # type: ignore[misc] # mypy can't infer a lambda's default
         wait_until(

@@ -308,35 +308,14 @@ def _find(connected: _ray.Connection, registry: str, shard: int, start: bool, de
 
 
 def _start(registry: str, shard: int, deadline: float) -> Any:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     if book.topology(registry) is None:
         # It was shut down since this process heard of it. What is started now is a new one, which others have to find.
         last = _topologies.get((_ray.connection(), registry), Topology(0))
         book.begin(registry, last.shards, last.replicas)
-    nodes = _ray.nodes()
-    options: dict[str, Any] = {
-        "name": actor_name(registry, shard),
-        "namespace": _ray.NAMESPACE,
-        "get_if_exists": True,
-        "lifetime": "detached",
-        "num_cpus": 0,
-        # A byte of memory, as Ray sends an actor that asks for nothing at all to any node, whatever its affinity (Ray PR 25360).
-        "memory": 1,
-        "max_restarts": -1,
-        # A call into a dead shard fails at once: who called knows better than Ray whom to ask instead.
-        "max_task_retries": 0,
-    }
-    if nodes:
-        # One shard after the other on one node after the other. The first is on the head node, which no autoscaler takes away. Soft,
-        # so that a shard starts elsewhere where its node is gone.
-        node = nodes[shard % len(nodes)]
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    args = (registry, config.limits(), shard, config.anchors())
     while True:
         try:
-            handle = ray.remote(Shard).options(**options).remote(registry, config.limits(), shard, config.anchors())
-            return _ray.methods_known(handle, Shard)
+            return _ray.start_actor(actor_name(registry, shard), Shard, args, place=shard)
         except ValueError:
             # Another process won the race for the name, and its actor is not listed yet, or no longer.
             if time.monotonic() + RETRY_PAUSE_S >= deadline:

@@ -771,7 +771,7 @@ class Shard:
     def _ask_owners(self) -> tuple[set[bytes], set[bytes]]:
         """Ask owners about one of their objects each; those that can't be asked any more, and those that hang.
 
-        One call an owner, not one for all: see `_ray._locations`. One that hung before is given less time.
+        One call an owner, not one for all: see `_ray.objects._locations`. One that hung before is given less time.
         """
         with self._lock:
             owners = self._table.owners()
