@@ -182,7 +182,7 @@ def checked_name(name: str) -> str:
     Raises:
         ValueError: it isn't: letters, digits and `_.-`, 1 to 64 of them.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(str(name)):
         raise ValueError(
             f"a registry's name is 1 to 64 letters, digits, dots, dashes and underscores, not {name!r:.80}"
         )

@@ -278,14 +278,25 @@ class Asks(Protocol):
 
     layout: Layout
 
-    def holders(self, lease: bytes) -> Sequence[int]: ...
-    def by_shard(self, leases: Iterable[bytes]) -> dict[int, list[bytes]]: ...
-    def pin_once(self, plans: Sequence[Plan], deadline: Deadline) -> list[Identity | SafeRefsError | None]: ...
-    def resolve_once(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref] | None]: ...
-    def ask_once(self, question: Question[A], deadline: Deadline) -> A | SafeRefsError | None: ...
+    def holders(self, lease: bytes) -> Sequence[int]:
+        """The shards that a lease is pinned at."""
+
+    def by_shard(self, leases: Iterable[bytes]) -> dict[int, list[bytes]]:
+        """Leases by the shards that may hold them."""
+
+    def pin_once(self, plans: Sequence[Plan], deadline: Deadline) -> list[Identity | SafeRefsError | None]:
+        """Begin leases."""
+
+    def resolve_once(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref] | None]:
+        """What leases hold."""
+
+    def ask_once(self, question: Question[A], deadline: Deadline) -> A | SafeRefsError | None:
+        """Ask about one lease."""
+
     def release_once(
         self, rows: Sequence[tuple[Sequence[bytes], Origin]], ended: set[bytes], deadline: Deadline
-    ) -> bool | None: ...
+    ) -> bool | None:
+        """End leases."""
 
 
 class Directory(Protocol):

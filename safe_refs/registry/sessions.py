@@ -1,7 +1,7 @@
 """All that this process keeps for one connection to a cluster.
 
-A `Session` is this process's connection; what it keeps of each registry is in a `Registry`. All of it goes with the connection, and in
-a forked child.
+A `Session` is this process's connection; what it keeps of each registry is in a `Registry`. All of it goes with the connection, and
+in a forked child.
 
 What always holds: a session is complete before anybody else sees it; a lease of another cluster is never asked for.
 """
@@ -63,6 +63,16 @@ def add(session: Session) -> Session:
     for known in gone:
         known.close()
     return session
+
+
+def drop(connection: workers.Connection) -> None:
+    """The session of a connection ends, if there is one."""
+    global _sessions
+    with _lock:
+        gone = _sessions.get(connection)
+        _sessions = {each: known for each, known in _sessions.items() if each != connection}
+    if gone is not None:
+        gone.close()
 
 
 def _forget() -> None:
