@@ -191,7 +191,10 @@ def checked_name(name: str) -> str:
 
 def deadline(given: float | timedelta | None = None) -> Deadline:
     """Until when a call that begins now may wait for the registry; see `timeout_s`."""
-    seconds_given = timeout_s(given)
+    if given is None and not os.environ.get("SAFE_REFS_TIMEOUT"):
+        seconds_given = _given.timeout or DEFAULT_TIMEOUT_S
+    else:
+        seconds_given = timeout_s(given)
     return Deadline(time.monotonic() + seconds_given, seconds_given)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import msgpack
+
 from .._ray import client as ray_client
 from .._ray import cluster, objects, workers
 from ..config import Deadline
@@ -23,7 +25,7 @@ from .here import Here
 from .hooks import Asks, Layout
 from .records import Identity
 from .shard import Shard, actor_name
-from .wire import PACKED, ReleaseCall, pack
+from .wire import NOT_TEXT, PACKED, ReleaseCall
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -58,7 +60,7 @@ class Call(Generic[A]):
     __slots__ = ("args", "method")
 
     def __init__(self, method: Callable[Concatenate[Any, P], A], *args: P.args, **kwargs: P.kwargs) -> None:
-        packed = [pack(each) if type(each) in PACKED else each for each in args]  # type: ignore[arg-type] # it is one of those
+        packed = [msgpack.packb(each, unicode_errors=NOT_TEXT) if type(each) in PACKED else each for each in args]
         if getattr(method, "is_remote", False):
             self.method, self.args = "part", (method.__qualname__, *packed)
         else:

@@ -25,12 +25,11 @@ from .records import Identity
 from .requests import Plan, Wanted
 
 _MOST_REGISTRIES = 64  # that a session remembers
-_MOST_SESSIONS = (
-    8  # of which all but the newest are of connections that are gone, unless this process is several Ray Clients
-)
+_MOST_SESSIONS = 8
 
-_lock = threading.Lock()  # guards changes of `_sessions`, which is replaced whole, so that it may be read at any time
-_sessions: dict[workers.Connection, Session] = {}
+# By connection; at most _MOST_SESSIONS. The lock guards its changes: it is replaced whole, so that it may be read at any time.
+_lock = threading.Lock()
+known: dict[workers.Connection, Session] = {}
 
 
 def current() -> Session | None:
@@ -39,46 +38,47 @@ def current() -> Session | None:
     Raises:
         RegistryUnavailableError: Ray isn't initialized here.
     """
-    return _sessions.get(workers.connection())
+    return known.get(workers.connection())
 
 
 def are_known() -> bool:
     """Whether there is a session, so that `current` asks nobody."""
-    return bool(_sessions)
+    return bool(known)
 
 
 def add(session: Session) -> Session:
     """Keep a session; the one that another thread was quicker to add, if there is one. Sessions of connections that are gone end."""
-    global _sessions
+    global known
     with _lock:
-        found = _sessions.get(session.connection)
-        if found is not None:
-            session.close()
-            return found
-        kept = {each: known for each, known in _sessions.items() if session.connection.client and each.client}
-        while len(kept) >= _MOST_SESSIONS:
-            del kept[next(iter(kept))]
-        gone = [known for each, known in _sessions.items() if each not in kept]
-        _sessions = {**kept, session.connection: session}
-    for known in gone:
-        known.close()
-    return session
+        found = known.get(session.connection)
+        if found is None:
+            # A process may be several Ray Clients at once; otherwise it has one connection at a time.
+            kept = {each: other for each, other in known.items() if session.connection.client and each.client}
+            while len(kept) >= _MOST_SESSIONS:
+                del kept[next(iter(kept))]
+            gone = [other for each, other in known.items() if each not in kept]
+            known = {**kept, session.connection: session}
+        else:
+            gone = [session]
+    for other in gone:
+        other.close()
+    return found or session
 
 
 def drop(connection: workers.Connection) -> None:
     """The session of a connection ends, if there is one."""
-    global _sessions
+    global known
     with _lock:
-        gone = _sessions.get(connection)
-        _sessions = {each: known for each, known in _sessions.items() if each != connection}
+        gone = known.get(connection)
+        known = {each: other for each, other in known.items() if each != connection}
     if gone is not None:
         gone.close()
 
 
 def _forget() -> None:
     """A forked child has none of the threads, and its locks may be held for ever by threads that it doesn't have."""
-    global _lock, _sessions
-    _lock, _sessions = threading.Lock(), {}
+    global _lock, known
+    _lock, known = threading.Lock(), {}
 
 
 os.register_at_fork(after_in_child=_forget)

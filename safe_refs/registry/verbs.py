@@ -43,7 +43,8 @@ def wanted(address: LeaseAddress, here: Here, *, slot: int | None, take: bool) -
     Raises:
         WrongClusterError: it is another cluster's.
     """
-    here.check_cluster(address)
+    if address.cluster != here.connection.cluster:
+        here.check_cluster(address)
     # It is worth the time to look up which line ends a lease, not which lines only read it.
     asker = here.origin() if take else Origin(here.connection.job, here.node, here.pid, "by loading")
     return Wanted(address, slot, take, asker, os.urandom(8))
