@@ -9,7 +9,6 @@ turns out to be dead is made again on its successor; a lease of another cluster 
 
 from __future__ import annotations
 
-import enum
 import os
 import sys
 import threading
@@ -29,6 +28,7 @@ from .hooks import ClientPart, Directory, Layout
 from .records import Identity, Origin, by_client
 from .shard import Shard, actor_name
 from .wire import PACKED, ReleaseCall, pack
+from .wire import Silence as Silence  # other modules import it from here, too
 
 if TYPE_CHECKING:
     from .asking import Verbs
@@ -47,14 +47,6 @@ _FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
 
 class NoRegistryError(Exception):
     """No registry, or no such shard, runs under that name, and the call was not one that starts one."""
-
-
-class Silence(enum.Enum):
-    """Why a shard has not answered: there is no such actor, it is dead just now, or the time was over."""
-
-    ABSENT = 1
-    DEAD = 2
-    LATE = 3
 
 
 class Call(Generic[A]):
