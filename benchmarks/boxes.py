@@ -62,8 +62,8 @@ def measure(rounds: int) -> Section:
                 ratios = [boxed / bare for bare, boxed in zip(times[way], times[f"{way}, boxed"], strict=True)]
                 lines.append(spread(f"{count:,} references {way}: in a box ÷ one by one", ratios, "times"))
     text = (
-        "A call of a bare Ray actor that takes references in a list, or returns them, beside one with an object that contains them. "
-        "safe_refs goes by where this falls below 1."
+        "A call of a bare Ray actor that takes references in a list, or returns them, against one with an object that contains them. "
+        "safe_refs uses a box from where the ratio falls below 1."
     )
     return Section("Where a box pays off", text, lines)
 

@@ -1,4 +1,4 @@
-"""Two things done in turn, over and over, and the median of the ratios of neighbours: whatever else the machine does hits both."""
+"""Two things run alternately, many times; the figure is the median of the paired ratios. Other load hits both alike."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Figure:
         against: what it is compared with.
         us: median of one run, in microseconds.
         against_us: the same of the other.
-        ratio: median of the ratios of neighbouring runs.
+        ratio: median of the paired ratios: each pair ran one after the other.
         low: the ratios' 25th percentile.
         high: the ratios' 75th percentile.
         target: the most that the ratio may be; None where nothing is promised.
@@ -56,10 +56,10 @@ class Figure:
 def compare(
     what: str, step: Step, against: str, other: Step, *, rounds: int, inner: int = 1, target: float | None
 ) -> Figure:
-    """Time two steps in turn, `inner` runs of each at a time, and give the ratio of the first to the second."""
+    """Time two steps alternately, `inner` runs of each at a time, and return the ratio of the first to the second."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + max(3, rounds // 20)):
-        # Which one goes first changes each time.
+        # The order alternates.
         for which in (0, 1) if number % 2 else (1, 0):
             run = (step, other)[which]
             start = time.perf_counter()

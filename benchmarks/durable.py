@@ -1,4 +1,4 @@
-"""What a durable copy costs: `dumps(ref, durable=True)` beside a bare task that gives back what it is given, on the same object.
+"""What a durable copy costs: `dumps(ref, durable=True)` against a bare task that returns its argument, on the same object.
 
 The task's result is waited for, and not read. Copies are dropped between the rounds, out of time.
 """
@@ -25,7 +25,7 @@ _SETTLES_S = 0.15
 
 
 def measure(share: float) -> Section:
-    """All sizes, each in turn with a bare task.
+    """All sizes, each alternately with a bare task.
 
     Args:
         share: of the usual rounds.
@@ -68,8 +68,8 @@ def measure(share: float) -> Section:
             gc.collect()
         safe_refs.shutdown()
     text = (
-        "An object of the driver's, made durable: pinned, copied by a task, handed to the registry; beside that task alone. "
-        "Peak memory is what the store holds at most meanwhile, the object itself being one."
+        "An object that the driver owns is made durable: the registry pins it, a task copies it, and the registry gets the copy. "
+        "This is compared with that task alone. Peak memory is the most that the store holds meanwhile, in sizes of the object."
     )
     return Section("Durable copies", text, lines)
 

@@ -1,4 +1,4 @@
-"""One value from one process to another, until its checksum is known there: by safe_refs, and by what one would use instead.
+"""One value from one process to another, until its checksum is known there: by safe_refs, and by its alternatives.
 
 The maker is the driver, the reader an actor; what travels between them is bytes, as an argument of a call, whatever the way. All ways
 take turns, round by round; the figures are medians of the ratios within a round. The value is an array, which neither pickle nor
@@ -113,9 +113,9 @@ def measure(share: float) -> Section:
         for size, (count, rounds) in SIZES.items():
             lines += _one_size(size, count, max(_FEWEST, int(rounds * share)), url, folder)
     text = (
-        "One array from one process to another, until its checksum is known there. The first line of each size is the time that "
-        "safe_refs takes; the others are how many times as long another way takes, in the same round. Without waiting, `dumps` "
-        "returns before the references are held, and the reader waits for that."
+        "One array goes from one process to another, until the receiver knows its checksum. The first line of each size is the time "
+        "that safe_refs takes. The others say how many times as long another way takes, in the same round. Without waiting, `dumps` "
+        "returns before the registry has acknowledged the pin, and the reader waits for that."
     )
     return Section("Handing over a value", text, lines, "handover.svg")
 

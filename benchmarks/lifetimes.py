@@ -1,8 +1,8 @@
 """A registry with 100,000 live leases: what their expiry costs others, and what a resolve costs beside one with ten.
 
 Half of the leases run out at the same moment, while one client goes on calling: the longest of its calls is the stall. Then
-resolves are timed in turn against a registry that holds ten leases, as ratios of neighbours. The leases are put into the registry's
-table from within its process, as sending them one by one would take minutes; they hold references to a few objects.
+resolves are timed alternately with those of a registry that holds ten leases, as paired ratios. A call inside the registry's process
+puts the leases into its table, because sending them one by one would take minutes; they hold references to a few objects.
 
 Run as `python -m benchmarks.lifetimes [--leases N] [--rounds N] [--json FILE]`; exit status 1 if a target is missed.
 """
@@ -78,7 +78,7 @@ def fill(registry: str, refs: list[Any], count: int, ttl: float | None) -> None:
 
 
 def call_until(registry: str, payload: bytes, seconds: float, least_live: int) -> list[float]:
-    """Resolve over and over for so long, and until no more leases are live than that; milliseconds of each call."""
+    """Resolve repeatedly for so many seconds, and until at most so many leases are live; milliseconds of each call."""
     times = []
     end = time.perf_counter() + seconds
     while True:
@@ -156,7 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{stall.calls} calls meanwhile the median took {stall.median_ms} ms, the longest {stall.longest_ms} ms")
     print(f"(target {LONGEST_STALL_MS:g} ms; the longest before it began: {stall.idle_longest_ms} ms)")
     print(
-        f"{ratio.what} : {ratio.against} = {ratio.ratio:.3f} (middle half {ratio.low:.2f} to {ratio.high:.2f}, target {ratio.target})"
+        f"{ratio.what} : {ratio.against} = {ratio.ratio:.3f} "
+        f"(interquartile range {ratio.low:.2f} to {ratio.high:.2f}, target {ratio.target})"
     )
     if chosen.json:
         found = {"machine": machine(), "stall": dataclasses.asdict(stall), "resolve": dataclasses.asdict(ratio)}

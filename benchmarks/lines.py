@@ -1,4 +1,4 @@
-"""What a benchmark says: lines, each with its spread and its target, and sections of them."""
+"""What a benchmark reports: lines, each with its spread and its target, in sections."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Line:
     """One figure.
 
     Attributes:
-        what: was measured.
-        value: what came of it.
+        what: what was measured.
+        value: the result.
         low: 25th percentile of it, over the rounds.
         high: 75th percentile.
         unit: of the value: `times` for ratios, `/s` for rates, else a unit of time or size.
@@ -38,7 +38,7 @@ class Line:
 
     @property
     def missed(self) -> bool:
-        """Whether it is off its target by more than a tenth."""
+        """Whether the value misses its target by more than a tenth."""
         if self.target is None:
             return False
         return self.value > self.target * SLACK if self.at_most else self.value * SLACK < self.target
@@ -64,13 +64,13 @@ class Section:
 def ratio(
     what: str, step: Callable[[], Any], other: Callable[[], Any], rounds: int, target: float | None, *, inner: int = 1
 ) -> Line:
-    """A step's time as a ratio to another's, done in turn."""
+    """A step's time as a ratio to another step's, both timed alternately."""
     figure = compare(what, step, "", other, rounds=rounds, inner=inner, target=target)
     return Line(what, figure.ratio, figure.low, figure.high, "times", target)
 
 
 def spread(what: str, values: list[float], unit: str, target: float | None = None, *, at_most: bool = True) -> Line:
-    """A figure of several rounds: the median, and the middle half."""
+    """A figure of several rounds: the median, and the interquartile range."""
     low, middle, high = statistics.quantiles(values, n=4)
     return Line(what, middle, low, high, unit, target, at_most)
 

@@ -1,7 +1,8 @@
 """Memory over time of map-reduce rounds whose references, or values, go from map to reduce as bytes.
 
-32 tasks make 10 MB each; one task adds them up; then all is let go of. By hand is the limit: Ray's own references, passed in-band.
-What is counted is what the round pins: primary copies in the object store and files in the spill directory, or Redis's memory.
+32 tasks make 10 MB each; one task adds them up; then all references are dropped. The limit is by hand: Ray's own references,
+passed in-band. The curve shows what the round pins: primary copies in the object store and files in the spill directory, or Redis's
+memory.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _store(url: str) -> Any:
 
 
 def one_round(way: str, url: str) -> int:
-    """Map, pass on, reduce, let go; the sum."""
+    """Map, send the references, reduce, drop the references; return the sum."""
     import ray
     from ray import cloudpickle
 
@@ -169,9 +170,10 @@ def measure(rounds: int) -> tuple[Section, dict[str, Curve]]:
                 ends[way] = watch.end() - before
                 curves[way] = [(at, value - before) for at, value in watch.curve]
     text = (
-        f"{TASKS} tasks make {VALUE_BYTES // 10**6} MB each, their references go to another task as bytes, which adds the values up; "
-        f"{rounds} rounds. *Pinned* is primary copies in the object store, files in the spill directory, and what Redis uses. Peaks "
-        "are a round's, beside the median of those by hand; the end is two seconds after the last round, as a part of that."
+        f"{TASKS} tasks make {VALUE_BYTES // 10**6} MB each. Their references go as bytes to another task, which adds the values up. "
+        f"{rounds} rounds. *Pinned* means primary copies in the object store, files in the spill directory, and what Redis uses. *By "
+        "hand* passes the references in-band. A peak is the highest reading of a round, divided by the median peak by hand. An end "
+        "is the reading two seconds after the last round, minus that by hand, divided by the same."
     )
     by_hand = statistics.median(peaks[BY_HAND])
     lines: list[Line] = []

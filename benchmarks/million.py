@@ -18,7 +18,7 @@ from benchmarks.lines import Section, small_ray, spread
 from safe_refs.registry.topology import actor_name
 
 FEW = 1_000
-_BLOCK = 400  # resolves of each, in turn, for one ratio
+_BLOCK = 400  # resolves of each, alternately, for one ratio
 
 
 def resident_bytes(registry: str) -> int:
@@ -34,7 +34,7 @@ def resident_bytes(registry: str) -> int:
 
 
 def measure(leases: int, blocks: int) -> Section:
-    """Fill one registry with many, the other with few, and resolve from both in turn."""
+    """Fill one registry with many, the other with few, and resolve from both alternately."""
     import ray
 
     payloads: dict[str, bytes] = {}
@@ -69,7 +69,7 @@ def measure(leases: int, blocks: int) -> Section:
         spread("memory of the registry for a lease", [weight, weight], "bytes", 1000.0),
     ]
     text = (
-        f"Two registries, one with {FEW:,} leases, one with {leases:,}, all on the same five objects; {blocks} blocks of {_BLOCK} "
-        "resolves from each in turn. A lease's memory is what the registry's process grew by, divided by the leases."
+        f"Two registries, one with {FEW:,} leases, one with {leases:,}, all of the same five objects; {blocks} blocks of {_BLOCK} "
+        "resolves from each, alternately. The memory of a lease is the growth of the registry's process, divided by the leases."
     )
     return Section("A million leases", text, lines)

@@ -1,4 +1,4 @@
-"""Objects without references, beside `pickle` and `cloudpickle`."""
+"""Objects without references, against `pickle` and `cloudpickle`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import safe_refs
 from benchmarks.lines import Line, Section, ratio, spread
 from benchmarks.shapes import Point
 
-_INNER = 2000  # small objects are pickled so often for one reading
+_INNER = 2000  # times that a small object is pickled for one reading
 
 
 def measure(rounds: int) -> Section:
@@ -37,8 +37,8 @@ def measure(rounds: int) -> Section:
     finally:
         gc.enable()
     text = (
-        "The same protocol, 5, for all. For a small dict, what safe_refs takes beyond pickle, in microseconds; else ratios. What is "
-        "of `__main__`, and lambdas, pickle can't carry to another process, so that these stand beside cloudpickle only."
+        "All with protocol 5. For a small dict the figure is the time beyond pickle's, in microseconds; the others are ratios. "
+        "Pickle cannot carry objects of `__main__` and lambdas to another process, so they are compared with cloudpickle only."
     )
     return Section("Objects without references", text, lines)
 
@@ -85,7 +85,7 @@ def _small(name: str, obj: Any, rounds: int) -> list[Line]:
 
 
 def _beyond(what: str, step: Callable[[], Any], other: Callable[[], Any], rounds: int, target_us: float) -> Line:
-    """How much longer a step takes than another, in microseconds, done in turn."""
+    """How much longer a step takes than another, in microseconds; both are timed alternately."""
     found = []
     for number in range(rounds + 3):
         took = [0.0, 0.0]

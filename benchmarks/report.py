@@ -1,4 +1,4 @@
-"""`make bench`: all that is promised of speed, measured beside what one would use instead, in one report.
+"""`make bench`: each promise of speed, measured against what one would use instead, in one report.
 
 Writes RESULTS.md, and the figures as JSON and pictures to results/. Run as
 `python -m benchmarks.report [--rounds N] [--only PART ...] [--out DIR] [--check]`; with `--check` nothing is written, and the exit
@@ -89,7 +89,7 @@ def where() -> dict[str, str]:
 
 
 def as_text(line: Line) -> tuple[str, str, str, str]:
-    """A line's value, its middle half, its target, and what came of that."""
+    """A line's value, its interquartile range, its target, and whether the target was met."""
     form = "{:,.0f}" if line.unit in ("/s", "bytes") else "{:,.3f}" if abs(line.value) < 10 else "{:,.1f}"
     unit = "" if line.unit == "times" else f" {line.unit}" if line.unit != "/s" else "/s"
     target = "" if line.target is None else f"{'≤' if line.at_most else '≥'} {line.target:,g}{unit}"
@@ -110,13 +110,13 @@ def as_markdown(sections: list[Section], machine: dict[str, str]) -> str:
     rows = ["# Results of `make bench`", "", "Made by `python -m benchmarks.report`; not edited by hand.", ""]
     rows += ["| | |", "| :-- | :-- |", *(f"| {name} | {value} |" for name, value in machine.items()), ""]
     rows += [
-        "Each figure is the median of the ratios of neighbours, which are done in turn, and the middle half of them. *Missed*",
-        "is a target that is missed by more than a tenth, the least that a shared machine can tell.",
+        "Two things are measured alternately. Each figure is the median of the paired ratios, with the interquartile range. A target",
+        "is *missed* if the figure is off by more than a tenth: a shared machine cannot show less.",
         "",
     ]
     for section in sections:
         rows += [f"## {section.title}", "", section.text, ""]
-        rows += ["| what | value | middle half | target | |", "| :-- | --: | --: | --: | :-- |"]
+        rows += ["| what | value | interquartile range | target | |", "| :-- | --: | --: | --: | :-- |"]
         rows += [f"| {line.what} | {' | '.join(as_text(line))} |" for line in section.lines]
         rows.append("")
         if section.picture:
@@ -127,12 +127,14 @@ def as_markdown(sections: list[Section], machine: dict[str, str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write the report, and say whether the targets were met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=_USUAL, help="of small calls; other things go by it")
+    parser.add_argument("--rounds", type=int, default=_USUAL, help="rounds of small calls; other rounds scale with it")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument(
         "--out", type=Path, default=HERE, metavar="DIR", help="where RESULTS.md and results/ are written"
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; the exit status tells of targets")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; the exit status says whether the targets were met"
+    )
     chosen = parser.parse_args(argv)
     machine, sections = where(), list[Section]()
     drawn: dict[str, Any] = {}

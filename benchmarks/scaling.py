@@ -1,10 +1,10 @@
 """What replicas cost, what a lease and a reference cost a shard, how throughput grows with shards, and rebuild and growth, timed.
 
-Five measurements, on one local Ray: `dumps` and `loads` with two replicas against one, in turn (the median of the ratios of
-neighbours); CPU time and memory of a shard's process for leases of 1 to 1,000 references; leases a second with 1, 2 and 4 shards and
+Five measurements, on one local Ray: `dumps` and `loads` with two replicas against one, alternately (the median of the paired
+ratios); CPU time and memory of a shard's process for leases of 1 to 1,000 references; leases a second with 1, 2 and 4 shards and
 several client processes, against the model (shards divided by what a lease costs, up to the machine's cores, which the clients need
 as well); a shard that is killed and gets its leases back from the other, and a registry that grows from 2 to 4 shards, each while
-one client goes on calling. Where thousands of leases are wanted they are put into the shards' tables from within.
+one client goes on calling. Where a measurement needs thousands of leases, a call inside the shards puts them into their tables.
 
 Run as `python -m benchmarks.scaling [--leases N] [--rounds N] [--seconds S] [--json FILE]`; exit status 1 if a target is missed.
 """
@@ -89,7 +89,7 @@ class Change:
         what: which of them.
         leases: that the registry held.
         took_s: from the kill, or the call of `init`, until all was in its place.
-        held_s: from the same moment until every lease was held where it belongs; the rest is Ray's owners being told of it.
+        held_s: from the same moment until every shard held its leases; after that the objects' owners have to know it.
         calls: of the client meanwhile.
         median_ms: of these.
         longest_ms: of these.
@@ -393,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
     for ratio in found["replicas"]:
         print(
             f"{ratio.what} : {ratio.against} = {ratio.us:,.0f} : {ratio.against_us:,.0f} us = {ratio.ratio:.2f} "
-            f"(middle half {ratio.low:.2f} to {ratio.high:.2f}, target {ratio.target}{', MISSED' if ratio.missed else ''})"
+            f"(interquartile range {ratio.low:.2f} to {ratio.high:.2f}, target {ratio.target}{', MISSED' if ratio.missed else ''})"
         )
     for cost in found["costs"]:
         print(
@@ -408,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     for change in found["changes"]:
         print(
-            f"{change.what}, {change.leases:,} leases: {change.took_s} s (all held where they belong after {change.held_s} s); "
+            f"{change.what}, {change.leases:,} leases: {change.took_s} s (every lease is where it belongs after {change.held_s} s); "
             f"of {change.calls} calls meanwhile the median took {change.median_ms} ms, the longest {change.longest_ms} ms, "
             f"{change.failed} failed"
         )

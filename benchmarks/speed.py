@@ -1,6 +1,6 @@
-"""References passed on and taken back: one and many, in bulk, by threads, and without waiting; and what importing costs.
+"""`dumps` and `loads` of references: one, many, in bulk, by threads, and without waiting; and what importing costs.
 
-Each figure is a ratio of two things done in turn; rates are counts over the same run.
+Each figure is a ratio of two things timed alternately; rates are counts over the same run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Bare:
         return self.held[key]
 
     def make(self, count: int) -> list[Any]:
-        """Objects of its own, for others to borrow."""
+        """Put objects, for others to borrow."""
         import ray
 
         return [ray.put(b"y" * 1000) for _ in range(count)]
@@ -64,11 +64,11 @@ def measure(rounds: int) -> list[Section]:
 
 
 def _borrowed(rounds: int) -> Section:
-    """Before this process has thousands of references, which it counts through for each that it borrows."""
+    """Measured first: for each borrowed reference Ray goes through all that this process has, and later there are thousands."""
     import ray
 
     owner: Any = ray.remote(Bare).options(num_cpus=0).remote()
-    # The same object again within some milliseconds is a case of its own, so: many.
+    # The same object again within some milliseconds is a case of its own, so use many objects.
     borrowed = itertools.cycle(ray.get(owner.make.remote(50)))
     owned = itertools.cycle([ray.put(b"z" * 1000) for _ in range(50)])
     made: list[bytes] = []
@@ -81,8 +81,8 @@ def _borrowed(rounds: int) -> Section:
     )
     safe_refs.release(made)
     text = (
-        "A process that only borrows a reference, passing it on in a tight loop: before `dumps` returns, the owner is told who holds "
-        "it now, and where one message follows the other within milliseconds, `dumps` waits until it has been heard."
+        "A process that only borrows references calls `dumps` in a tight loop. Before `dumps` returns, it reports to the owner who "
+        "holds the reference now. If one report follows another within milliseconds, `dumps` waits until the owner has processed it."
     )
     return Section("Borrowed references", text, [line])
 
@@ -180,8 +180,8 @@ def _calls(rounds: int) -> Section:
     ]
     safe_refs.release(made)
     text = (
-        "The limit is a bare call of a Ray actor that carries the same references in a list, or returns them, and is waited for. The "
-        "home-made registry is an actor with a dictionary that is called once for each reference, and never told when to forget one."
+        "The lower limit is a bare call of a Ray actor that takes the same references in a list, or returns them, and whose answer "
+        "is awaited. The home-made registry is an actor with a dictionary: one call for each reference, and it never forgets one."
     )
     return Section("References, out and in", text, lines)
 

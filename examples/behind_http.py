@@ -1,6 +1,6 @@
-"""Pass results over HTTP by handle: the server answers with a few bytes of text, the client fetches the value from Ray's store.
+"""Pass results over HTTP by handle: the server answers with a few bytes of text, and the client gets the value from Ray's store.
 
-The server pins each result for a minute, so that a client that never comes back costs nothing for long.
+The server pins each result for a minute. A client that never comes back wastes memory for that long, and no longer.
 """
 
 import http.server
@@ -24,7 +24,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers `/N` with a handle for the result of `compute(N)`."""
 
     def do_GET(self) -> None:
-        """Start the work; the answer needn't wait for it."""
+        """Start the work, and answer without waiting for it."""
         handle = safe_refs.pin(compute.remote(int(self.path.strip("/"))), ttl=60, label="http")
         body = json.dumps({"result": str(handle)}).encode()
         self.send_response(200)
@@ -33,11 +33,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No log: an answer holds what only the client should know."""
+        """Log nothing: an answer holds what only the client should know."""
 
 
 def main() -> None:
-    """Server and client in one, on the loopback address."""
+    """Run server and client in one process, on the loopback address."""
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

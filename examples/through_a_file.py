@@ -1,6 +1,6 @@
 """Hand a large value from one Ray job to another through a file, and release it there.
 
-Run it as it is: it starts a small Ray of its own. With a cluster at hand, `ray.init(address="auto")` is all that changes.
+It runs as it is, on a small Ray that it starts itself. On a cluster, only `ray.init(address="auto")` changes.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ import safe_refs
 
 
 def consume(address: str, path: str) -> None:
-    """Another process, another job: all that it gets is a file."""
+    """Load the payload in another process, which is another job and gets nothing but the file."""
     ray.init(address=address, log_to_driver=False)
     with Path(path).open("rb") as file:
         payload = file.read()
@@ -26,7 +26,7 @@ def consume(address: str, path: str) -> None:
 
 
 def main() -> None:
-    """The producer, which stays alive until the consumer is done: the object dies with its owner."""
+    """Make the payload, and stay alive until the consumer is done: the object dies with its owner."""
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     print(f"job {ray.get_runtime_context().get_job_id()} makes the payload")
     with tempfile.NamedTemporaryFile(suffix=".pickle") as file:

@@ -101,17 +101,38 @@ _given = _Given()
 waiting: contextvars.ContextVar[bool | None] = contextvars.ContextVar("safe_refs_waiting", default=None)
 
 
-def waits(given: bool | None = None) -> bool:
-    """Whether `dumps` and `pin` wait until the registry holds what they pass on."""
-    if given is not None:
-        return given
-    inside = waiting.get()
-    if inside is not None:
-        return inside
-    text = os.environ.get("SAFE_REFS_WAIT")
-    if text:
-        return text not in _OFF
-    return _given.wait is not False
+class Settings(NamedTuple):
+    """The settings of this process that every new lease needs.
+
+    Attributes:
+        registry: name of the registry that it goes to.
+        timeout_s: seconds to wait for that.
+        ttl_s: the time to live, in seconds, of a lease that is made without one; None for no limit.
+        waits: whether `dumps` and `pin` wait until the registry holds what they pass on.
+    """
+
+    registry: str
+    timeout_s: float
+    ttl_s: float | None
+    waits: bool
+
+
+def settings() -> Settings:
+    """The settings as they are now: the environment's, else those of `init`, else the defaults.
+
+    Raises:
+        ValueError: a variable of the environment has no value that it may have.
+    """
+    get = os.environ.get
+    registry = get("SAFE_REFS_REGISTRY") or _given.registry or DEFAULT_REGISTRY
+    timeout = _environment("SAFE_REFS_TIMEOUT", float) if get("SAFE_REFS_TIMEOUT") else None
+    ttl = _environment("SAFE_REFS_TTL", float) if get("SAFE_REFS_TTL") else None
+    waits, text = waiting.get(), get("SAFE_REFS_WAIT")
+    if waits is None:
+        waits = text not in _OFF if text else _given.wait is not False
+    if _NAME.fullmatch(registry) is None:
+        checked_name(registry)
+    return Settings(registry, timeout or _given.timeout or DEFAULT_TIMEOUT_S, ttl or _given.ttl, waits)
 
 
 def want(shards: int | None, replicas: int | None) -> None:
@@ -152,7 +173,7 @@ def registry_name(given: str | None = None) -> str:
     Raises:
         ValueError: it is no name for a registry.
     """
-    return checked_name(given or os.environ.get("SAFE_REFS_REGISTRY") or _given.registry or DEFAULT_REGISTRY)
+    return settings().registry if given is None else checked_name(given)
 
 
 def checked_name(name: str) -> str:
@@ -190,11 +211,6 @@ def durable_timeout_s(given: float | timedelta | None = None) -> float:
     if given is not None:
         return seconds(given, "timeout")
     return _environment("SAFE_REFS_DURABLE_TIMEOUT", float) or _given.durable_timeout or DEFAULT_DURABLE_TIMEOUT_S
-
-
-def default_ttl_s() -> float | None:
-    """The time to live, in seconds, of leases that are made without one in this process; None, unless it was set, for no limit."""
-    return _environment("SAFE_REFS_TTL", float) or _given.ttl
 
 
 def wanted() -> tuple[int | None, int | None]:

@@ -17,7 +17,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _ray, config
+from . import config
+from ._ray.serve import ref_of_response
 
 # What a reducer of pickle's returns, or an `ObjectRef` to stand in the object's place.
 Reduce = Callable[[Any], Any]
@@ -46,7 +47,7 @@ def of_serve() -> Reducers | None:
     if not hasattr(library, "DeploymentHandle"):  # the last class of the module
         return None
     reducers: Reducers = {
-        library.DeploymentResponse: lambda response: _ray.ref_of_response(response, config.timeout_s()),
+        library.DeploymentResponse: lambda response: ref_of_response(response, config.timeout_s()),
         library.DeploymentResponseGenerator: Refused(
             f"{SERVE}.DeploymentResponseGenerator", "iterate over it, and pass its values on"
         ),

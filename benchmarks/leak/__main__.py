@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fault(report: Report) -> str:
-    """What is wrong with safe_refs' figures: an object lost, or bytes pinned when all had let go. Empty if nothing.
+    """What is wrong with safe_refs' figures: an object lost, or bytes pinned when no reference was left. Empty if nothing.
 
     A store that shows nothing even while payloads are under way is a fault too: such a measurement couldn't show a leak.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Parameters:
-    """What is handed over, and how long is waited.
+    """What is handed over, and how long to wait.
 
     Attributes:
         rounds: how many rounds.
@@ -62,9 +62,10 @@ class Result:
         way: its name in `ways.WAYS`.
         handed_over: objects that were handed over in all.
         lost_because: how many were lost for which reason.
-        under_way: a reading in each round while its payloads are on their way: the producer has let go, the consumer has yet to ask.
+        under_way: a reading in each round while its payloads are on their way: the producer has no reference any more, the
+            consumer none yet.
         rounds: a reading after each round.
-        let_go: after everybody let go: no process holds a payload, a reference or a value, and all still live.
+        let_go: after all processes dropped them: no process holds a payload, a reference or a value, and all still live.
         workers_died: after producer and consumer were killed. A registry lives on.
         took_s: for the whole run, with Ray's start.
     """

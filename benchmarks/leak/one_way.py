@@ -142,7 +142,7 @@ def _size(path: Path) -> int:
 
 
 def measure(way: str, parameters: Parameters, spill: Path) -> Result:
-    """Hand over round by round by one way, then let go, then kill the workers. Starts a Ray, and stops it."""
+    """Hand over round by round by one way, then drop all references, then kill the workers. Starts a Ray, and stops it."""
     start = time.monotonic()
     ray.init(
         address="local",

@@ -1,37 +1,32 @@
-"""Calls from this process to a registry's actors, and all that is kept for one connection to a cluster.
+"""Calls from this process to a registry's actors.
 
-A `Session` is this process's connection. It has a `Registry` for each registry that the process uses: the actors' handles, the
-layout, the identity of the last start. All of that goes with the session, when the connection does, and in a forked child.
+A `Registry` is what a session knows of one registry: the actors' handles, the layout, the identity of the last start.
 
 What always holds: every wait ends by its deadline; every call can be repeated (ids are the caller's), so that one into an actor that
-turns out to be dead is made again on its successor; a lease of another cluster is never asked for.
+turns out to be dead is made again on its successor.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .._ray import client as ray_client
 from .._ray import cluster, objects, workers
 from ..config import Deadline
-from ..envelope import LeaseAddress
-from ..errors import RegistryUnavailableError, WrongClusterError
-from .hooks import ClientPart, Directory, Layout
-from .records import Identity, Origin, by_client
+from ..errors import RegistryUnavailableError
+from .hooks import Layout
+from .records import Identity
 from .shard import Shard, actor_name
 from .wire import PACKED, ReleaseCall, pack
 from .wire import Silence as Silence  # other modules import it from here, too
 
 if TYPE_CHECKING:
     from .asking import Verbs
+    from .sessions import Session
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -41,8 +36,6 @@ LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
 _MARGIN_S = (
     0.5  # a Ray Client's call runs in another thread, which is given the time to say itself that it has no answer
 )
-_MOST_REGISTRIES = 64  # that a session remembers
-_FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
 
 
 class NoRegistryError(Exception):
@@ -65,87 +58,6 @@ class Call(Generic[A]):
             self.method, self.args = "part", (method.__qualname__, *packed)
         else:
             self.method, self.args = method.__name__, tuple(packed)
-
-
-class Start(NamedTuple):
-    """How a shard's actor is started: its class, and the arguments of that."""
-
-    actor: type
-    args: tuple[Any, ...]
-
-
-class Session:
-    """This process's connection to a cluster.
-
-    Args:
-        connection: which cluster, as which job.
-        directory: finds registries' layouts.
-        start: how to start the actor of a registry's shard.
-        verbs: what asks a registry that has such a layout.
-
-    Attributes:
-        node: this process's node id; of a Ray Client, its server's.
-        pid: this process's id.
-        address: what others need to see whether this process (a client's server) is dead.
-        parts: what the wings add. Complete before anybody else gets the session.
-        sending: a thread of ours is passing references on for callers that don't wait, and so uses references.
-    """
-
-    def __init__(
-        self,
-        connection: workers.Connection,
-        directory: Directory,
-        start: Callable[[str, int], Start],
-        verbs: Callable[[Registry, Layout], Verbs],
-    ) -> None:
-        self.connection = connection
-        self.node, self.pid = workers.node_and_process()
-        self.address = workers.own_address()
-        self.directory = directory
-        self.start = start
-        self.verbs = verbs
-        self.parts: Sequence[ClientPart] = ()
-        self.sending = False
-        self._lock = threading.Lock()  # guards `_registries`
-        self._registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
-
-    def registry(self, name: str) -> Registry:
-        """A registry, which needn't run."""
-        found = self._registries.get(name)
-        if found is None:
-            with self._lock:
-                if len(self._registries) >= _MOST_REGISTRIES:
-                    del self._registries[next(iter(self._registries))]
-                found = self._registries.setdefault(name, Registry(self, name))
-        return found
-
-    def origin(self) -> Origin:
-        """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
-        source, frame = "unknown", sys._getframe(1)
-        caller: FrameType | None = frame
-        while caller is not None:
-            code = caller.f_code
-            if not code.co_filename.startswith(_FOLDER):
-                source = f"{code.co_filename}:{caller.f_lineno} in {code.co_name}"
-                break
-            caller = caller.f_back
-        if self.connection.client:
-            source = by_client(source, ray_client.host())
-        return Origin(self.connection.job, self.node, self.pid, source)
-
-    def check_cluster(self, address: LeaseAddress) -> None:
-        """Refuse a lease of another cluster.
-
-        Raises:
-            WrongClusterError: it is one.
-        """
-        if address.cluster != self.connection.cluster:
-            raise WrongClusterError.of(address.short_id, address.cluster, self.connection.cluster)
-
-    def close(self) -> None:
-        """The connection is gone."""
-        for part in self.parts:
-            part.close()
 
 
 class Registry:

@@ -1,0 +1,275 @@
+"""The transaction by which leases begin, for `dumps`, `dumps_many`, `pin` and `aio` alike; and what belongs into a payload's slots.
+
+    prepare ── pin ──┬── finish          prepare: all that can fail without a registry: terms, owners, the payload's bytes, the scope
+                     └── undo            finish:  the address of the registry that holds the lease goes into the payload or handle
+
+What always holds: whatever can fail before the pin is done before it; whatever fails from there on ends the lease again. One lease or
+several: all are held when `finish` returns, or none.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import config, envelope, terms
+from ._ray import workers
+from .config import Deadline
+from .engine import Pickled
+from .envelope import Header, LeaseAddress
+from .errors import EnvelopeError, UnsupportedReferenceError
+from .slots import KINDS, Writing, state
+from .terms import Asked
+
+if TYPE_CHECKING:
+    from .registry.hooks import Plan
+    from .registry.records import Identity
+    from .registry.sessions import Session
+
+
+def client() -> Session:
+    """This process's session. The registry's rooms are imported when the first reference needs them.
+
+    Raises:
+        RegistryUnavailableError: Ray isn't initialized here.
+    """
+    from .registry import sessions
+
+    found = sessions.current()
+    if found is None:
+        from . import assembly
+
+        found = assembly.connect()
+    return found
+
+
+class Prepared(NamedTuple):
+    """A lease that is to begin.
+
+    Attributes:
+        plan: what is to be held.
+        address: where, if the registry is still the one that this process knows.
+        header: of its payload, and `payload` the bytes of that; None for a lease without one.
+        writing: of the pickling, if there was one.
+    """
+
+    plan: Plan
+    address: LeaseAddress
+    header: Header | None
+    payload: bytes
+    writing: Writing | None
+
+
+class Transaction:
+    """Leases that begin together. As a context manager it undoes all if the block raises.
+
+    Args:
+        asked: on what terms, and whether to wait.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._client = client()
+        self._registry = asked.settings.registry
+        self.deadline = Deadline(time.monotonic() + asked.settings.timeout_s, asked.settings.timeout_s)
+        self.prepared: list[Prepared] = []
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        registry = self._client.registry(self._registry)
+        # A call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
+        # release first refuses the pin.
+        registry.release_later([each.plan.lease for each in self.prepared])
+        self._client.after_pins(self._registry, [(each.plan, None) for each in self.prepared], self.deadline)
+        for each in self.prepared:
+            if each.writing is not None:
+                each.writing.discard()
+
+    def prepare(self, refs: Sequence[Any], pickled: Pickled | None = None) -> None:
+        """Prepare a lease of these references. The payload is made first, so that running out of memory here leaves nothing pinned.
+
+        Raises:
+            UnsupportedReferenceError: Ray doesn't know the owner of one.
+            RegistryUnavailableError: the registry can't be reached.
+        """
+        from .registry.hooks import Plan
+
+        client, asked = self._client, self._asked
+        registry = client.registry(self._registry)
+        epoch, generation = registry.identity or registry.identify(self.deadline)
+        lease = os.urandom(16)
+        plan = Plan(lease, refs, asked.terms, client.origin(), _borrowed(client, refs), asked.durable)
+        address = LeaseAddress(
+            self._registry, client.connection.cluster, epoch, generation, lease, soon=not asked.waits
+        )
+        header, payload = None, b""
+        if pickled is not None:
+            said: dict[str, Any] = {"durable": True} if asked.durable else {}
+            said.update(item for item in zip(asked.terms._fields, asked.terms, strict=True) if item[1] is not None)
+            size = sum(map(len, pickled.pieces))
+            header = Header(
+                address, pickled.writing.tag, pickled.writing.kinds, said, time.time(), size, pickled.buffers, signed=False
+            )
+            payload = envelope.wrap(header, pickled.pieces)
+            pickled.pieces.clear()
+        if terms.current.get() is not None:
+            terms.note(self._registry, lease)
+        writing = None if pickled is None else pickled.writing
+        self.prepared.append(Prepared(plan, address, header, payload, writing))
+
+    def pin(self) -> None:
+        """Have the registry hold all of it: before this returns, or soon after."""
+        client, plans = self._client, [each.plan for each in self.prepared]
+        if not self._asked.waits:
+            for plan in plans:
+                client.post(self._registry, plan, self.deadline)
+            return
+        if len(plans) == 1:
+            client.before_pin(self._registry, plans[0])
+            self.acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
+        elif plans:
+            self._pin_many(plans)
+
+    def _pin_many(self, plans: list[Plan]) -> None:
+        for plan in plans:
+            self._client.before_pin(self._registry, plan)
+        self.acknowledged(self._client.sender.pin_many(self._registry, plans, self.deadline))
+
+    async def pin_async(self) -> None:
+        """`pin` of one lease, awaited."""
+        from .batching import futures
+
+        plan = self.prepared[0].plan
+        self._client.before_pin(self._registry, plan)
+        identity = await futures.pin(self._client.sender, self._registry, plan, self.deadline)
+        self.acknowledged([identity])
+
+    def acknowledged(self, identities: Sequence[Identity]) -> None:
+        """The registries of these identities hold the leases. Wings finish what they have begun."""
+        for number, (each, identity) in enumerate(zip(self.prepared, identities, strict=True)):
+            if identity.epoch != each.address.epoch:
+                # The registry has restarted since this process last heard of it: name the one that holds the lease.
+                address = each.address._replace(epoch=identity.epoch, generation=identity.generation)
+                self.prepared[number] = each._replace(address=address)
+        self._client.after_pins(
+            self._registry, [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)],
+            self.deadline,
+        )
+
+    def finish(self) -> list[Prepared]:
+        """The leases as they are held now. If this is part of another pickling, they end with that should it fail."""
+        if state.writing is not None:
+            for each in self.prepared:
+                state.writing.note(partial(self._client.registry(self._registry).release_later, [each.plan.lease]))
+                for end in (each.writing.nested if each.writing is not None else None) or ():
+                    state.writing.note(end)
+        return self.prepared
+
+
+def payload_of(prepared: Prepared) -> bytes:
+    """The payload of a lease that is held."""
+    header = prepared.header
+    assert header is not None  # noqa: S101 # it was prepared with a pickled object
+    if header.address is prepared.address:
+        return prepared.payload
+    return envelope.wrap(header._replace(address=prepared.address), [envelope.find(prepared.payload).inner])
+
+
+def hold(pickled: Sequence[Pickled], asked: Asked) -> list[bytes]:
+    """Make the payloads of pickled objects; the registry holds their references from before this returns, unless `asked` says not."""
+    try:
+        transaction = Transaction(asked)
+    except BaseException:
+        for each in pickled:
+            each.writing.discard()
+        raise
+    with transaction:
+        for each in pickled:
+            transaction.prepare(each.writing.refs or (), each)
+        transaction.pin()
+        return [payload_of(each) for each in transaction.finish()]
+
+
+async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
+    """`hold` of one object, awaited."""
+    try:
+        transaction = Transaction(asked)
+    except BaseException:
+        pickled.writing.discard()
+        raise
+    with transaction:
+        transaction.prepare(pickled.writing.refs or (), pickled)
+        await transaction.pin_async()
+        return payload_of(transaction.finish()[0])
+
+
+def _borrowed(client: Session, refs: Sequence[Any]) -> Sequence[Any]:
+    """Those that other processes own. A Ray Client can't tell: the shard sees what the client's server owns.
+
+    Raises:
+        UnsupportedReferenceError: Ray doesn't know whose one is.
+    """
+    if client.connection.client:
+        return ()
+    try:
+        return workers.borrowed(refs)
+    except ValueError as error:
+        if "owner is unknown" not in str(error):
+            raise
+        raise UnsupportedReferenceError.of(
+            workers.ownerless(refs),
+            "a reference of which Ray does not know the owner",
+            "it was made from a bare id (by plain pickle, say), so nothing can be held by it; pass on the reference itself, or a "
+            "payload",
+            kind="ray.ObjectRef",
+        ) from None
+
+
+def release_later(address: LeaseAddress) -> None:
+    """Ask for a lease's end without waiting for it, for clearing up after a failure. Never raises."""
+    try:
+        here = client()
+    except Exception:  # noqa: BLE001 # Ray is gone from this process, and with it all that it asked for
+        return
+    here.registry(address.registry).release_later([address.lease])
+
+
+def resolve(address: LeaseAddress, timeout: float | timedelta | None, *, slot: int | None, take: bool) -> list[Any]:
+    """The references of a lease, or the one in a slot; errors as of `registry.verbs.resolve`."""
+    from .registry.verbs import wanted
+
+    here = client()
+    return here.sender.resolve(wanted(address, here, slot=slot, take=take), config.deadline(timeout))
+
+
+def resolve_many(addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, *, take: bool) -> list[list[Any]]:
+    """The references of several leases, in one call to each shard that holds some."""
+    if not addresses:
+        return []
+    from .registry.verbs import wanted
+
+    here = client()
+    rows = [wanted(address, here, slot=None, take=take) for address in addresses]
+    return here.sender.resolve_many(rows, config.deadline(timeout))
+
+
+def check_kinds(header: Header) -> None:
+    """Refuse references that this release doesn't know.
+
+    Raises:
+        EnvelopeError: the payload holds some.
+    """
+    unknown = set(header.kinds) - KINDS
+    if unknown:
+        raise EnvelopeError(
+            f"the payload holds references of kind {', '.join(sorted(unknown))!r}, which this release of safe_refs doesn't "
+            "know: install the release that wrote it, or a newer one"
+        )
