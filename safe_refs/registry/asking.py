@@ -12,12 +12,12 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
-from .calls import Call, NoRegistryError, Registry, Silence
+from .calls import Call, NoRegistryError, Registry
 from .hooks import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Wanted
 from .shard import Shard
-from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall
+from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
 
 if TYPE_CHECKING:
     import ray

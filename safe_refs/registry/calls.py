@@ -8,7 +8,6 @@ turns out to be dead is made again on its successor.
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from .hooks import Asks, Layout
 from .records import Identity
 from .shard import Shard, actor_name
 from .wire import NOT_TEXT, PACKED, ReleaseCall
+from .wire import Silence as Silence  # other modules import it from here, too
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -39,14 +39,6 @@ _MARGIN_S = (
 
 class NoRegistryError(Exception):
     """No registry, or no such shard, runs under that name, and the call was not one that starts one."""
-
-
-class Silence(enum.Enum):
-    """Why a shard has not answered: there is no such actor, it is dead just now, or the time was over."""
-
-    ABSENT = 1
-    DEAD = 2
-    LATE = 3
 
 
 class Call(Generic[A]):
