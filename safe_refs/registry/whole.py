@@ -1,6 +1,9 @@
-"""The registry as a whole, asked by processes: what it holds, its limits and topology, its end.
+"""The registry as a whole, asked by processes: what it holds, its limits, its end.
 
-Raises everywhere: `RegistryUnavailableError` where there is no Ray connection or no answer in time.
+What always holds: each lease is listed and counted once, however many shards hold it; with replicas, a dead shard is left out,
+because others know what it would answer.
+
+Raises everywhere: `RegistryUnavailableError` if there is no Ray connection or no answer in time.
 """
 
 from __future__ import annotations
@@ -9,34 +12,48 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
-from .. import _ray
-from ..config import Limits
-from . import book, contact
-from .adoption import Adopter, adopter_name
-from .contact import NoRegistryError, Silence
+from ..config import Deadline, Limits
+from .calls import Call, NoRegistryError, Registry, Silence
 from .records import LeaseInfo, Query, RegistryStats
-from .site import forget_registry, origin, pause
-from .topology import Topology
+from .shard import Shard
+from .wire import CloseCall, ListCall
+
+A = TypeVar("A")
 
 _CLOSES_WITHIN = 0.8  # of the time that is left, so that the answer comes in time, too
+_CLOSES_WITHIN_S = 10.0  # at most; then an owner that has not asked who holds what is taken for one that never will
+# Figures that each replica counts, and that all shards count.
+_OF_LEASES = (
+    *("live_leases", "live_references", "pinned", "resolved", "released", "expired"),
+    *("used_up", "owner_gone", "tombstones"),
+)
+_OF_REPLICAS = ("lost", "unanchored")
 
 
-def leases(registry: str, query: Query, most: int | None, with_sizes: bool, timeout: float) -> list[LeaseInfo]:
-    """Live leases, each once, at most so many (None: all); nothing where no registry runs. Asked for a page at a time."""
-    connected = _ray.connection()
+def leases(registry: Registry, query: Query, most: int | None, with_sizes: bool, deadline: Deadline) -> list[LeaseInfo]:
+    """Live leases, each once; none if no registry runs. Asked for a page at a time.
+
+    Args:
+        registry: whose.
+        query: which of them, in which order, and how many on a page.
+        most: at most so many; None for all.
+        with_sizes: look up the sizes of their objects.
+        deadline: of the first page; each further one is given as much time.
+    """
     found: dict[bytes, tuple[LeaseInfo, float]] = {}
     try:
-        topology = contact.topology(connected, registry, start=False)
-        for shard in range(topology.shards):
+        layout = registry.layout(start=False)
+        for shard in range(layout.shards):
             rows, after = 0, query.after
             while True:
                 limit = query.limit if most is None else min(query.limit, most - rows)
-                args = (tuple(query._replace(after=after, limit=limit)), with_sizes)
-                page = _ask_any(connected, registry, topology, shard, "leases", args, timeout)
+                call = Call(Shard.leases, ListCall(query._replace(after=after, limit=limit), with_sizes))
+                page = _ask(registry, shard, call, deadline, may_miss=layout.replicas > 1)
+                deadline = Deadline(time.monotonic() + deadline.timeout_s, deadline.timeout_s)
                 if page is None:
-                    break  # its leases are other shards', too
+                    break  # other shards hold its leases, too
                 infos, marks, after, now = page
                 rows += len(infos)
                 for mark, info in zip(marks, infos, strict=True):
@@ -44,12 +61,12 @@ def leases(registry: str, query: Query, most: int | None, with_sizes: bool, time
                 if after is None or rows == most:
                     break
     except NoRegistryError:
-        forget_registry(connected, registry)
+        registry.forget()
         return []
-    rows_found = list(found.values())
-    if topology.shards > 1:
-        rows_found.sort(key=lambda row: _ORDERS[query.sort](*row))
-    return [info for info, _ in rows_found[:most]]
+    listed = list(found.values())
+    if layout.shards > 1:
+        listed.sort(key=lambda row: _ORDERS[query.sort](*row))
+    return [info for info, _ in listed[:most]]
 
 
 # Shards are asked one after the other, and leases grow older meanwhile: so they are put in order by the time of day.
@@ -61,150 +78,99 @@ _ORDERS: dict[str, Callable[[LeaseInfo, float], float]] = {
 }
 
 
-def _ask_any(
-    connected: _ray.Connection,
-    registry: str,
-    topology: Topology,
-    shard: int,
-    method: str,
-    args: tuple[Any, ...],
-    timeout: float,
-) -> Any:
-    """Ask one shard; None if it is dead or doesn't exist and there are replicas, so that others know what it would say."""
-    deadline = time.monotonic() + timeout
-    if topology.replicas == 1:
-        return contact.ask(connected, registry, shard, method, args, timeout, deadline, start=False)
-    reply = contact.ask_each(connected, registry, method, {shard: args}, deadline, start=False)[shard]
-    if reply is Silence.LATE:
-        raise contact.late(registry, timeout)
-    return None if isinstance(reply, Silence) else reply
-
-
-def stats(registry: str, timeout: float) -> RegistryStats | None:
-    """Figures of a registry, of all its shards together; None where none runs."""
-    connected = _ray.connection()
+def stats(registry: Registry, deadline: Deadline) -> RegistryStats | None:
+    """Figures of a registry, of all its shards together; None if it doesn't run."""
     try:
-        topology = contact.topology(connected, registry, start=False)
+        layout = registry.layout(start=False)
+        numbers = range(layout.shards)
         answers = [
-            _ask_any(connected, registry, topology, shard, "stats", (), timeout) for shard in range(topology.shards)
+            _ask(registry, shard, Call(Shard.stats), deadline, may_miss=layout.replicas > 1) for shard in numbers
         ]
     except NoRegistryError:
-        forget_registry(connected, registry)
+        registry.forget()
         return None
-    shards: list[RegistryStats] = [answer for answer in answers if answer is not None]
+    shards = [answer for answer in answers if answer is not None]
     if not shards:
-        forget_registry(connected, registry)
+        registry.forget()
         return None
     return dataclasses.replace(
         shards[0],
         generation=max(each.generation for each in shards),
         uptime_s=max(each.uptime_s for each in shards),
-        recovering=sum(each.recovering for each in shards) + topology.shards - len(shards),
-        **{
-            name: math.ceil(sum(getattr(each, name) for each in shards) / topology.replicas)
-            for name in (
-                *("live_leases", "live_references", "pinned", "resolved", "released", "expired"),
-                *("used_up", "owner_gone", "tombstones"),
-            )
-        },
-        **{name: sum(getattr(each, name) for each in shards) for name in ("lost", "unsettled")},
+        recovering=sum(each.recovering for each in shards) + layout.shards - len(shards),
+        **{name: math.ceil(sum(getattr(each, name) for each in shards) / layout.replicas) for name in _OF_LEASES},
+        **{name: sum(getattr(each, name) for each in shards) for name in _OF_REPLICAS},
     )
 
 
-def set_limits(registry: str, limits: Limits, timeout: float) -> None:
+def set_limits(registry: Registry, limits: Limits, deadline: Deadline) -> None:
     """Give a registry other limits; it is started if it doesn't run."""
-    connected, deadline = _ray.connection(), time.monotonic() + timeout
-    for shard in range(contact.topology(connected, registry, start=True).shards):
-        contact.ask(connected, registry, shard, "set_limits", (tuple(limits),), timeout, deadline, start=True)
+    for shard in range(registry.layout(start=True).shards):
+        _ask(registry, shard, Call(Shard.set_limits, limits), deadline, start=True)
 
 
-def ensure(registry: str, shards: int | None, replicas: int | None, timeout: float) -> None:
-    """Start a registry if it doesn't run, and let it grow if it has fewer shards; return when all is in its place.
-
-    Raises:
-        ValueError: it runs with more shards or other replicas than wanted; or with fewer shards than replicas were wanted.
-        RegistryUnavailableError: no answer in time; a growth that is under way goes on by itself.
-    """
-    connected, deadline = _ray.connection(), time.monotonic() + timeout
-    contact.forget_topology(connected, registry)
-    found = book.topology(registry)
-    if found is not None:
-        if shards is not None and shards < found.shards:
-            raise ValueError(
-                f"registry {registry!r} runs with shards={found.shards}, and can't have fewer (shards={shards}) without losing "
-                "leases: leave shards out, or shut it down first"
-            )
-        contact.fits(found, registry, None, replicas)
-        if shards is not None and shards > found.shards:
-            _grow(connected, registry, shards, timeout, deadline)
-    topology = contact.topology(connected, registry, start=True, wishes=(shards, replicas))
-    for shard in range(topology.shards):
-        contact.ask(connected, registry, shard, "hello", (), timeout, deadline, start=True)
-
-
-def _grow(connected: _ray.Connection, registry: str, shards: int, timeout: float, deadline: float) -> None:
-    """Let a registry grow. The new shards start first; then all go by the new topology, and the old ones move what isn't theirs."""
-    while True:
-        found = book.topology(registry)
-        if found is None or (found.shards >= shards and not found.before):
-            return
-        if found.shards < shards and not found.before:
-            for shard in range(found.shards, shards):
-                contact.ask(connected, registry, shard, "hello", (), timeout, deadline, start=True)
-            book.change(registry, found._replace(shards=shards, before=found.shards))
-            for shard in range(shards):
-                contact.ask(connected, registry, shard, "look_again", (), timeout, deadline, start=True)
-        pause(registry, timeout, deadline)
-
-
-def shutdown(registry: str, timeout: float) -> int:
+def shutdown(registry: Registry, deadline: Deadline) -> int:
     """End every lease of a registry, in order, and then the registry; how many leases that were.
 
     Raises:
-        RegistryUnavailableError: it didn't answer in time. What did has let go of its leases, and refuses new ones until the next
-            `shutdown` ends it.
+        RegistryUnavailableError: a shard did not answer in time. Those that did have let go of their leases, and refuse new ones
+            until the next `shutdown` ends them.
     """
     import ray
 
-    connected, deadline = _ray.connection(), time.monotonic() + timeout
-    contact.forget_topology(connected, registry)
-    try:
-        topology = contact.topology(connected, registry, start=False)
-    except NoRegistryError:
+    session = registry.session
+    registry.forget_layout()
+    layout = session.directory.found(registry.name)
+    if layout is None:
         return 0
-    except ValueError:
-        topology = book.topology(registry) or Topology(0)  # it isn't the one that this process wants, but it is to end
     ended: dict[int, int] = {}
-    waiting = set(range(topology.shards))
+    waiting = set(range(layout.shards))
     while waiting:
-        patience_s = max(0.0, deadline - time.monotonic()) * _CLOSES_WITHIN
-        replies = contact.ask_each(
-            connected, registry, "close", dict.fromkeys(waiting, (origin(), patience_s)), deadline, start=False
-        )
+        patience_s = min(deadline.left_s() * _CLOSES_WITHIN, _CLOSES_WITHIN_S)
+        call = Call(Shard.close, CloseCall(session.origin(), patience_s))
+        replies = registry.ask(dict.fromkeys(waiting, call), deadline)
         if Silence.LATE in replies.values():
-            raise contact.late(registry, timeout)
+            raise registry.no_answer(deadline)
         ended |= {shard: reply for shard, reply in replies.items() if isinstance(reply, int)}
-        # One that is dead comes back in a moment, and what it recovers has to be let go of in order, too.
+        # A dead shard comes back in a moment, and has to let go in order of what it recovers, too.
         waiting = {shard for shard, reply in replies.items() if reply is Silence.DEAD}
         if waiting:
-            pause(registry, timeout, deadline)
-    handles = [contact.forget_handle(connected, registry, shard) for shard in ended]
-    book.close(registry)
-    forget_registry(connected, registry)
+            registry.pause(deadline)
+    handles = [registry.take_handle(shard) for shard in ended]
+    session.directory.forget(registry.name)
+    registry.forget()
     for handle in handles:
         if handle is not None:
             ray.kill(handle, no_restart=True)
-    for shard in range(topology.shards):
-        _retire_adopter(registry, shard)
-    return math.ceil(sum(ended.values()) / topology.replicas)
+    for part in session.parts:
+        part.shut_down(registry.name, layout.shards)
+    return math.ceil(sum(ended.values()) / layout.replicas)
 
 
-def _retire_adopter(registry: str, shard: int) -> None:
-    """The owner of a shard's copies ends when nobody has one any more: whoever has resolved one keeps it."""
-    import ray
+def ask_one(registry: Registry, shard: int, call: Call[A], deadline: Deadline, *, start: bool = False) -> A:
+    """Call one shard until it answers: again if it turns out to be dead.
 
-    try:
-        adopter = _ray.named_actor(adopter_name(registry, shard), Adopter)
-        adopter.retire.remote()
-    except (ValueError, ray.exceptions.RayActorError):
-        pass  # there is none: nothing was durable
+    Raises:
+        NoRegistryError: it doesn't run, and `start` is False.
+    """
+    while True:
+        reply = registry.ask({shard: call}, deadline, start=start)[shard]
+        if reply is Silence.LATE:
+            raise registry.no_answer(deadline)
+        if reply is Silence.ABSENT:
+            raise NoRegistryError
+        if not isinstance(reply, Silence):
+            return reply
+        registry.pause(deadline)
+
+
+def _ask(
+    registry: Registry, shard: int, call: Call[A], deadline: Deadline, *, start: bool = False, may_miss: bool = False
+) -> A | None:
+    """Call one shard until it answers. With `may_miss` once, and None if it is dead, or doesn't run."""
+    if not may_miss:
+        return ask_one(registry, shard, call, deadline, start=start)
+    reply = registry.ask({shard: call}, deadline)[shard]
+    if reply is Silence.LATE:
+        raise registry.no_answer(deadline)
+    return None if isinstance(reply, Silence) else reply
