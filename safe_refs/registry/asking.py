@@ -12,11 +12,11 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
-from .calls import Call, NoRegistryError, Registry, Silence
+from .calls import Call, NoRegistryError, Registry
 from .hooks import Layout, Plan
 from .records import Identity, Origin
 from .shard import Shard
-from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, ResolveRow
+from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, ResolveRow, Silence
 
 if TYPE_CHECKING:
     import ray

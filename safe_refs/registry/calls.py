@@ -8,7 +8,6 @@ turns out to be dead is made again on its successor.
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from .hooks import Layout
 from .records import Identity
 from .shard import Shard, actor_name
 from .wire import PACKED, ReleaseCall, pack
+from .wire import Silence as Silence  # other modules import it from here, too
 
 if TYPE_CHECKING:
     from .asking import Verbs
@@ -40,14 +40,6 @@ _MARGIN_S = (
 
 class NoRegistryError(Exception):
     """No registry, or no such shard, runs under that name, and the call was not one that starts one."""
-
-
-class Silence(enum.Enum):
-    """Why a shard has not answered: there is no such actor, it is dead just now, or the time was over."""
-
-    ABSENT = 1
-    DEAD = 2
-    LATE = 3
 
 
 class Call(Generic[A]):
@@ -272,7 +264,7 @@ class Registry:
                     raise NoRegistryError from None
             # It may have been shut down since this process heard of it. What starts now is a new one, which others have to find.
             found = self.session.directory.find(self.name, start=True)
-            if found is not None and shard >= found.shards:
+            if found is not None and shard >= found.shards and self.knows_layout:
                 # Another process has started it with fewer shards.
                 self.forget_layout()
                 raise NoRegistryError

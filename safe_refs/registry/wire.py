@@ -39,6 +39,14 @@ class NotNow(enum.Enum):
     DOUBTFUL = 5
 
 
+class Silence(enum.Enum):
+    """Why a shard has not answered: there is no such actor, it is dead just now, or the time was over."""
+
+    ABSENT = 1
+    DEAD = 2
+    LATE = 3
+
+
 class Granted(NamedTuple):
     """The lease has ended by the very use that is asked for: another replica granted it, and has reported that to this one already.
 
