@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from .. import config
 from ..config import Deadline
-from ..registry.calls import Call, Registry
+from ..registry.calls import Call, NoRegistryError, Registry
 from ..registry.shard import Shard
 from ..registry.whole import ask_one
 from . import control_store
@@ -57,6 +57,17 @@ def ensure(registry: Registry, shards: int | None, replicas: int | None, deadlin
 def _grow(registry: Registry, running: int, shards: int, deadline: Deadline) -> None:
     # Whoever goes by the new topology asks the new shards, so they run before there is one.
     for shard in range(running, shards):
-        ask_one(registry, shard, Call(Shard.hello), deadline, start=True)
+        _start(registry, shard, deadline)
     while ask_one(registry, 0, Call(Replication.grow, shards), deadline, start=True) is not Growth.DONE:
         registry.pause(deadline)
+
+
+def _start(registry: Registry, shard: int, deadline: Deadline) -> None:
+    """Start a shard that isn't in the topology yet."""
+    while True:
+        registry.forget_layout()
+        try:
+            ask_one(registry, shard, Call(Shard.hello), deadline, start=True)
+            return
+        except NoRegistryError:
+            registry.pause(deadline)  # another thread has just looked the layout up, in which there is no such shard
