@@ -1,4 +1,4 @@
-"""The house: its public face, its one direction of imports, and that Ray's private API is touched in one file."""
+"""The house: its public face, its one direction of imports, that Ray's private API is touched in one file, and the tests' rooms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import safe_refs
 
 PACKAGE = Path(safe_refs.__file__).parent
 ROOT = PACKAGE.parent
+TESTS = ROOT / "tests"
 
 # Top to bottom: a file imports only what stands below it. Files of one row don't import one another.
 FLOORS = [
@@ -188,3 +189,29 @@ def test_what_make_installs_is_pinned() -> None:
     assert {"ray", "cloudpickle", "msgpack", "rich", "redis", "pytest"} <= names
     assert names - pinned == set()
     assert "://" not in text
+
+
+def test_no_test_imports_another_test_or_a_conftest() -> None:
+    """What tests share stands in `tests/support`, or beside them in a module without tests; programs in texts keep to that, too."""
+    named = re.compile(r"\b(?:from|import)\s+(tests[\w.]*|\.[\w.]*)(?:\s+import\s+(\([^)]*\)|.*))?")
+    for path in TESTS.rglob("*.py"):
+        for module, names in named.findall(path.read_text()):
+            parts = [*module.split("."), *re.findall(r"\w+", names)]
+            wrong = [part for part in parts if part.startswith("test_") or part == "conftest"]
+            assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(wrong)}"
+
+
+def test_what_tests_share_has_no_tests_in_it() -> None:
+    """Fixtures stand in a conftest.py, tests in a `test_*.py`, and neither in other files."""
+    for path in TESTS.rglob("*.py"):
+        source = path.read_text()
+        if not path.name.startswith("test_"):
+            assert not re.search(r"^\s*(?:async )?def test_|^class Test", source, re.MULTILINE), path.relative_to(ROOT)
+            assert path.name == "conftest.py" or "pytest.fixture" not in source, path.relative_to(ROOT)
+
+
+def test_each_room_of_the_tests_says_what_it_is() -> None:
+    """Each folder is a package with a docstring, and no file in it is too long to be read at once."""
+    for path in TESTS.rglob("*.py"):
+        assert ast.get_docstring(ast.parse((path.parent / "__init__.py").read_text())), path.parent.relative_to(ROOT)
+        assert len(path.read_text().splitlines()) <= 350, path.relative_to(ROOT)
