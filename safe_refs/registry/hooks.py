@@ -81,6 +81,10 @@ class ShardPart:
     def limits_changed(self) -> None:
         """The shard's limits are others now."""
 
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+        """The table refuses to do something with a lease: what to answer instead, if this part knows better."""
+        return None
+
     def depends_on(self, lease: bytes) -> bytes:
         """Address of the process that a lease depends on; empty if there is none."""
         return b""
@@ -100,10 +104,6 @@ class ShardPart:
 
     def doubts(self, row: ResolveRow) -> NotNow | None:
         """Whether a lease must not be resolved just now; if so, the answer."""
-        return None
-
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
-        """The table refuses to do something with a lease: what to answer instead, if this part knows better."""
         return None
 
     def owner_died(self, owner: bytes) -> None:

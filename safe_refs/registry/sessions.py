@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from .asking import Verbs
 
 _MOST_REGISTRIES = 64  # that a session remembers
-_MOST_SESSIONS = 8  # of which all but the newest are of connections that are gone, unless this process is several Ray Clients
+_MOST_SESSIONS = (
+    8  # of which all but the newest are of connections that are gone, unless this process is several Ray Clients
+)
 _FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
 
 _lock = threading.Lock()  # guards changes of `_sessions`, which is replaced whole, so that it may be read at any time

@@ -21,11 +21,11 @@ answer yet is never taken for one that has not got the lease.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
-from ..errors import SafeRefsError
+from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from ..registry.records import Identity
-from ..registry.wire import NotNow, Silence
+from ..registry.wire import Granted, NotNow, Silence
 from .topology import Topology
 
 R = TypeVar("R")
@@ -84,10 +84,64 @@ class Inquiry(NamedTuple):
         Returns:
             The inquiry as it goes on, and an `Ask`, or the verdict: a result, a `SafeRefsError`, a `NotNow` or `Silence`.
         """
-        raise NotImplementedError
+        taken = self._replace(replies=(*self.replies, *replies.items()))
+        if not self.in_turn or len(self.shards) == 1:
+            return taken._verdict()
+        (reply,) = replies.values()
+        # Who has not heard, and who can't say in time, decides for the others: whom we ask after them would go by less.
+        if reply in (NotNow.STALE, Silence.LATE) or _is_end(reply):
+            return taken._verdict()
+        if _is_result(reply):
+            taken = taken._replace(granted=(*self.granted, *replies.items()))
+        return taken._next()
 
     def _next(self) -> tuple[Inquiry, Any]:
-        raise NotImplementedError
+        if len(self.shards) == 1:
+            return self, Ask(self.shards, counts=True)
+        if not self.in_turn:
+            return self, Ask(self.shards, counts=False)
+        asked = {shard for shard, _ in (*self.granted, *self.replies)}
+        left = next((shard for shard in self.shards if shard not in asked), None)
+        if left is None:
+            return self._verdict()
+        number = max((answer for _, answer in self.granted if isinstance(answer, int)), default=0)
+        return self, Ask((left,), counts=True, number=number)
+
+    def _verdict(self) -> tuple[Inquiry, Any]:
+        # An end that our own use brought about, as the other holders know it already, is none, if one of them has granted it to us.
+        replies = dict(self.granted) | dict(self.replies)
+        answers = [
+            reply.refusal if isinstance(reply, Granted) and not self.granted else reply for reply in replies.values()
+        ]
+        if NotNow.STALE in answers:
+            return self, NotNow.STALE
+        if NotNow.IN_TURN in answers and not self.in_turn:
+            return self._replace(in_turn=True, replies=())._next()
+        end = next((answer for answer in answers if _is_end(answer)), None)
+        if end is not None:
+            return self, end  # whatever the others have not heard of yet
+        result = [answer for answer in answers if _is_result(answer)]
+        if result:
+            return self, result[0]
+        if all(answer is Silence.ABSENT for answer in answers):
+            return self, Silence.ABSENT
+        if Silence.LATE in answers:
+            return self, Silence.LATE
+        is_sure = not any(isinstance(answer, NotNow) or answer is Silence.DEAD for answer in answers)
+        if is_sure and (self.was_growing or not self.is_growing):
+            refusals = [answer for answer in answers if isinstance(answer, SafeRefsError)]
+            return self, next((each for each in refusals if isinstance(each, LeaseLostError)), refusals[0])
+        # Somebody who may have it can't answer yet; or it is on its way from one shard to another, and is asked for once more.
+        return self._replace(was_growing=self.is_growing), NotNow.RECOVERING
+
+
+def _is_result(answer: object) -> bool:
+    return not isinstance(answer, (SafeRefsError, Granted, NotNow, Silence))
+
+
+def _is_end(answer: object) -> bool:
+    """It says that the lease has ended; others only say that it isn't known there, which needn't mean anything."""
+    return isinstance(answer, SafeRefsError) and not isinstance(answer, (LeaseNotFoundError, LeaseLostError))
 
 
 class Repair(NamedTuple):
@@ -120,11 +174,31 @@ class Pinning(NamedTuple):
         Returns:
             The pinning as it goes on, and the verdict: the identity if all hold it, an error (it may be held somewhere), or `Repair`.
         """
-        raise NotImplementedError
+        held, identity = set(self.held), self.identity
+        for shard, reply in replies.items():
+            if isinstance(reply, SafeRefsError) or reply is Silence.LATE:
+                return self, reply
+            if isinstance(reply, bytes):
+                held.add(shard)
+                found = Identity.from_bytes(reply)
+                identity = found if identity is None or found.generation > identity.generation else identity
+        if NotNow.CLOSING in replies.values():
+            held.clear()  # whoever holds it already will be gone with the registry
+        pinning = Pinning(frozenset(held), identity)
+        if NotNow.STALE in replies.values():
+            return pinning, NotNow.STALE
+        if NotNow.CLOSING in replies.values():
+            return pinning, NotNow.CLOSING
+        missing = pinning.missing(holders)
+        if identity is not None and held and missing:
+            return pinning, Repair(tuple(shard for shard in holders if shard in held), missing)
+        return pinning, NotNow.RECOVERING if identity is None or missing else identity
 
     def repaired(self, replies: Mapping[int, object]) -> tuple[Pinning, Identity | NotNow]:
-        """Take the answers to a `Repair`: True of a shard that will pass the lease on."""
-        raise NotImplementedError
+        """Take the answers to a `Repair`: True of a shard that will pass the lease on. One will do."""
+        if self.identity is not None and True in replies.values():
+            return self, self.identity
+        return self._replace(held=frozenset()), NotNow.RECOVERING  # those that held it are dead by now, too
 
 
 class Releasing(NamedTuple):
@@ -138,7 +212,13 @@ class Releasing(NamedTuple):
 
     def begin(self, leases: Iterable[bytes], topology: Topology) -> Releasing:
         """Whom to tell in this round."""
-        raise NotImplementedError
+        if self.waiting is not None:
+            return self
+        waiting: dict[int, list[bytes]] = {}
+        for lease in leases:
+            for shard in topology.everywhere(lease):
+                waiting.setdefault(shard, []).append(lease)
+        return Releasing(tuple((shard, tuple(theirs)) for shard, theirs in waiting.items()))
 
     def take(
         self, replies: Mapping[int, Sequence[int] | NotNow | Silence]
@@ -148,21 +228,52 @@ class Releasing(NamedTuple):
         Returns:
             The releasing as it goes on, which leases were ended by this, and the verdict: True if all is done.
         """
-        raise NotImplementedError
+        told, ended = set[bytes](), set[bytes]()
+        for shard, theirs in self.waiting or ():
+            flags = replies[shard]
+            if not isinstance(flags, (NotNow, Silence)):
+                told.update(theirs)
+                ended.update(lease for lease, flag in zip(theirs, flags, strict=True) if flag)
+        if NotNow.STALE in replies.values():
+            return Releasing(), ended, NotNow.STALE  # the others may have carried it out all the same
+        if Silence.LATE in replies.values():
+            return self, ended, Silence.LATE
+        # A dead shard hears it from the others. Where nobody else could be told, it is told when it is back.
+        left = [
+            (shard, tuple(lease for lease in theirs if lease not in told))
+            for shard, theirs in self.waiting or ()
+            if replies[shard] is Silence.DEAD
+        ]
+        waiting = tuple((shard, theirs) for shard, theirs in left if theirs)
+        return Releasing(waiting), ended, NotNow.RECOVERING if waiting else True
 
 
 def rows_of(holders: Sequence[Sequence[int]]) -> dict[int, list[int]]:
     """Requests that go together, one call to each shard: by shard the places of those that it is asked, given the shards of each."""
-    raise NotImplementedError
+    rows: dict[int, list[int]] = {}
+    for place, shards in enumerate(holders):
+        for shard in shards:
+            rows.setdefault(shard, []).append(place)
+    return rows
 
 
 def replies_of(
-    rows: Mapping[int, Sequence[int]], replies: Mapping[int, Sequence[R] | NotNow | Silence]
+    rows: Mapping[int, Sequence[int]], replies: Mapping[int, Sequence[R] | NotNow | Silence], count: int
 ) -> list[dict[int, R | NotNow | Silence]]:
-    """The answers to such calls: for each request what each of its shards answered."""
-    raise NotImplementedError
+    """The answers to such calls: for each of `count` requests what each of its shards answered."""
+    found: list[dict[int, R | NotNow | Silence]] = [{} for _ in range(count)]
+    for shard, places in rows.items():
+        reply = replies[shard]
+        if isinstance(reply, (NotNow, Silence)):
+            for place in places:
+                found[place][shard] = reply
+        else:
+            for place, answer in zip(places, reply, strict=True):
+                found[place][shard] = answer
+    return found
 
 
-def granted_by_all(replies: Mapping[int, R | object]) -> R | None:
-    """What a lease holds, if all of its holders have been asked at once, and grant it; else None: ask about it by itself."""
-    raise NotImplementedError
+def granted_by_all(replies: Mapping[int, R | SafeRefsError | Granted | NotNow | Silence | None]) -> R | None:
+    """What a lease holds, if every holder that was asked at once gives it; else None: ask about it by itself."""
+    results = [reply for reply in replies.values() if reply is not None and _is_result(reply)]
+    return cast("R", results[0]) if results and len(results) == len(replies) else None
