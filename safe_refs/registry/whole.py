@@ -118,16 +118,16 @@ def shutdown(registry: Registry, deadline: Deadline) -> int:
     """
     import ray
 
-    session = registry.session
+    here = registry.here
     registry.forget_layout()
-    layout = session.directory.found(registry.name)
+    layout = here.directory.found(registry.name)
     if layout is None:
         return 0
     ended: dict[int, int] = {}
     waiting = set(range(layout.shards))
     while waiting:
         patience_s = min(deadline.left_s() * _CLOSES_WITHIN, _CLOSES_WITHIN_S)
-        call = Call(Shard.close, CloseCall(session.origin(), patience_s))
+        call = Call(Shard.close, CloseCall(here.origin(), patience_s))
         replies = registry.ask(dict.fromkeys(waiting, call), deadline)
         if Silence.LATE in replies.values():
             raise registry.no_answer(deadline)
@@ -137,12 +137,12 @@ def shutdown(registry: Registry, deadline: Deadline) -> int:
         if waiting:
             registry.pause(deadline)
     handles = [registry.take_handle(shard) for shard in ended]
-    session.directory.forget(registry.name)
+    here.directory.forget(registry.name)
     registry.forget()
     for handle in handles:
         if handle is not None:
             ray.kill(handle, no_restart=True)
-    for part in session.parts:
+    for part in here.parts:
         part.shut_down(registry.name, layout.shards)
     return math.ceil(sum(ended.values()) / layout.replicas)
 

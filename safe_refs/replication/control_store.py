@@ -68,7 +68,7 @@ def change(registry: str, new: Topology) -> bool:
     return True
 
 
-def start(registry: str, shard: int) -> Joined:
+def join(registry: str, shard: int) -> Joined:
     """A shard starts, for the first time or again."""
     mark = f"started:{registry}:{shard}"
     restarted = cluster.kv_get(mark) is not None

@@ -17,7 +17,7 @@ from ..errors import SafeRefsError
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.records import Identity
 from ..registry.shard import Shard
-from ..registry.wire import Granted, NotNow, ResolveRow
+from ..registry.wire import Granted, NotNow
 from . import control_store
 from .control_store import Joined
 from .peers import Peers
@@ -87,6 +87,10 @@ class Replication(ShardPart):
         topology = self._rules.topology
         self._shard.table.set_limits(self._shard.limits.share(topology.shards, topology.replicas))
 
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+        """A shard that recovers does not know what it doesn't have; and another holder may have granted this very use."""
+        return self._rules.excuse(lease, use, refusal)
+
     def figures(self) -> Mapping[str, int]:
         """A shard that recovers, or whose registry grows, counts as recovering."""
         topology = self._rules.topology
@@ -101,18 +105,6 @@ class Replication(ShardPart):
             self.look()
         # 0 is nobody's version: of a call that doesn't depend on the topology.
         return None if version in (0, self._rules.topology.version) else NotNow.STALE
-
-    def doubts(self, row: ResolveRow) -> NotNow | None:
-        """A lease that counts its uses isn't resolved at all holders at once."""
-        if row.use:
-            return None
-        with self._shard.lock:
-            return NotNow.IN_TURN if self._shard.table.counts_uses(row.lease) else None
-
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
-        """A shard that recovers does not know what it doesn't have; and another holder may have granted this very use."""
-        with self._shard.lock:
-            return self._rules.excuse(lease, use, refusal)
 
     def threads(self) -> Sequence[Loop]:
         """The peers' thread."""
