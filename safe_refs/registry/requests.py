@@ -95,8 +95,3 @@ class Question(Generic[A]):
 def identity(address: LeaseAddress) -> Identity:
     """The identity of the registry that an address names."""
     return Identity(address.epoch, address.generation)
-
-
-def identity(address: LeaseAddress) -> Identity:
-    """The identity of the registry that an address names."""
-    return Identity(address.epoch, address.generation)

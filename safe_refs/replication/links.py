@@ -46,7 +46,7 @@ class Links:
         return None if waiting is None else self._answer(number, waiting)
 
     def fetch(self, number: int, call: Call[A], take: Callable[[A], None]) -> bool:
-        """The same with a call that is answered with references, which `take` takes, under both locks; whether there was an answer."""
+        """The same with a call whose answer has references. `take` takes it, under both locks. Whether there was an answer."""
         waiting = self._begin(number, lambda: call)
         if waiting is None or not objects.wait([waiting], 1, _CALL_TIMEOUT_S):
             return False
