@@ -86,7 +86,7 @@ def driver(ray_cluster: str) -> Driver:
 @pytest.fixture
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits that a test gives to `init` end with it."""
-    monkeypatch.setattr(config._told, "limits", None)
+    monkeypatch.setattr(config._given, "limits", None)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def registry(cluster: str, monkeypatch: pytest.MonkeyPatch, unlimited: None) -> 
     name = f"test-{uuid.uuid4().hex[:8]}"
     monkeypatch.setenv("SAFE_REFS_REGISTRY", name)
     yield name
-    config._told.limits = None
+    config._given.limits = None
     safe_refs.shutdown()
 
 
@@ -103,14 +103,14 @@ def registry(cluster: str, monkeypatch: pytest.MonkeyPatch, unlimited: None) -> 
 def start(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts registries of the test's own; they are gone afterwards, and so is what `init` was told."""
     for wish in ("shards", "replicas"):
-        monkeypatch.setattr(config._told, wish, None)
+        monkeypatch.setattr(config._given, wish, None)
     names: list[str] = []
 
     def begin(shards: int, replicas: int) -> str:
         names.append(f"shards-{uuid.uuid4().hex[:8]}")
         monkeypatch.setenv("SAFE_REFS_REGISTRY", names[-1])
         safe_refs.init(shards=shards, replicas=replicas)
-        config._told.shards = config._told.replicas = None
+        config._given.shards = config._given.replicas = None
         return names[-1]
 
     yield begin

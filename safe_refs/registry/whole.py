@@ -32,7 +32,7 @@ _OF_LEASES = (
 _OF_REPLICAS = ("lost", "unanchored")
 
 
-def leases(registry: Registry, query: Query, most: int | None, with_sizes: bool, deadline: Deadline) -> list[LeaseInfo]:
+def leases(registry: Registry, query: Query, most: int | None, with_sizes: bool, timeout_s: float) -> list[LeaseInfo]:
     """Live leases, each once; none if no registry runs. Asked for a page at a time.
 
     Args:
@@ -40,7 +40,7 @@ def leases(registry: Registry, query: Query, most: int | None, with_sizes: bool,
         query: which of them, in which order, and how many on a page.
         most: at most so many; None for all.
         with_sizes: look up the sizes of their objects.
-        deadline: of the first page; each further one is given as much time.
+        timeout_s: how long to wait for each page.
     """
     found: dict[bytes, tuple[LeaseInfo, float]] = {}
     try:
@@ -50,8 +50,7 @@ def leases(registry: Registry, query: Query, most: int | None, with_sizes: bool,
             while True:
                 limit = query.limit if most is None else min(query.limit, most - rows)
                 call = Call(Shard.leases, ListCall(query._replace(after=after, limit=limit), with_sizes))
-                page = _ask(registry, shard, call, deadline, may_miss=layout.replicas > 1)
-                deadline = Deadline(time.monotonic() + deadline.timeout_s, deadline.timeout_s)
+                page = _ask(registry, shard, call, _deadline(timeout_s), may_miss=layout.replicas > 1)
                 if page is None:
                     break  # other shards hold its leases, too
                 infos, marks, after, now = page
@@ -78,13 +77,13 @@ _ORDERS: dict[str, Callable[[LeaseInfo, float], float]] = {
 }
 
 
-def stats(registry: Registry, deadline: Deadline) -> RegistryStats | None:
-    """Figures of a registry, of all its shards together; None if it doesn't run."""
+def stats(registry: Registry, timeout_s: float) -> RegistryStats | None:
+    """Figures of a registry, of all its shards together; None if it doesn't run. Each shard is waited for so long."""
     try:
         layout = registry.layout(start=False)
-        numbers = range(layout.shards)
         answers = [
-            _ask(registry, shard, Call(Shard.stats), deadline, may_miss=layout.replicas > 1) for shard in numbers
+            _ask(registry, shard, Call(Shard.stats), _deadline(timeout_s), may_miss=layout.replicas > 1)
+            for shard in range(layout.shards)
         ]
     except NoRegistryError:
         registry.forget()
@@ -162,6 +161,10 @@ def ask_one(registry: Registry, shard: int, call: Call[A], deadline: Deadline, *
         if not isinstance(reply, Silence):
             return reply
         registry.pause(deadline)
+
+
+def _deadline(timeout_s: float) -> Deadline:
+    return Deadline(time.monotonic() + timeout_s, timeout_s)
 
 
 def _ask(

@@ -41,7 +41,8 @@ class TopologyDirectory:
         return control_store.topology(registry)
 
     def forget(self, registry: str) -> None:
-        """It is gone from the control store."""
+        """It is gone from the control store; this process is not to start it as it was."""
+        self._last.pop(registry, None)
         control_store.close(registry)
 
 
@@ -60,22 +61,10 @@ def begun(found: Topology | None, registry: str, shards: int | None, replicas: i
     if found is None:
         wanted_replicas = replicas or 1
         wanted_shards = shards or wanted_replicas
-        check(wanted_shards, wanted_replicas)
+        config.check_topology(wanted_shards, wanted_replicas)
         found = control_store.begin(registry, wanted_shards, wanted_replicas)
     fits(found, registry, shards, replicas)
     return found
-
-
-def check(shards: int, replicas: int) -> None:
-    """Whether a registry can have that many shards and replicas.
-
-    Raises:
-        ValueError: it can't.
-    """
-    if replicas > shards:
-        raise ValueError(
-            f"{replicas} replicas need as many shards at least, not {shards}: give shards={replicas} or more"
-        )
 
 
 def fits(found: Topology, registry: str, shards: int | None, replicas: int | None) -> None:

@@ -18,8 +18,8 @@ def test_kills_of_either_replica_at_any_moment_cost_nothing(
     cluster: str, monkeypatch: pytest.MonkeyPatch, rounds: int, registries: int
 ) -> None:
     """Every call succeeds, every payload opens, every live reference reads, nothing released comes back; only leases hold objects."""
-    for told in ("registry", "shards", "replicas"):
-        monkeypatch.setattr(config._told, told, None)
+    for given in ("registry", "shards", "replicas"):
+        monkeypatch.setattr(config._given, given, None)
     tally = kills.run(rounds=rounds, registries=registries, seed=1, let_go=True)
     assert (tally.failed, tally.dead, tally.risen) == ([], [], [])
     assert tally.rounds == rounds
@@ -44,11 +44,11 @@ from tests.support.shards import is_whole
 from tests.support.waiting import wait_until
 
 safe_refs.init(shards=2, replicas=2)
-spread = [_ray.nodes().index(place("default", shard)[0]) for shard in (0, 1)]
+spread = [living_nodes().index(place("default", shard)[0]) for shard in (0, 1)]
 refs = [ray.put((number, bytes(110_000))) for number in range(20)]
 payloads = {number: safe_refs.dumps(ref) for number, ref in enumerate(refs)}
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-on_head = NodeAffinitySchedulingStrategy(_ray.nodes()[0], soft=False)
+on_head = NodeAffinitySchedulingStrategy(living_nodes()[0], soft=False)
 reader = as_actor(Reader).options(scheduling_strategy=on_head).remote()
 assert ray.get(reader.load.remote(payloads), timeout=60)[0] == []
 second = next(node for node in others if node.node_id == place("default", 1)[0])
@@ -60,7 +60,7 @@ wait_until(lambda: is_whole("default"), 60)
 recovered = time.monotonic() - begun
 again = [len(safe_refs.loads(payloads[number], resolve=True).hex()) > 0 for number in payloads]
 _, dead = ray.get(reader.read.remote(), timeout=120)
-moved = _ray.nodes().index(place("default", 1)[0])
+moved = living_nodes().index(place("default", 1)[0])
 risen = safe_refs.stats().live_leases - len(payloads)
 ray.shutdown()
 cluster.shutdown()

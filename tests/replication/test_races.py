@@ -14,7 +14,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs.registry.leases import Copy
+from safe_refs.replication.records import Record
 from tests.support.cluster import as_actor
 from tests.support.shards import (
     Start,
@@ -143,7 +143,7 @@ def test_renewals_are_not_taken_in_different_orders(start: Start) -> None:
     wait_until(lambda: both(name, "live_leases") == (6, 6))
 
     def ttls(shard: int) -> list[Any]:
-        return [copy.terms.ttl for copy in knows(name, shard, payloads) if isinstance(copy, Copy)]
+        return [record.terms.ttl for record in knows(name, shard, payloads) if isinstance(record, Record)]
 
     wait_until(lambda: ttls(0) == ttls(1))
     assert len(ttls(0)) == 6

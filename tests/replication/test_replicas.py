@@ -13,9 +13,9 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray
-from safe_refs.registry import contact
-from safe_refs.registry.leases import Copy
+from safe_refs._ray import counts
+from safe_refs.registry.calls import Registry
+from safe_refs.replication.records import Record
 from tests.support.shards import (
     Start,
     both,
@@ -45,10 +45,10 @@ def test_every_call_reaches_both(start: Start) -> None:
     assert both(name, "resolved") == (1, 1)
     safe_refs.renew(payloads[1], 5000)
     for shard in (0, 1):
-        (copy,) = knows(name, shard, [payloads[1]])
-        assert isinstance(copy, Copy)
-        assert copy.left_s is not None
-        assert 4000 < copy.left_s <= 5000
+        (record,) = knows(name, shard, [payloads[1]])
+        assert isinstance(record, Record)
+        assert record.left_s is not None
+        assert 4000 < record.left_s <= 5000
     assert safe_refs.release([*payloads, handle]) == 6
     assert both(name, "live_leases") == (0, 0)
     assert outcomes(payloads) == ["LeaseReleasedError"] * 5
@@ -108,12 +108,12 @@ def test_with_one_replica_dead_all_goes_on_and_it_hears_of_it_afterwards(
         wait_until_whole(name)
         wait_until(lambda: both(name, "live_leases") == (4, 4))
         held, *ended, kept, counted, longer = knows(name, victim, [made, *fresh, used, renewed])
-        assert isinstance(held, Copy)
+        assert isinstance(held, Record)
         assert ended == ["released"] * 3
-        assert isinstance(kept, Copy)
-        assert isinstance(counted, Copy)
+        assert isinstance(kept, Record)
+        assert isinstance(counted, Record)
         assert len(counted.used) == 1
-        assert isinstance(longer, Copy)
+        assert isinstance(longer, Record)
         assert longer.terms.ttl == 7000
         assert outcomes([used, used]) == ["used", "LeaseUsedUpError"]
         assert safe_refs.release([made, fresh[3], renewed]) == 3
@@ -124,16 +124,16 @@ def test_a_slow_client_gets_what_it_took(start: Start, monkeypatch: pytest.Monke
     """However long it takes between asking the one replica and the other, the second doesn't refuse it its own take or last use."""
     name = start(2, 2)
     taken, used = safe_refs.dumps(ray.put("taken")), safe_refs.dumps(ray.put("used"), uses=1)
-    ask_each = contact.ask_each
+    ask = Registry.ask
 
     def slowly(*args: Any, **how: Any) -> dict[int, Any]:
-        replies = ask_each(*args, **how)
+        replies = ask(*args, **how)
         # The first replica tells the second of the end meanwhile: then both hold equally many leases.
         wait_until(lambda: len(set(both(name, "live_leases"))) == 1)
         return replies
 
     with monkeypatch.context() as patch:
-        patch.setattr(contact, "ask_each", slowly)
+        patch.setattr(Registry, "ask", slowly)
         assert outcomes([taken], take=True) == ["taken"]
         assert outcomes([used]) == ["used"]
     assert outcomes([taken, used]) == ["LeaseReleasedError", "LeaseUsedUpError"]
@@ -218,6 +218,6 @@ def test_a_call_that_met_a_dead_shard_keeps_nothing(start: Start) -> None:
         wait_until(lambda: is_whole(name), 60)
         assert safe_refs.release(payload) == 1
         del ref, loaded
-        wait_until(lambda: not _ray.counted([id_]), 20)
+        wait_until(lambda: not counts.counted([id_]), 20)
     finally:
         gc.enable()

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import cluster
 from tests.support.processes import NODES, Driver, run_python
 from tests.support.shards import Start, actor, figures, place, wait_until_whole
 from tests.support.store import is_empty
@@ -26,7 +26,7 @@ def test_by_default_there_is_one_shard_on_the_head_node(start: Start) -> None:
     found = safe_refs.stats()
     assert found is not None
     assert (found.shards, found.replicas, found.recovering) == (1, 1, 0)
-    assert place(name, 0)[0] == _ray.nodes()[0]
+    assert place(name, 0)[0] == cluster.nodes()[0]
     with pytest.raises(ValueError, match="Failed to look up actor"):
         actor(name, 1)
 
@@ -183,7 +183,7 @@ def test_shards_spread_over_the_nodes_head_first() -> None:
         NODES
         + """
 safe_refs.init(shards=4, replicas=2)
-nodes = _ray.nodes()
+nodes = living_nodes()
 spread = [nodes.index(place("default", shard)[0]) for shard in range(4)]
 ray.shutdown()
 cluster.shutdown()

@@ -237,7 +237,7 @@ class Lane:
     def _is_anchored(self) -> bool:
         """Whether the owners know of all who hold their objects, so that the next crash can do no harm."""
         found = safe_refs.stats(registry=self.name)
-        return found is not None and found.recovering == found.unsettled == 0
+        return found is not None and found.recovering == found.unanchored == 0
 
     def end(self) -> None:
         """Release what is left, and let go of everything."""

@@ -32,7 +32,7 @@ os.environ["RAY_health_check_period_ms"] = "500"       # so that Ray notices the
 os.environ["RAY_health_check_failure_threshold"] = "2"
 import ray, safe_refs
 from ray.cluster_utils import Cluster
-from safe_refs import _ray
+from safe_refs._ray.cluster import nodes as living_nodes
 from tests.support.shards import place
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 150_000_000})

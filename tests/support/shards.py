@@ -6,37 +6,44 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 import safe_refs
-from safe_refs import _ray
-from safe_refs.registry.leases import Copy
+from safe_refs._ray import cluster
+from safe_refs.registry.calls import Call
 from safe_refs.registry.records import RegistryStats
-from safe_refs.registry.replication import Parcel
-from safe_refs.registry.topology import Topology, actor_name
+from safe_refs.registry.shard import Shard, actor_name
+from safe_refs.replication.part import Replication
+from safe_refs.replication.records import Record
+from safe_refs.replication.topology import Topology
 
 from .waiting import wait_until
 
+A = TypeVar("A")
 Start = Callable[[int, int], str]
 
 
 def actor(registry: str, shard: int) -> Any:
     """One shard's actor."""
-    return ray.get_actor(actor_name(registry, shard), namespace=_ray.NAMESPACE)
+    return cluster.named_actor(actor_name(registry, shard), Shard)
+
+
+def ask(registry: str, shard: int, call: Call[A]) -> A:
+    """What one shard by itself answers."""
+    answer: A = ray.get(getattr(actor(registry, shard), call.method).remote(*call.args), timeout=30)
+    return answer
 
 
 def place(registry: str, shard: int) -> tuple[str, int]:
     """Where a shard runs: its node and process id."""
-    where: tuple[str, int] = ray.get(actor(registry, shard).where.remote(), timeout=30)
-    return where
+    return ask(registry, shard, Call(Shard.where))
 
 
 def figures(registry: str, shard: int) -> RegistryStats:
     """One shard's own figures."""
-    found: RegistryStats = ray.get(actor(registry, shard).stats.remote(), timeout=30)
-    return found
+    return ask(registry, shard, Call(Shard.stats))
 
 
 def both(registry: str, name: str) -> tuple[int, int]:
@@ -92,10 +99,10 @@ def decider(registry: str, payload: bytes) -> int:
     return Topology(1, found.shards, found.replicas).holders(bytes.fromhex(lease))[0]
 
 
-def knows(registry: str, shard: int, payloads: list[bytes]) -> list[Copy | str | None]:
+def knows(registry: str, shard: int, payloads: list[bytes]) -> list[Record | str | None]:
     """What one shard by itself knows of leases: a live one's terms and uses, how one ended, or None."""
     ids = [bytes.fromhex(safe_refs.inspect(payload).lease_id or "") for payload in payloads]
-    parcel = Parcel(*ray.get(actor(registry, shard).parcel.remote(ids), timeout=30))
-    found: dict[bytes, Copy | str] = {copy.lease: copy._replace(items=()) for copy in parcel.copies}
-    found |= {ending.lease: ending.how for ending in parcel.endings}
+    records = ask(registry, shard, Call(Replication.records, ids))
+    found: dict[bytes, Record | str] = {record.lease: record._replace(items=()) for record in records.live}
+    found |= {end.lease: end.how for end in records.ended}
     return [found.get(id_) for id_ in ids]

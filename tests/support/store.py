@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import store
 
 from .waiting import comes
 
@@ -25,9 +25,9 @@ def allow(size: int) -> None:
     _allowed_bytes += size
 
 
-def emptied(within_s: float) -> _ray.StoreUsage:
+def emptied(within_s: float) -> store.StoreUsage:
     """Wait for the store to be empty, but for what may stay; its figures then, or when the time is over."""
-    return _ray.wait_for_store(_allowed_bytes, within_s)
+    return store.wait_for_store(_allowed_bytes, within_s)
 
 
 def is_empty(within_s: float) -> bool:
@@ -37,18 +37,18 @@ def is_empty(within_s: float) -> bool:
 
 def holds(least_bytes: int) -> bool:
     """Whether so many bytes are in the store. To ask this keeps nothing alive, unlike resolving a lease."""
-    return _ray.store_usage().used_bytes >= least_bytes
+    return store.store_usage().used_bytes >= least_bytes
 
 
-def at_rest() -> _ray.StoreUsage:
+def at_rest() -> store.StoreUsage:
     """The store's figures, once nothing of other tests goes away any more."""
     while True:
-        usage = _ray.store_usage()
-        if not comes(lambda usage=usage: _ray.store_usage() != usage, 1):  # type: ignore[misc] # mypy can't infer a lambda's default
+        usage = store.store_usage()
+        if not comes(lambda usage=usage: store.store_usage() != usage, 1):  # type: ignore[misc] # mypy can't infer a lambda's default
             return usage
 
 
-def check_nothing_left(before: _ray.StoreUsage, settle_s: float = SETTLE_S) -> None:
+def check_nothing_left(before: store.StoreUsage, settle_s: float = SETTLE_S) -> None:
     """Fail if a lease is live, or the store holds more than before."""
     gc.collect()
     figures = safe_refs.stats()
@@ -56,7 +56,7 @@ def check_nothing_left(before: _ray.StoreUsage, settle_s: float = SETTLE_S) -> N
     left = safe_refs.leases(sizes=False) if live else []
     if live:
         safe_refs.shutdown()
-    usage = _ray.wait_for_store(before.used_bytes + _allowed_bytes, settle_s)
+    usage = store.wait_for_store(before.used_bytes + _allowed_bytes, settle_s)
     assert not live, f"the test left {live} lease(s) behind: {left}"
     assert usage.used_bytes <= before.used_bytes + _allowed_bytes, (
         f"the test left {usage.used_bytes - before.used_bytes} bytes pinned"
