@@ -28,8 +28,9 @@ from .registry.requests import Plan, Wanted
 from .registry.sessions import Session
 from .registry.shard import Shard
 from .replication import growth
+from .replication.control_store import join
 from .replication.directory import TopologyDirectory
-from .replication.part import Replication, join
+from .replication.part import Replication
 from .replication.verbs import ReplicatedVerbs
 
 

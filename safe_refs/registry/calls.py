@@ -90,8 +90,12 @@ class Registry:
             known = self.here.directory.find(self.name, start=start)
             if known is None:
                 raise NoRegistryError
-            self._layout, self._verbs = known, None
+            self.use_layout(known)
         return known
+
+    def use_layout(self, layout: Layout) -> None:
+        """Go by this layout, until it turns out to be out of date."""
+        self._layout, self._verbs = layout, None
 
     def verbs(self, *, start: bool) -> Asks:
         """What to ask it by; errors as for `layout`."""
@@ -260,7 +264,11 @@ class Registry:
                 if not start:
                     raise NoRegistryError from None
             # It may have been shut down since this process heard of it. What starts now is a new one, which others have to find.
-            self.here.directory.find(self.name, start=True)
+            found = self.here.directory.find(self.name, start=True)
+            if found is not None and shard >= found.shards and self.knows_layout:
+                # Another process has started it with fewer shards.
+                self.forget_layout()
+                raise NoRegistryError
             actor, args = self.here.start(self.name, shard)
             try:
                 handle = cluster.methods_known(cluster.start_actor(name, actor, args, place=shard), Shard)

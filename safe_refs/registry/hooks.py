@@ -227,6 +227,9 @@ class ClientPart:
     def released(self, registry: str, leases: Sequence[bytes]) -> None:
         """This process has ended leases."""
 
+    def shut_down(self, registry: str, shards: int) -> None:
+        """This process has shut a registry down, which had that many shards: none of their actors lives any more."""
+
     def close(self) -> None:
         """The connection is gone, or this is a forked child: keep nothing, end threads. Must not wait, nor call Ray."""
 
@@ -272,6 +275,10 @@ class Layout(Protocol):
     def shards(self) -> int:
         """How many shards there are."""
 
+    @property
+    def replicas(self) -> int:
+        """How many of them hold each lease."""
+
 
 class Asks(Protocol):
     """What asks a registry once, for its layout: `asking.Verbs` says what each method does."""
@@ -303,7 +310,17 @@ class Directory(Protocol):
     """How a process finds the layout of registries."""
 
     def find(self, registry: str, *, start: bool) -> Layout | None:
-        """The layout of a registry; None if it doesn't run, and isn't to be started."""
+        """The layout of a registry; None if it doesn't run, and isn't to be started.
+
+        Raises:
+            ValueError: this process asks for another layout than it has.
+        """
+
+    def found(self, registry: str) -> Layout | None:
+        """The layout that a registry has, whatever this process asks for; None if it doesn't run."""
+
+    def forget(self, registry: str) -> None:
+        """A registry has been shut down: it has no layout any more."""
 
 
 class OneShard(NamedTuple):
@@ -311,11 +328,19 @@ class OneShard(NamedTuple):
 
     version: int = 0
     shards: int = 1
+    replicas: int = 1
 
 
 class Always:
     """The directory of the core by itself: each registry has one shard."""
 
     def find(self, registry: str, *, start: bool) -> Layout | None:
-        """See `Directory`."""
+        """See `Directory`, as for all below."""
         return OneShard()
+
+    def found(self, registry: str) -> Layout | None:
+        """Always the same."""
+        return OneShard()
+
+    def forget(self, registry: str) -> None:
+        """Whether it runs isn't known here."""
