@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import _ray
-from . import couriers
 from .copying import ErrorInside, Inside, Unfit, Why, duplicate, fail_alike, rebuild
 from .topology import actor_name
 
@@ -49,7 +48,7 @@ _MOST_CALLS = 1_000_000  # that wait at once, each until its lease is durable
 def adopter(registry: str, shard: int) -> Any:
     """The handle of a shard's adopter, which is started if it doesn't run. Doesn't wait until it has started."""
     options = {"max_concurrency": _MOST_CALLS}
-    return couriers.named(adopter_name(registry, shard), Adopter, registry, shard, place=shard, **options)
+    return _ray.start_actor(adopter_name(registry, shard), Adopter, [registry, shard], place=shard, options=options)
 
 
 def adopter_name(registry: str, shard: int) -> str:
