@@ -27,8 +27,9 @@ from .._ray import actors, counts, workers
 from .._ray.counts import Touch
 from ..config import Deadline
 from ..envelope import LeaseAddress
-from ..registry.hooks import ClientPart, Plan
+from ..registry.hooks import ClientPart
 from ..registry.records import Identity
+from ..registry.requests import Plan
 from .exits import OrderlyEnd
 from .holders import Holders
 from .loans import Lent, Loans
@@ -292,8 +293,7 @@ class Borrower(ClientPart):
         return reported, {ref.binary() for ref in refs}
 
     def _is_sent_at_once(self, refs: Sequence[Ref]) -> bool:
-        """Whether Ray sends the report of `refs` to the owners at once, so that it arrives even if this process is killed right
-        after.
+        """Whether Ray sends the report of `refs` at once, so that it arrives even if this process is killed right after.
 
         An owner asks for a report; Ray sends one, and sends the next only when the owner has asked again. So this is so for a single
         object, of an owner that has got all earlier reports. Another thing to be reported may be that this process has dropped others

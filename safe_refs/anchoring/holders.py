@@ -16,7 +16,7 @@ from ..registry.calls import Call, NoRegistryError
 from .part import Anchoring, GiveBack
 
 if TYPE_CHECKING:
-    from ..registry.asking import Verbs
+    from ..registry.hooks import Asks
     from ..registry.sessions import Session
 
 _ASKS_PAUSE_S = 0.01
@@ -79,7 +79,7 @@ class Holders:
             shards = verbs.by_shard([lease])
             self._session.registry(registry).tell({shard: Call(Anchoring.give_back, call) for shard in shards})
 
-    def _verbs(self, registry: str) -> Verbs | None:
+    def _verbs(self, registry: str) -> Asks | None:
         try:
             return self._session.registry(registry).verbs(start=False)
         except (NoRegistryError, ValueError):
