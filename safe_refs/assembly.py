@@ -47,9 +47,7 @@ class SafeRefsRegistry(Shard):
     def __init__(self, registry: str, limits: Limits, number: int = 0, anchors: bool = True) -> None:
         joined = join(registry, number)
         super().__init__(registry, joined.identity, limits, number, alone=joined.topology.replicas == 1)
-        parts: list[ShardPart] = [Replication(self, joined), Durability(self)]
-        if anchors and Anchoring.is_possible():
-            parts.append(Anchoring(self))
+        parts: list[ShardPart] = [Replication(self, joined), Durability(self), Anchoring(self, anchors)]
         self.start(parts)
 
 
@@ -66,10 +64,12 @@ class Client(Session):
 
     def __init__(self, connection: workers.Connection) -> None:
         super().__init__(connection, TopologyDirectory(), _start, _verbs)
+        # First: what anchors at the end of the process is to run after what flushes then, and hooks run in the reverse order.
+        borrower = Borrower(self)
         self.sender = Batched(self)
         self.unacknowledged = Unacknowledged(self)
         self.copies = Copies(self)
-        self.parts = (Borrower(self), self.copies)
+        self.parts = (borrower, self.copies)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
         """Have a lease pinned soon; what goes wrong is logged, and raised by `flush`."""
