@@ -133,14 +133,13 @@ class Transaction:
                 client.post(self._registry, plan, self.deadline)
             return
         if len(plans) == 1:
-            client.before_pin(self._registry, plans[0])
+            client.before_pins(self._registry, plans)
             self.acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
         elif plans:
             self._pin_many(plans)
 
     def _pin_many(self, plans: list[Plan]) -> None:
-        for plan in plans:
-            self._client.before_pin(self._registry, plan)
+        self._client.before_pins(self._registry, plans)
         self.acknowledged(self._client.sender.pin_many(self._registry, plans, self.deadline))
 
     async def pin_async(self) -> None:
@@ -148,7 +147,7 @@ class Transaction:
         from .batching import futures
 
         plan = self.prepared[0].plan
-        self._client.before_pin(self._registry, plan)
+        self._client.before_pins(self._registry, [plan])
         identity = await futures.pin(self._client.sender, self._registry, plan, self.deadline)
         self.acknowledged([identity])
 
