@@ -14,6 +14,7 @@ from pickle import (
 
 from ._version import __version__
 from .admin import init, leases, shutdown, stats
+from .engine import PROTOCOL as DEFAULT_PROTOCOL
 from .errors import (
     EnvelopeError,
     LeaseError,
@@ -30,11 +31,10 @@ from .errors import (
     WrongClusterError,
 )
 from .handle import SafeRef, pin
-from .leasing import PayloadInfo, expires_in_s, inspect, keepalive, release, renew, scope
+from .lifetimes import PayloadInfo, expires_in_s, inspect, keepalive, release, renew, scope
 from .pickler import Pickler, Unpickler, load
-from .pickling import PROTOCOL as DEFAULT_PROTOCOL
 from .pickling import dump, dumps, dumps_many, loads, loads_many, open_payload
-from .pipelining import flush, pipeline
+from .pipelines import flush, pipeline
 from .registry.records import LeaseInfo, RegistryStats
 from .slots import slot as _slot  # payloads name it: part of the format
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Literal
 
-from . import config
+from . import config, payloads
 from .config import Limits
-from .registry import late
 from .registry.records import LeaseInfo, Query, RegistryStats
 
 _PAGE = 1000  # rows of one call to the registry
@@ -49,9 +48,11 @@ def leases(
     if sort not in ("age", "expires", "references", "bytes"):
         raise ValueError(f"sort must be 'age', 'expires', 'references' or 'bytes', not {sort!r}")
     most = None if limit is None else config.positive(limit, "limit")
-    name, wait = config.registry_name(registry), config.timeout_s(timeout)
     query = Query(label, job, min_age_s, min_bytes, sort, None, _PAGE)
-    return late.client.leases(name, query, most, sizes, wait)
+    from .registry import whole
+
+    found = payloads.client().registry(config.registry_name(registry))
+    return whole.leases(found, query, most, sizes, config.timeout_s(timeout))
 
 
 def stats(*, registry: str | None = None, timeout: float | timedelta | None = None) -> RegistryStats | None:
@@ -64,7 +65,9 @@ def stats(*, registry: str | None = None, timeout: float | timedelta | None = No
     Raises:
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    return late.client.stats(config.registry_name(registry), config.timeout_s(timeout))
+    from .registry import whole
+
+    return whole.stats(payloads.client().registry(config.registry_name(registry)), config.timeout_s(timeout))
 
 
 def init(
@@ -120,7 +123,9 @@ def init(
     """
     shards = None if shards is None else config.positive(shards, "shards")
     replicas = None if replicas is None else config.positive(replicas, "replicas")
-    late.contact.check(shards or replicas or 1, replicas or 1)
+    config.check_topology(shards or replicas or 1, replicas or 1)
+    if registry is not None:
+        config.checked_name(registry)
     counts = {
         "max_leases": max_leases,
         "max_references": max_references,
@@ -133,7 +138,7 @@ def init(
     spans = {"tombstone_age_s": tombstone_age_s, "sweep_s": sweep_s}
     given: dict[str, Any] = {name: config.positive(value, name) for name, value in counts.items() if value is not None}
     given |= {name: config.seconds(value, name) for name, value in spans.items() if value is not None}
-    config.tell(
+    config.keep(
         registry=registry,
         timeout=None if timeout is None else config.seconds(timeout, "timeout"),
         ttl=None if ttl is None else config.seconds(ttl, "ttl"),
@@ -141,17 +146,22 @@ def init(
         wait=wait,
         durable_timeout=None if durable_timeout is None else config.seconds(durable_timeout, "durable_timeout"),
     )
-    name, patience = config.registry_name(registry), config.timeout_s()
+    from . import assembly
+    from .registry import whole
+
+    name = config.registry_name(registry)
     while True:
-        late.client.ensure(name, shards, replicas, patience)
-        config.wish(shards, replicas)  # only now, as it may have been refused
-        late.site.identity(name, patience)
+        deadline = config.deadline()
+        found = assembly.client().registry(name)
+        assembly.ensure(found, shards, replicas, deadline)
+        config.want(shards, replicas)  # only now, as it may have been refused
+        found.identify(deadline)
         if given:
-            late.client.set_limits(name, config.limits(), patience)
-        figures = late.client.stats(name, patience)
+            whole.set_limits(found, config.limits(), deadline)
+        figures = whole.stats(found, deadline.timeout_s)
         if figures is not None:  # else somebody has shut it down in between
             return figures
-        late.site.forget_identity(name)
+        found.forget()
 
 
 def shutdown(registry: str | None = None, *, timeout: float | timedelta | None = None) -> int:
@@ -167,4 +177,6 @@ def shutdown(registry: str | None = None, *, timeout: float | timedelta | None =
     Raises:
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    return late.client.shutdown(config.registry_name(registry), config.timeout_s(timeout))
+    from .registry import whole
+
+    return whole.shutdown(payloads.client().registry(config.registry_name(registry)), config.deadline(timeout))

@@ -18,15 +18,13 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from . import admin, config, envelope, leasing, pickling, pipelining, places
+from . import admin, envelope, lifetimes, payloads, pickling, pipelines, places, terms
 from . import handle as handle_module
 from .admin import Sort
+from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
-from .handle import SafeRef, how_held, make_terms
-from .holding import check_kinds, discard, finished, handles, hold, prepare
-from .leasing import Target
-from .pickling import BufferCallback
-from .registry import awaiting, late
+from .handle import SafeRef, slot_values
+from .lifetimes import Target
 from .registry.records import LeaseInfo, RegistryStats
 from .slots import Reading
 
@@ -65,43 +63,25 @@ async def dumps(
 ) -> bytes:
     """`safe_refs.dumps`, awaited."""
     try:
-        return await _dumps(obj, protocol, fix_imports, buffer_callback, ttl, uses, durable, label, wait)
+        pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
+        asked = terms.ask(ttl, uses, label, wait, durable)
+        return pickled if isinstance(pickled, bytes) else await _hold(pickled, asked)
     except UnsupportedReferenceError as error:
-        places.settle(error, obj)
+        places.explain(error, obj)
         raise
 
 
-async def _dumps(
-    obj: Any,
-    protocol: int | None,
-    fix_imports: bool,
-    buffer_callback: BufferCallback | None,
-    ttl: float | timedelta | None,
-    uses: int | None,
-    durable: bool | None,
-    label: str | None,
-    wait: bool | None,
-) -> bytes:
-    pickled = pickling.pickle_object(obj, protocol, fix_imports, buffer_callback)
-    terms, (waits, copies) = make_terms(ttl, uses, label), how_held(wait, durable)
-    if isinstance(pickled, bytes):
-        return pickled
+async def _hold(pickled: Pickled, asked: terms.Asked) -> bytes:
     try:
-        await awaiting.know(config.registry_name(), config.timeout_s())
+        await payloads.reach(asked.settings)
     except BaseException:
-        discard(pickled.writing)
+        pickled.writing.discard()
         raise
-    if copies:
-        return await _durably(partial(hold, pickled, terms, durable=True))
-    if not waits:
-        return hold(pickled, terms, waits=False)
-    prepared = prepare(pickled, terms, soon=False)
-    try:
-        identity = await awaiting.pin(prepared.registry, prepared.pin, prepared.timeout, prepared.here)
-    except BaseException:
-        discard(prepared.writing)
-        raise
-    return finished(prepared, identity)
+    if asked.durable:
+        return (await _durably(partial(payloads.hold, [pickled], asked)))[0]
+    if not asked.waits:
+        return payloads.hold([pickled], asked)[0]
+    return await payloads.hold_async(pickled, asked)
 
 
 async def dumps_many(
@@ -116,7 +96,7 @@ async def dumps_many(
     wait: bool | None = None,
 ) -> list[bytes]:
     """`safe_refs.dumps_many`, awaited. The objects are pickled in a thread: don't change them meanwhile."""
-    made = _durably if how_held(wait, durable)[1] else _made
+    made = _durably if terms.ask(ttl, uses, label, wait, durable).durable else _made
     return await made(
         partial(
             pickling.dumps_many,
@@ -148,11 +128,11 @@ async def loads(
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     found = envelope.find(data)
-    check_kinds(found.header)
+    payloads.check_kinds(found.header)
     if resolve:
-        values: Any = await awaiting.resolve(found.header.address, config.timeout_s(timeout), take=take)
+        values: Any = await payloads.resolve_async(found.header.address, timeout, slot=None, take=take)
     else:
-        values = handles(found.header, take)
+        values = slot_values([found.header], resolve, take, timeout)[0]
     with Reading(found.header.tag, values):
         return pickle.loads(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
 
@@ -190,7 +170,7 @@ async def pin(
     wait: bool | None = None,
 ) -> Any:
     """`safe_refs.pin`, awaited."""
-    made = _durably if how_held(wait, durable)[1] else _made
+    made = _durably if terms.ask(ttl, uses, label, wait, durable).durable else _made
     return await made(partial(handle_module.pin, ref, ttl=ttl, uses=uses, durable=durable, label=label, wait=wait))
 
 
@@ -229,7 +209,7 @@ async def _durably(make: Callable[[], T]) -> T:
     future: asyncio.Future[T] = loop.create_future()
     gone = threading.Event()
 
-    def settle(found: T | None, error: BaseException | None) -> None:
+    def answer(found: T | None, error: BaseException | None) -> None:
         if future.done():
             _end(found)
         elif error is not None:
@@ -238,14 +218,16 @@ async def _durably(make: Callable[[], T]) -> T:
             future.set_result(cast(T, found))
 
     def run() -> None:
-        late.adopting.given_up.set(gone)
+        from .assembly import given_up
+
+        given_up.set(gone)
         found, failure = None, None
         try:
             found = make()
         except BaseException as error:  # whatever it is, who awaits is to have it
             failure = error
         try:
-            loop.call_soon_threadsafe(settle, found, failure)
+            loop.call_soon_threadsafe(answer, found, failure)
         except RuntimeError:  # the loop has been closed meanwhile
             _end(found)
 
@@ -263,13 +245,12 @@ def _end(made: Any) -> None:
         return
     for target in made if isinstance(made, list) else [made]:
         if isinstance(target, SafeRef) or envelope.is_payload(target):
-            address = leasing.address_of(target)
-            late.releasing.release_later(address.registry, [address.lease])
+            payloads.release_later(lifetimes.address_of(target))
 
 
 async def resolve(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> Any:
     """`SafeRef.resolve`, awaited."""
-    return (await awaiting.resolve(handle.address, config.timeout_s(timeout), slot=handle.slot))[0]
+    return (await payloads.resolve_async(handle.address, timeout, slot=handle.slot, take=False))[0]
 
 
 async def get(handle: SafeRef[Any]) -> Any:
@@ -279,22 +260,22 @@ async def get(handle: SafeRef[Any]) -> Any:
 
 async def release(target: Target | Iterable[Target], *, timeout: float | timedelta | None = None) -> int:
     """`safe_refs.release`, awaited."""
-    return await asyncio.to_thread(leasing.release, target, timeout=timeout)
+    return await asyncio.to_thread(lifetimes.release, target, timeout=timeout)
 
 
 async def renew(target: Any, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
     """`safe_refs.renew`, awaited."""
-    await asyncio.to_thread(leasing.renew, target, ttl, timeout=timeout)
+    await asyncio.to_thread(lifetimes.renew, target, ttl, timeout=timeout)
 
 
 async def expires_in_s(target: Any, *, timeout: float | timedelta | None = None) -> float | None:
     """`safe_refs.expires_in_s`, awaited."""
-    return await asyncio.to_thread(leasing.expires_in_s, target, timeout=timeout)
+    return await asyncio.to_thread(lifetimes.expires_in_s, target, timeout=timeout)
 
 
 async def flush(timeout: float | timedelta | None = None) -> None:
     """`safe_refs.flush`, awaited."""
-    await asyncio.to_thread(pipelining.flush, timeout)
+    await asyncio.to_thread(pipelines.flush, timeout)
 
 
 async def leases(

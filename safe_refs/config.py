@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 DEFAULT_REGISTRY = "default"
 DEFAULT_TIMEOUT_S = 30.0
@@ -183,7 +183,9 @@ def checked_name(name: str) -> str:
         ValueError: it isn't: letters, digits and `_.-`, 1 to 64 of them.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"a registry's name is 1 to 64 letters, digits, dots, dashes and underscores, not {name!r:.80}")
+        raise ValueError(
+            f"a registry's name is 1 to 64 letters, digits, dots, dashes and underscores, not {name!r:.80}"
+        )
     return name
 
 
@@ -211,6 +213,18 @@ def durable_timeout_s(given: float | timedelta | None = None) -> float:
     if given is not None:
         return seconds(given, "timeout")
     return _environment("SAFE_REFS_DURABLE_TIMEOUT", float) or _given.durable_timeout or DEFAULT_DURABLE_TIMEOUT_S
+
+
+def check_topology(shards: int, replicas: int) -> None:
+    """Whether a registry can have so many shards and replicas.
+
+    Raises:
+        ValueError: it can't.
+    """
+    if replicas > shards:
+        raise ValueError(
+            f"{replicas} replicas need as many shards at least, not {shards}: give shards={replicas} or more"
+        )
 
 
 def wanted() -> tuple[int | None, int | None]:

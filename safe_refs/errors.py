@@ -72,7 +72,7 @@ class UnsupportedReferenceError(SafeRefsError, pickle.PicklingError):
         """The error for a reference, of which it isn't known yet where it stands.
 
         Args:
-            reference: the one that is refused. The error holds it until `settle`.
+            reference: the one that is refused. The error holds it until `locate`.
             what: what it is, and why it is refused.
             remedy: what to do.
             kind: its type.
@@ -81,7 +81,7 @@ class UnsupportedReferenceError(SafeRefsError, pickle.PicklingError):
         error.refused = Refused(reference, what, remedy)
         return error
 
-    def settle(self, name: str, place: str | None) -> None:
+    def locate(self, name: str, place: str | None) -> None:
         """Say where the reference stands, from now on without holding it.
 
         Args:

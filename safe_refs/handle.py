@@ -12,20 +12,14 @@ from collections.abc import Generator, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from . import _ray, config, places, scopes
-from .envelope import FORMAT_VERSION, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
+from . import payloads, places, terms
+from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
-from .randomness import token
-from .registry import late
-from .registry.records import Terms, Wish
-from .slots import ACTOR, OBJECT_REF, kind_of, refusal, register, state
+from .kinds import kind_of, refusal
+from .slots import ACTOR, OBJECT_REF, register
 
 if TYPE_CHECKING:
     import ray
-
-    from .registry.adopting import Bells
-    from .registry.pinning import Pin
-    from .registry.records import Origin
 
 T = TypeVar("T")
 
@@ -91,7 +85,8 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        return late.outbox.resolve(self._address, config.timeout_s(timeout), slot=self._slot)[0]
+        found: ray.ObjectRef[T] = payloads.resolve(self._address, timeout, slot=self._slot, take=False)[0]
+        return found
 
     def get(self, timeout: float | None = None) -> T:
         """Resolve, and wait for the value as `ray.get` does. For an actor: its handle.
@@ -122,7 +117,7 @@ class SafeRef(Generic[T]):
     async def _get_async(self) -> T:
         import ray
 
-        ref: Any = (await late.awaiting.resolve(self._address, config.timeout_s(), slot=self._slot))[0]
+        ref: Any = (await payloads.resolve_async(self._address, None, slot=self._slot, take=False))[0]
         if self._kind == ACTOR:
             return cast(T, ref)
         try:
@@ -138,7 +133,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        return late.outbox.release([self._address], config.timeout_s(timeout))
+        return payloads.release([self._address], timeout)
 
     def renew(self, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
         """Let the lease live `ttl` seconds from now, be that longer or shorter than it had.
@@ -148,7 +143,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        late.resolving.renew(self._address, config.ttl_s(ttl), config.timeout_s(timeout))
+        payloads.renew(self._address, ttl, timeout)
 
     def make_durable(self, *, timeout: float | timedelta | None = None) -> None:
         """Have the registry hold copies of its own in place of what the lease holds: of all its references and what is inside.
@@ -165,7 +160,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, the copies don't exist in time, or could not be made. The lease stays.
         """
-        late.adopting.make_durable([self._address], config.durable_timeout_s(timeout))
+        payloads.make_durable([self._address], timeout)
 
     def __enter__(self) -> SafeRef[T]:
         return self
@@ -237,39 +232,6 @@ class SafeRef(Generic[T]):
         raise AttributeError(f"a SafeRef is immutable: {name} can't be deleted")
 
 
-def make_terms(ttl: float | timedelta | None, uses: int | None, label: str | None) -> Terms:
-    """Check the terms of a lease, as callers give them, and fill in those of the scope and the process.
-
-    Raises:
-        ValueError: `ttl` or `uses` isn't above zero, or `label` is no text that can be written.
-        TypeError: one of them is of the wrong type.
-    """
-    if label is not None:
-        if not isinstance(label, str):
-            raise TypeError(f"label must be a string, not {type(label).__name__}")
-        try:
-            label.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"label must be text that can be written as UTF-8, not {label!r}") from None
-    return Terms(
-        scopes.default_ttl_s() if ttl is None else config.ttl_s(ttl),
-        None if uses is None else config.positive(uses, "uses"),
-        scopes.default_label() if label is None else label,
-    )
-
-
-def how_held(wait: bool | None, durable: bool | None) -> tuple[bool, bool]:
-    """Whether a call waits until the registry holds what it passes on, and whether that is to be copies; None is the default of each.
-
-    Raises:
-        ValueError: both not waiting and copies were asked for.
-    """
-    copies = scopes.default_durable() if durable is None else bool(durable)
-    if copies and wait is False and durable:
-        raise ValueError("durable=True returns when the copies exist, so that it can't be had with wait=False")
-    return (True, True) if copies else (config.waits(wait), False)
-
-
 @overload
 def pin(
     ref: ray.ObjectRef[T],
@@ -329,75 +291,44 @@ def pin(
         UnsupportedReferenceError: a Ray reference of another kind, or one made with a tensor transport; `place` says which of them.
         TypeError: no reference at all.
     """
-    terms = make_terms(ttl, uses, label)
+    asked = terms.ask(ttl, uses, label, wait, durable)
     register()
     single = kind_of(ref) is not None
     refs = [ref] if single else list(ref) if isinstance(ref, Iterable) else [ref]
     try:
-        handles = _pin(refs, terms, *how_held(wait, durable)) if refs else []
+        handles = _pin(refs, asked) if refs else list[SafeRef[Any]]()
     except UnsupportedReferenceError as error:
         several = isinstance(ref, Iterable) and not single
-        places.settle(error, refs if several else ref, "refs" if several else "ref")
+        places.explain(error, refs if several else ref, "refs" if several else "ref")
         raise
     return handles[0] if single else handles
 
 
-def _pin(refs: list[Any], terms: Terms, waits: bool, copies: bool) -> list[SafeRef[Any]]:
+def _pin(refs: list[Any], asked: terms.Asked) -> list[SafeRef[Any]]:
     """Have references held under one lease; the handles for them."""
-    kinds = [_kind(each) for each in refs]
-    registry, lease, timeout = config.registry_name(), token(16), config.timeout_s()
-    here = late.site.site()
-    if copies:
-        refuse_mortals(refs)
-    wanted = to_pin(lease, refs, terms, late.site.origin(here), _ray.surroundings() if copies else None)
-    scopes.note(registry, lease)
-    begun: Bells | None = None
-    if copies:
-        wanted, begun = late.adopting.begin(registry, wanted, here)
-    if waits:
-        epoch, generation = late.outbox.pin(registry, wanted, timeout, here)
-    else:
-        epoch, generation = late.site.identity(registry, timeout, here)
-        late.posting.post(registry, wanted, timeout, here)
-    try:
-        address = LeaseAddress(registry, here.connection.cluster, epoch, generation, lease, not waits)
-        if copies:
-            late.adopting.make_durable([address], config.durable_timeout_s(), terms.ttl, begun)
-        handles = [SafeRef[Any](address, number, kind) for number, kind in enumerate(kinds)]
-        if state.writing is not None:
-            state.writing.note(registry, lease)
-    except BaseException:
-        late.releasing.release_later(registry, [lease])
-        raise
-    return handles
+    kinds = "".join(map(_kind, refs))
+    with payloads.Transaction(asked) as transaction:
+        transaction.prepare(refs)
+        transaction.pin()
+        return handles_of(transaction.finish()[0].address, kinds)
 
 
-def to_pin(lease: bytes, refs: Sequence[Any], terms: Terms, maker: Origin, env: str | None) -> Pin:
-    """A lease that is to begin.
-
-    One that is to be durable, by copies that are made in the surroundings `env`, has its own ttl from when it is. Till then it has
-    another, in case its maker dies.
-    """
-    if env is None:
-        return late.pinning.Pin(lease, refs, terms, maker)
-    till_then = terms if terms.ttl is None else terms._replace(ttl=max(terms.ttl, config.durable_timeout_s()))
-    return late.pinning.Pin(lease, refs, till_then, maker, Wish(env, terms.ttl))
+def handles_of(address: LeaseAddress, kinds: str) -> list[SafeRef[Any]]:
+    """A handle for each reference of a lease, by their kinds."""
+    return [SafeRef[Any](address, number, kind) for number, kind in enumerate(kinds)]
 
 
-def refuse_mortals(references: Iterable[Any]) -> None:
-    """Refuse actors that die with whoever created them, where copies are wanted.
-
-    Raises:
-        UnsupportedReferenceError: there is one.
-    """
-    for handle in _ray.actors(references):
-        if _ray.is_mortal(handle):
-            raise UnsupportedReferenceError.of(
-                handle,
-                f"{handle!r}, which can't be made durable, as it dies with the process that created it, and actors can't be copied",
-                'create it with lifetime="detached", or pass it without durable=True',
-                kind="ray.actor.ActorHandle",
-            )
+def slot_values(
+    headers: Sequence[Header], resolve: bool, take: bool, timeout: float | timedelta | None
+) -> Sequence[Sequence[Any]]:
+    """What belongs into the slots of payloads: references from the registry, or handles."""
+    for header in headers:
+        payloads.check_kinds(header)
+    if resolve:
+        return payloads.resolve_many([header.address for header in headers], timeout, take=take)
+    if take:
+        raise ValueError("take=True needs resolve=True: handles are made without asking the registry")
+    return [handles_of(header.address, header.kinds) for header in headers]
 
 
 def _kind(reference: Any) -> str:

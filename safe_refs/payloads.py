@@ -9,9 +9,10 @@ several: all are held when `finish` returns, or none.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,8 +27,8 @@ from .slots import KINDS, Writing, state
 from .terms import Asked
 
 if TYPE_CHECKING:
-    from .registry.hooks import Plan
     from .registry.records import Identity
+    from .registry.requests import Plan
     from .registry.sessions import Session
 
 
@@ -100,7 +101,7 @@ class Transaction:
             UnsupportedReferenceError: Ray doesn't know the owner of one.
             RegistryUnavailableError: the registry can't be reached.
         """
-        from .registry.hooks import Plan
+        from .registry.requests import Plan
 
         client, asked = self._client, self._asked
         registry = client.registry(self._registry)
@@ -116,7 +117,14 @@ class Transaction:
             said.update(item for item in zip(asked.terms._fields, asked.terms, strict=True) if item[1] is not None)
             size = sum(map(len, pickled.pieces))
             header = Header(
-                address, pickled.writing.tag, pickled.writing.kinds, said, time.time(), size, pickled.buffers, signed=False
+                address,
+                pickled.writing.tag,
+                pickled.writing.kinds,
+                said,
+                time.time(),
+                size,
+                pickled.buffers,
+                signed=False,
             )
             payload = envelope.wrap(header, pickled.pieces)
             pickled.pieces.clear()
@@ -144,11 +152,9 @@ class Transaction:
 
     async def pin_async(self) -> None:
         """`pin` of one lease, awaited."""
-        from .batching import futures
-
         plan = self.prepared[0].plan
         self._client.before_pins(self._registry, [plan])
-        identity = await futures.pin(self._client.sender, self._registry, plan, self.deadline)
+        identity = await self._client.pin_async(self._registry, plan, self.deadline)
         self.acknowledged([identity])
 
     def acknowledged(self, identities: Sequence[Identity]) -> None:
@@ -159,7 +165,8 @@ class Transaction:
                 address = each.address._replace(epoch=identity.epoch, generation=identity.generation)
                 self.prepared[number] = each._replace(address=address)
         self._client.after_pins(
-            self._registry, [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)],
+            self._registry,
+            [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)],
             self.deadline,
         )
 
@@ -236,7 +243,7 @@ def release_later(address: LeaseAddress) -> None:
     """Ask for a lease's end without waiting for it, for clearing up after a failure. Never raises."""
     try:
         here = client()
-    except Exception:  # noqa: BLE001 # Ray is gone from this process, and with it all that it asked for
+    except Exception:  # Ray is gone from this process, and with it all that it asked for
         return
     here.registry(address.registry).release_later([address.lease])
 
@@ -246,18 +253,105 @@ def resolve(address: LeaseAddress, timeout: float | timedelta | None, *, slot: i
     from .registry.verbs import wanted
 
     here = client()
-    return here.sender.resolve(wanted(address, here, slot=slot, take=take), config.deadline(timeout))
+    refs = here.sender.resolve(wanted(address, here, slot=slot, take=take), config.deadline(timeout))
+    if take:
+        terms.ended(address.registry, [address.lease])
+    return refs
 
 
-def resolve_many(addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, *, take: bool) -> list[list[Any]]:
+def resolve_many(
+    addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, *, take: bool
+) -> list[list[Any]]:
     """The references of several leases, in one call to each shard that holds some."""
+    if len(addresses) == 1:
+        return [resolve(addresses[0], timeout, slot=None, take=take)]
     if not addresses:
         return []
     from .registry.verbs import wanted
 
     here = client()
     rows = [wanted(address, here, slot=None, take=take) for address in addresses]
-    return here.sender.resolve_many(rows, config.deadline(timeout))
+    found = here.sender.resolve_many(rows, config.deadline(timeout))
+    for address in addresses if take else ():
+        terms.ended(address.registry, [address.lease])
+    return found
+
+
+async def reach(settings: config.Settings) -> None:
+    """See to it that this process knows its registry, so that nothing has to wait for that in an event loop."""
+    from .registry import sessions
+
+    here = sessions.current() if sessions.are_known() else None
+    if here is None or here.registry(settings.registry).identity is None:
+        deadline = Deadline(time.monotonic() + settings.timeout_s, settings.timeout_s)
+        await asyncio.to_thread(lambda: client().registry(settings.registry).identify(deadline))
+
+
+async def resolve_async(
+    address: LeaseAddress, timeout: float | timedelta | None, *, slot: int | None, take: bool
+) -> list[Any]:
+    """`resolve`, awaited."""
+    from .registry import sessions
+    from .registry.verbs import wanted
+
+    here = sessions.current() if sessions.are_known() else None
+    if here is None:
+        here = await asyncio.to_thread(client)
+    refs = await here.resolve_async(wanted(address, here, slot=slot, take=take), config.deadline(timeout))
+    if take:
+        terms.ended(address.registry, [address.lease])
+    return refs
+
+
+def release(addresses: Iterable[LeaseAddress], timeout: float | timedelta | None) -> int:
+    """End leases; how many that ended. Those that had ended before, or were lost, count 0.
+
+    Raises:
+        WrongClusterError: one is another cluster's; nothing was released.
+    """
+    here, deadline = client(), config.deadline(timeout)
+    by_registry: dict[str, list[bytes]] = {}
+    for address in addresses:
+        here.check_cluster(address)
+        by_registry.setdefault(address.registry, []).append(address.lease)
+    count = 0
+    for registry, leases in by_registry.items():
+        count += here.sender.release(registry, leases, deadline)
+        terms.ended(registry, leases)
+    return count
+
+
+def release_ids(leases: Sequence[bytes], timeout: float | timedelta | None) -> int:
+    """End leases of this process's registry by their bare ids; how many that ended."""
+    registry = config.registry_name()
+    count = client().sender.release(registry, leases, config.deadline(timeout))
+    terms.ended(registry, leases)
+    return count
+
+
+def renew(address: LeaseAddress, ttl: float | timedelta, timeout: float | timedelta | None) -> None:
+    """Let a lease live so long from now; errors as of `registry.verbs.renew`."""
+    from .registry import verbs
+
+    seconds, here = config.ttl_s(ttl), client()
+    here.check_cluster(address)
+    verbs.renew(here.registry(address.registry), address, seconds, config.deadline(timeout))
+
+
+def expires_in_s(address: LeaseAddress, timeout: float | timedelta | None) -> float | None:
+    """Seconds until a lease's ttl runs out; None without one; errors as of `registry.verbs.expires_in_s`."""
+    from .registry import verbs
+
+    here = client()
+    here.check_cluster(address)
+    return verbs.expires_in_s(here.registry(address.registry), address, config.deadline(timeout))
+
+
+def make_durable(addresses: Sequence[LeaseAddress], timeout: float | timedelta | None) -> None:
+    """Have the registry hold copies in place of what leases hold; errors as of `durability.client.Copies`."""
+    from . import assembly
+
+    assembly.client().copies.make_durable(addresses, config.durable_deadline(timeout))
 
 
 def check_kinds(header: Header) -> None:

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from . import envelope, places
+from . import envelope, payloads, places, terms
+from .engine import PROTOCOL, BufferCallback, Buffers, Sink, pickle_with
 from .errors import UnsupportedReferenceError
-from .handle import how_held, make_terms
-from .holding import hold, slot_values
-from .pickling import PROTOCOL, BufferCallback, Buffers, Sink, WritableFile, pickle_with, write_or_release
-from .slots import Reading, WithReducers, register, slot
+from .handle import slot_values
+from .kinds import WithReducers
+from .pickling import WritableFile, write_or_release
+from .slots import Reading, register, slot
 
 
 class ReadableFile(Protocol):
@@ -66,12 +67,8 @@ class Pickler(pickle.Pickler):
         self._protocol = PROTOCOL if protocol is None else protocol
         self._fix_imports = fix_imports
         self._user_callback = buffer_callback
-        make_terms(
-            ttl, uses, label
-        )  # a mistake in them shows here; what a scope adds is known when something is dumped
-        self._terms = (ttl, uses, label)
-        self._wait = wait
-        self._durable = durable
+        self._terms = (ttl, uses, label, wait, durable)
+        terms.ask(*self._terms)  # a mistake shows here; what a scope adds is known when something is dumped
         self._sink = Sink()
         self._buffers: Buffers | None = None
         callback = None if buffer_callback is None else self._ask
@@ -90,9 +87,9 @@ class Pickler(pickle.Pickler):
             pickled = pickle_with((self._as_plain, self._as_cloud), obj, self._user_callback, self._protocol)
             held = None
             if pickled.writing.refs is not None:
-                held = hold(pickled, make_terms(*self._terms), *how_held(self._wait, self._durable))
+                held = payloads.hold([pickled], terms.ask(*self._terms))[0]
         except UnsupportedReferenceError as error:
-            places.settle(error, obj)
+            places.explain(error, obj)
             raise
         if held is not None:
             write_or_release(self._file, held)
@@ -227,7 +224,7 @@ class Unpickler(pickle.Unpickler):
 
     def _open_payload(self, body: bytes, buffers: Sequence[Any] = ()) -> Any:
         found = envelope.open_body(body)
-        with Reading(found.header.tag, slot_values(found.header, self._resolve, self._take, self._timeout)):
+        with Reading(found.header.tag, slot_values([found.header], self._resolve, self._take, self._timeout)[0]):
             return _Inner(self, found.inner, buffers, self._how).load()
 
 

@@ -43,7 +43,7 @@ class _Way(NamedTuple):
     name: Callable[[str, Any], str]
 
 
-def settle(error: UnsupportedReferenceError, obj: Any, name: str = "payload") -> None:
+def explain(error: UnsupportedReferenceError, obj: Any, name: str = "payload") -> None:
     """Tell an error where in `obj`, which goes by that name, the refused reference stands. Once: then the error knows.
 
     Args:
@@ -52,7 +52,7 @@ def settle(error: UnsupportedReferenceError, obj: Any, name: str = "payload") ->
         name: what the expression starts with.
     """
     if error.refused is not None:
-        error.settle(name, find(obj, error.refused.reference, name))
+        error.locate(name, find(obj, error.refused.reference, name))
 
 
 def find(obj: Any, target: Any, name: str = "payload", at_most: int = _AT_MOST) -> str | None:

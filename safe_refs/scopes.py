@@ -1,10 +1,8 @@
 """`scope`: leases made inside end when it closes. `keepalive`: a lease lives as long as the process that renews it.
 
-What always holds: a lease is noted in its scope before the registry is asked to hold it, so that whatever happens in between it is
-released; a scope releases in one call a registry; what a closed scope's leftovers (a task that outlives it) make belongs to the
-nearest scope around it that is still open.
-
-The current scope is a context variable: each thread has its own, each asyncio task begins with that of the code that started it.
+What always holds: a lease is noted in its scope before the registry is asked to hold it, so that it is released whatever happens in
+between; a scope releases in one call a registry; a lease that this process ends leaves its scope; a lease made by what outlives a closed
+scope (a task, say) belongs to the nearest scope around it that is still open.
 """
 
 from __future__ import annotations
@@ -16,19 +14,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from . import config
+from . import config, payloads
 from .envelope import LeaseAddress
 from .errors import LeaseError, RegistryUnavailableError
-from .registry import late
+from .terms import Surrounding, closed, current, open_scope, opened
 
 T = TypeVar("T")
 
 logger = logging.getLogger("safe_refs")
 
-_current: contextvars.ContextVar[Scope | None] = contextvars.ContextVar("safe_refs_scope", default=None)
 
-
-class Scope:
+class Scope(Surrounding):
     """What `scope()` gives: a context manager, also an asynchronous one, for one use.
 
     Args:
@@ -49,10 +45,11 @@ class Scope:
         self.label = label
         self.durable = durable
         self._addresses_of = addresses_of
-        self._lock = threading.Lock()
-        self._leases: dict[tuple[str, bytes], None] | None = None
-        self._around: Scope | None = None
-        self._token: contextvars.Token[Scope | None] | None = None
+        self._lock = threading.Lock()  # guards `_leases`
+        self._leases: dict[tuple[str, bytes], None] | None = (
+            None  # those that were made inside and live, as far as is known here
+        )
+        self._token: contextvars.Token[Surrounding | None] | None = None
 
     def __repr__(self) -> str:
         leases = self._leases
@@ -79,7 +76,7 @@ class Scope:
             kept = [key for key in keys if key in self._leases]
             for key in kept:
                 del self._leases[key]
-        around = open_scope(self._around)
+        around = open_scope(self.around)
         for registry, lease in kept:
             if around is not None:
                 around.note(registry, lease)
@@ -93,8 +90,14 @@ class Scope:
             self._leases[(registry, lease)] = None
             return True
 
+    def forget(self, registry: str, leases: Iterable[bytes]) -> None:
+        """Leases have ended: the scope needn't release them."""
+        with self._lock:
+            for lease in leases if self._leases else ():
+                self._leases.pop((registry, lease), None)
+
     @property
-    def is_open(self) -> bool:
+    def is_open(self) -> bool:  # type: ignore[override] # read only here
         """Whether leases can still be made in it."""
         return self._leases is not None
 
@@ -102,8 +105,9 @@ class Scope:
         if self._token is not None:
             raise RuntimeError("a scope can be entered once: call scope() again for another")
         self._leases = {}
-        self._around = _current.get()
-        self._token = _current.set(self)
+        self.around = current.get()
+        self._token = current.set(self)
+        opened(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
@@ -133,11 +137,11 @@ class Scope:
     def _leave(self) -> None:
         if self._token is not None:
             try:
-                _current.reset(self._token)
+                current.reset(self._token)
             except ValueError:
                 # Closed in another task or thread than it was opened in (a fixture, a generator): that one's scope is its own.
-                if _current.get() is self:
-                    _current.set(self._around)
+                if current.get() is self:
+                    current.set(self.around)
 
     def _release(self) -> None:
         with self._lock:
@@ -145,27 +149,9 @@ class Scope:
         by_registry: dict[str, list[bytes]] = {}
         for registry, lease in leases:
             by_registry.setdefault(registry, []).append(lease)
+        closed(self)
         for registry, ids in by_registry.items():
-            late.outbox.release_ids(registry, ids, config.timeout_s())
-
-
-def open_scope(scope: Scope | None) -> Scope | None:
-    """A scope, or the nearest one around it that is still open."""
-    while scope is not None and not scope.is_open:
-        scope = scope._around
-    return scope
-
-
-def current() -> Scope | None:
-    """The innermost open scope of this thread or task."""
-    return open_scope(_current.get())
-
-
-def note(registry: str, lease: bytes) -> None:
-    """A lease is about to be made: it belongs to the current scope, if there is one."""
-    scope = current()
-    while scope is not None and not scope.note(registry, lease):
-        scope = open_scope(scope._around)
+            payloads.client().sender.release(registry, ids, config.deadline())
 
 
 class KeepAlive:
@@ -179,9 +165,10 @@ class KeepAlive:
     def __init__(self, addresses: Iterable[LeaseAddress], ttl: float) -> None:
         self._addresses = list(addresses)
         self._ttl = ttl
-        self._stop = threading.Event()
+        self._stop: threading.Event | None = None  # while the block runs
         self._thread: threading.Thread | None = None
         self._error: LeaseError | None = None
+        self._failure: Exception | None = None  # an error of another kind, with which the last renewal failed
 
     @property
     def error(self) -> LeaseError | None:
@@ -189,58 +176,40 @@ class KeepAlive:
         return self._error
 
     def __enter__(self) -> KeepAlive:
+        if self._stop is not None:
+            raise RuntimeError("this keepalive is renewing already: call keepalive() again for another")
         for address in self._addresses:
-            late.resolving.renew(address, self._ttl, config.timeout_s())
-        self._thread = threading.Thread(target=self._renew, name="safe_refs-keepalive", daemon=True)
+            payloads.renew(address, self._ttl, None)
+        self._error, self._failure, self._stop = None, None, threading.Event()
+        self._thread = threading.Thread(target=self._renew, args=(self._stop,), name="safe_refs-keepalive", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
+        if self._stop is not None and self._thread is not None:
+            self._stop.set()
             self._thread.join(config.timeout_s())
-        if self._error is not None and error is None:
-            raise self._error
+        self._stop = None
+        if error is None and (failure := self._error or self._failure) is not None:
+            raise failure
 
-    def _renew(self) -> None:
+    def _renew(self, stop: threading.Event) -> None:
         alive = list(self._addresses)
         pause = self._ttl / 3
-        while alive and not self._stop.wait(pause):
-            begun = time.monotonic()
+        while alive and not stop.wait(pause):
+            begun, failure = time.monotonic(), None
             for address in list(alive):
                 try:
-                    late.resolving.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
+                    payloads.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
                 except LeaseError as error:
                     alive.remove(address)
                     self._error = self._error or error
                 except RegistryUnavailableError:
                     logger.warning("lease %s could not be renewed now; trying again", address.short_id)
+                except (
+                    Exception
+                ) as error:  # whatever it is, the other leases are to be renewed, and the block is told at its end
+                    failure = error
+                    logger.warning("lease %s could not be renewed; trying again", address.short_id, exc_info=True)
+            self._failure = failure
             pause = max(0.0, self._ttl / 3 - (time.monotonic() - begun))
-
-
-def default_ttl_s() -> float | None:
-    """The time to live of a lease that is made here without one: the nearest scope's that has one, else the process's."""
-    ttl: float | None = _nearest("ttl")
-    return config.default_ttl_s() if ttl is None else ttl
-
-
-def default_label() -> str | None:
-    """The label of a lease that is made here without one: the nearest scope's that has one."""
-    label: str | None = _nearest("label")
-    return label
-
-
-def default_durable() -> bool:
-    """Whether a lease that is made here holds copies, where it isn't told: as the nearest scope says that says something."""
-    return bool(_nearest("durable"))
-
-
-def _nearest(term: str) -> Any:
-    """What the nearest open scope says of a term that says anything; None if none does."""
-    scope = current()
-    while scope is not None:
-        said = getattr(scope, term)
-        if said is not None:
-            return said
-        scope = open_scope(scope._around)
-    return None

@@ -6,6 +6,9 @@ A scope is a context variable: each thread has its own, and each asyncio task be
 from __future__ import annotations
 
 import contextvars
+import threading
+import weakref
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -32,6 +35,10 @@ class Surrounding:
 
     def note(self, registry: str, lease: bytes) -> bool:
         """Take a lease, which may not have begun yet, into this scope; False if it is closed."""
+        raise NotImplementedError
+
+    def forget(self, registry: str, leases: Iterable[bytes]) -> None:
+        """Leases have ended."""
         raise NotImplementedError
 
 
@@ -111,3 +118,30 @@ def note(registry: str, lease: bytes) -> None:
     scope = open_scope(current.get())
     while scope is not None and not scope.note(registry, lease):
         scope = open_scope(scope.around)
+
+
+# All scopes that are open, in whatever thread, so that a lease that ends can leave its scope. Weak: a scope that nobody closed goes by
+# itself. The lock guards it.
+_open: weakref.WeakSet[Surrounding] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def opened(scope: Surrounding) -> None:
+    """A scope is open from now on."""
+    with _lock:
+        _open.add(scope)
+
+
+def closed(scope: Surrounding) -> None:
+    """A scope is closed."""
+    with _lock:
+        _open.discard(scope)
+
+
+def ended(registry: str, leases: Iterable[bytes]) -> None:
+    """This process has ended leases: their scopes needn't."""
+    if _open:
+        with _lock:
+            scopes = list(_open)
+        for scope in scopes:
+            scope.forget(registry, leases)

@@ -23,6 +23,7 @@ import ray
 import safe_refs
 from safe_refs import _ray
 from safe_refs._ray import Told
+from safe_refs._ray.native import core_worker
 from safe_refs.registry import anchoring, client, contact, couriers, exits, settling
 from safe_refs.registry.records import Query
 from safe_refs.registry.settling import Unsettled
@@ -157,7 +158,7 @@ def borrower(**options: Any) -> Any:
 def counted() -> dict[str, tuple[int, int]]:
     """What this process counts: local references and those in calls under way, by object."""
     gc.collect()
-    counts = _ray._core_worker().get_all_reference_counts()
+    counts = core_worker().get_all_reference_counts()
     return {key.decode(): (count["local"], count["submitted"]) for key, count in counts.items()}
 
 
@@ -466,7 +467,7 @@ def test_a_courier_that_nobody_needs_ends(cluster: str) -> None:
         return os.getpid()
 
     for _ in range(2):
-        idle = couriers.named("courier:idle", couriers.Courier, 3.0)
+        idle = _ray.start_actor("courier:idle", couriers.Courier, [3.0], place=0)
         pid = ray.get(idle.__ray_call__.remote(hurry), timeout=60)
         wait_until(lambda pid=pid: not is_running(pid), 20)  # type: ignore[misc] # mypy can't infer a lambda's default
         wait_until(

@@ -20,6 +20,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray
+from safe_refs._ray.native import core_worker
 from tests.conftest import Driver, as_actor, is_empty
 
 MB = 2**20
@@ -77,7 +78,7 @@ def test_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str, rou
     def make(number: int) -> bytes:
         return number.to_bytes(4, "big") * (MB // 4)
 
-    counts = _ray._core_worker().get_all_reference_counts
+    counts = core_worker().get_all_reference_counts
     before = _ray.wait_for_store(0, 1)  # what other tests left may still be on its way out
     peak = 0
     deadline = time.monotonic() + 120

@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from typing import Any
 import pytest
 import ray
 
+import safe_refs
 from safe_refs import _ray, slots
+from safe_refs._ray.counts import Touch
+from safe_refs._ray.exits import is_ending
+from safe_refs._ray.native import core_worker
 from tests.conftest import as_actor
 
 
@@ -41,10 +46,53 @@ def test_the_control_store_keeps_counts(cluster: str) -> None:
     name = f"fact-{os.getpid()}-{time.time()}"
     assert [_ray.count_up(name) for _ in range(3)] == [1, 2, 3]
     assert _ray.count_up(name + "-other") == 1
-    _ray.kv_put(name, b"mine", overwrite=False)
+    assert not _ray.kv_put(name, b"mine", overwrite=False)
     assert _ray.kv_get(name) == b"3"
     _ray.kv_delete(name)
     assert _ray.kv_get(name) is None
+    assert _ray.kv_put(name, b"mine", overwrite=False)
+    assert _ray.kv_put(name, b"yours")
+    assert _ray.kv_get(name) == b"yours"
+    _ray.kv_delete(name)
+
+
+def test_every_dumps_pays_for_one_function_each(cluster: str) -> None:
+    """In the usual case neither `connection` nor `borrowed` calls another function of ours."""
+    refs = [ray.put(1), ray.put(2)]
+    _ray.connection()
+    package, called = str(Path(safe_refs.__file__).parent), []
+
+    def note(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            called.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        _ray.connection()
+        _ray.borrowed(refs)
+    finally:
+        sys.setprofile(before)
+    assert called == ["connection", "borrowed"]
+
+
+def test_a_helping_actor_is_started_once_on_the_node_of_its_place(cluster: str) -> None:
+    """Whoever asks for it again gets the same one; a place beyond the last node is counted on from the first."""
+
+    class Helper:
+        def __init__(self, word: str) -> None:
+            self.word = word
+
+        def where(self) -> tuple[str, str]:
+            return self.word, ray.get_runtime_context().get_node_id()
+
+    name = f"helper-{os.getpid()}"
+    started = _ray.start_actor(name, Helper, ["first"], place=3, options={"max_concurrency": 2})
+    try:
+        again = _ray.start_actor(name, Helper, ["second"], place=4)
+        assert ray.get([started.where.remote(), again.where.remote()], timeout=60) == [("first", _ray.nodes()[0])] * 2
+    finally:
+        ray.kill(started)
 
 
 def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
@@ -192,13 +240,13 @@ class Keeper:
 
     def count(self) -> Any:
         gc.collect()
-        counts = _ray._core_worker().get_all_reference_counts()
+        counts = core_worker().get_all_reference_counts()
         return [counts.get(ref.hex().encode()) for ref in self.refs]
 
-    def touch(self) -> list[_ray.Told]:
+    def touch(self) -> list[Touch]:
         return _ray.touch_zero(self.refs)
 
-    def touch_while_in_flight(self, other: Any) -> list[_ray.Told]:
+    def touch_while_in_flight(self, other: Any) -> list[Touch]:
         waiting = other.keep.remote(self.refs, 1.0)
         told = _ray.touch_zero(self.refs)
         ray.get(waiting, timeout=30)
@@ -218,9 +266,9 @@ def test_a_touch_of_zero_tells_the_owner_and_changes_no_count(cluster: str) -> N
     ray.get(borrower.keep.remote([ray.put(5)]), timeout=60)
     ray.get(borrower.pass_on.remote(courier), timeout=60)
     before = ray.get(borrower.count.remote(), timeout=60)
-    assert ray.get(borrower.touch.remote(), timeout=60) == [_ray.Told.YES]
+    assert ray.get(borrower.touch.remote(), timeout=60) == [Touch.REPORTED]
     ray.get(borrower.pass_on.remote(courier), timeout=60)
-    assert ray.get(borrower.touch.remote(), timeout=60) == [_ray.Told.UNKNOWN]
+    assert ray.get(borrower.touch.remote(), timeout=60) == [Touch.UNKNOWN]
     assert ray.get(borrower.count.remote(), timeout=60) == before == [{"local": 1, "submitted": 0}]
 
 
@@ -228,7 +276,7 @@ def test_a_reference_in_flight_cannot_be_touched(cluster: str) -> None:
     """Until the call that carries it is answered."""
     borrower, other = as_actor(Keeper).remote(), as_actor(Keeper).remote()
     ray.get([borrower.keep.remote([ray.put(6)]), other.keep.remote([])], timeout=60)
-    assert ray.get(borrower.touch_while_in_flight.remote(other), timeout=60) == [_ray.Told.BUSY]
+    assert ray.get(borrower.touch_while_in_flight.remote(other), timeout=60) == [Touch.BUSY]
     assert ray.get(borrower.read.remote(), timeout=60) == 6
 
 
@@ -244,7 +292,7 @@ def test_a_process_knows_its_own_address(cluster: str) -> None:
     assert not _ray.is_surely_dead(_ray.own_address())
 
 
-def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) -> None:
+def test_an_actor_sees_that_it_is_ending_before_it_ends(cluster: str, tmp_path: Path) -> None:
     """Once its last handle is dropped the control store says so, while a call of its own is still open."""
     path = tmp_path / "told"
 
@@ -255,7 +303,7 @@ def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) ->
             def watch() -> None:
                 waiting = other.keep.remote([], 3.0)
                 deadline = time.monotonic() + 20
-                while not _ray.is_told_to_end() and time.monotonic() < deadline:
+                while not is_ending() and time.monotonic() < deadline:
                     time.sleep(0.05)
                 path.write_text("told")
                 del waiting
@@ -272,3 +320,24 @@ def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) ->
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert path.exists()
+
+
+def test_an_actor_may_ask_whether_it_is_ending_without_a_look_up(cluster: str) -> None:
+    """The cheap half of the question asks nobody, so that it may be asked often."""
+
+    class Asking:
+        def ask(self) -> tuple[bool, bool, int]:
+            looked_up = []
+            actors = ray._private.state.actors
+
+            def counted(*args: Any) -> Any:
+                looked_up.append(args)
+                return actors(*args)
+
+            setattr(ray._private.state, "actors", counted)  # noqa: B010 # Ray's types hide it
+            try:
+                return is_ending(look_up=False), is_ending(), len(looked_up)
+            finally:
+                setattr(ray._private.state, "actors", actors)  # noqa: B010 # likewise
+
+    assert ray.get(as_actor(Asking).remote().ask.remote(), timeout=60) == (False, False, 1)

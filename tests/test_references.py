@@ -18,6 +18,7 @@ import ray
 
 import safe_refs
 from safe_refs import _ray
+from safe_refs._ray.native import core_worker
 from tests.conftest import Driver, is_empty
 
 MB = 2**20
@@ -247,7 +248,7 @@ def test_release_does_not_invalidate_what_was_resolved(cluster: str) -> None:
 def test_dumps_does_not_raise_rays_count_for_the_callers_reference(cluster: str) -> None:
     """Pickling leaves Ray's own count for the caller's reference where it was."""
     ref = ray.put(b"c" * MB)
-    counts = _ray._core_worker().get_all_reference_counts
+    counts = core_worker().get_all_reference_counts
     before = counts()[ref.hex().encode()]
     payloads = [safe_refs.dumps({"r": ref}) for _ in range(20)]
     deadline = time.monotonic() + 5

@@ -188,7 +188,7 @@ def _open_call(seconds: float = _OPEN_S) -> Any:
     import ray
 
     try:
-        return couriers.named("usher", Usher).wait.remote(seconds)
+        return _ray.start_actor("usher", Usher, place=0).wait.remote(seconds)
     except (ValueError, ray.exceptions.RayError):
         return None  # it is being started, or has just died
 

@@ -136,7 +136,9 @@ def courier(number: int) -> Any:
     if known is None:
         if len(_handles) > 64:
             _handles.clear()
-        known = _handles[(connected, number)] = named(name(number), Courier, _FORGETS_S[number], place=number)
+        known = _handles[(connected, number)] = _ray.start_actor(
+            name(number), Courier, [_FORGETS_S[number]], place=number
+        )
     return known
 
 
@@ -201,38 +203,3 @@ def forget(number: int) -> None:
 def name(number: int) -> str:
     """The actor's name."""
     return f"courier:{number}"
-
-
-def named(actor: str, class_: type, *args: Any, place: int = 0, **more: Any) -> Any:
-    """One of the cluster's helping actors, which is started if it doesn't run: on one node after the other, by `place`.
-
-    Args:
-        actor: its name.
-        class_: what it is.
-        args: for that.
-        place: on which node, by number.
-        more: options for Ray.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    try:
-        return ray.get_actor(actor, namespace=_ray.NAMESPACE)
-    except ValueError:
-        pass
-    options: dict[str, Any] = {
-        "name": actor,
-        "namespace": _ray.NAMESPACE,
-        "get_if_exists": True,
-        "lifetime": "detached",
-        "num_cpus": 0,
-        "memory": 1,  # as Ray sends an actor that asks for nothing to any node, whatever its affinity
-        # A crashed one starts anew by itself; what it held was held by others, too.
-        "max_restarts": -1,
-        "max_task_retries": 0,
-        **more,
-    }
-    nodes = _ray.nodes()
-    if nodes:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(nodes[place % len(nodes)], soft=True)
-    return ray.remote(class_).options(**options).remote(*args)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from .. import _ray
 from ..envelope import LeaseAddress
 from ..errors import RegistryUnavailableError, SafeRefsError
+from ..threads import Background
 from . import contact, pinning, releasing, resolving, site
-from .aside import Aside
 from .grouping import Group, Request
 from .pinning import Pin
 from .resolving import Wanted
@@ -40,7 +40,7 @@ _AT_ONCE = 1000  # leases in one call
 
 _groups: dict[tuple[str, _ray.Connection, str, float], Group] = {}
 _groups_lock = threading.Lock()
-_aside = Aside()
+_aside = Background()
 
 Identity = tuple[bytes, int]
 P = ParamSpec("P")
@@ -239,7 +239,7 @@ def _answer(request: Request, alone: Callable[[], Any]) -> tuple[Any, Exception 
 def _forget() -> None:
     """A forked child has none of the threads that would send, and may have locks that somebody held."""
     global _aside, _groups_lock
-    _aside, _groups_lock = Aside(), threading.Lock()
+    _aside, _groups_lock = Background(), threading.Lock()
     _groups.clear()
 
 

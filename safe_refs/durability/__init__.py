@@ -22,15 +22,15 @@ What it costs:
 
 Without this wing `durable=True` can't be kept: every lease ends when the owners of its objects do (`OwnerGoneError`).
 
-Files, each imports only those before it: `wire` (what travels), `copying` (the tasks), `jobs` (one lease's copies; pure), `requests` (one
-shard's copy requests; pure), `nodes` (where copies are), `part` (the shard's side), `runner` and `owner` (the actor), `waiting` and
-`client` (the maker's side).
+Files, each imports only those before it: `wire` (what travels), `copying` (the tasks), `jobs` (one lease's copies; pure),
+`requests` (one shard's copy requests; pure), `nodes` (where copies are), `part` (the shard's side), `runner` and `owner` (the
+actor), `waiting` and `client` (the maker's side).
 
 Parts:
 
 - of a shard: `part.Durability(shard, owner.start)`
-- of a client: `client.Copies(session)`. It comes after anchoring's part: objects that were borrowed are copied when they are anchored.
-  Its `make_durable` is for leases that exist; `client.given_up` is how a caller that waits in another thread stops that.
+- of a client: `client.Copies(session)`. It comes after anchoring's part: borrowed objects are copied when they are anchored. Its
+  `make_durable` is for leases that exist; `client.given_up` is how a caller that waits in another thread stops that.
 - the actor `owner.SafeRefsCopyOwner`, named `<the shard's name>:copies`, which the shard starts
 
 The thread is called `safe_refs-copies`, in a shard and in a copy owner.

@@ -18,8 +18,9 @@ from ..config import Deadline, durable_deadline, durable_timeout_s
 from ..envelope import LeaseAddress
 from ..errors import RegistryUnavailableError, SafeRefsError, UnsupportedReferenceError
 from ..registry.calls import NoRegistryError
-from ..registry.hooks import ClientPart, Plan
+from ..registry.hooks import ClientPart
 from ..registry.records import Identity
+from ..registry.requests import Plan
 from ..registry.sessions import Session
 from . import owner
 from .waiting import Completions, Waiting

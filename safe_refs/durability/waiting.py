@@ -33,9 +33,9 @@ from ..errors import (
     SafeRefsError,
     UnsupportedReferenceError,
 )
-from ..registry.asking import identity
 from ..registry.calls import Call, NoRegistryError, Registry, Silence
 from ..registry.records import Identity
+from ..registry.requests import identity
 from ..registry.verbs import COMES_S, lost
 from ..registry.wire import NotNow
 from .part import Durability

@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry, Silence
-from .hooks import Layout, Plan
+from .hooks import Layout
 from .records import Identity, Origin
+from .requests import Plan, Question, Wanted
 from .shard import Shard
-from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, ResolveRow
+from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall
 
 if TYPE_CHECKING:
     import ray
@@ -24,64 +25,6 @@ if TYPE_CHECKING:
     Ref = ray.ObjectRef[Any]
 
 A = TypeVar("A")
-
-
-class Wanted(NamedTuple):
-    """A lease that is to be resolved.
-
-    Attributes:
-        address: where it lives.
-        slot: which of its references; None for all.
-        take: end it in the same step.
-        asker: who asks.
-        use: id of this use, the same whichever shard is asked, and however often.
-    """
-
-    address: LeaseAddress
-    slot: int | None
-    take: bool
-    asker: Origin
-    use: bytes
-
-    def row(self, *, counts: bool) -> ResolveRow:
-        """It, for a call to a shard: as a use that counts, or only to look whether it does."""
-        return ResolveRow(
-            self.address.lease, identity(self.address), self.slot, self.take, self.asker, self.use if counts else b""
-        )
-
-
-class Question(Generic[A]):
-    """What is asked about one lease, of one shard or of several.
-
-    Args:
-        address: the lease.
-        call: makes the call, from the version of the layout, whether the shards are asked one after the other (so that what they do
-            counts), and the largest number that one of them has answered.
-        opened: what an answer says.
-        in_turn: the shards are to be asked one after the other from the start; otherwise only if one of them says so.
-
-    Attributes:
-        memory: what the verbs keep between two attempts.
-    """
-
-    def __init__(
-        self,
-        address: LeaseAddress,
-        call: Callable[[int, bool, int], Call[Any]],
-        opened: Callable[[Any], A | SafeRefsError | Granted | NotNow],
-        *,
-        in_turn: bool,
-    ) -> None:
-        self.address = address
-        self.call = call
-        self.opened = opened
-        self.in_turn = in_turn
-        self.memory: Any = None
-
-
-def identity(address: LeaseAddress) -> Identity:
-    """The identity of the registry that an address names."""
-    return Identity(address.epoch, address.generation)
 
 
 class Verbs:
@@ -126,8 +69,8 @@ class Verbs:
 
     def pin_row(self, plan: Plan) -> PinRow:
         """A plan, for a call to a shard. A Ray Client can't tell what its server owns, and the shard can."""
-        session = self.registry.session
-        borrower = session.address if plan.borrowed or session.connection.client else b""
+        here = self.registry.here
+        borrower = here.address if plan.borrowed or here.connection.client else b""
         return PinRow(plan.lease, len(plan.refs), plan.terms, plan.maker, borrower, plan.extras)
 
     def held(self, answer: bytes) -> Identity:
@@ -162,7 +105,7 @@ class Verbs:
     def resolved(self, address: LeaseAddress, refs: list[Ref] | None) -> list[Ref] | None:
         """References that have come from the registry, of which the client's parts are told."""
         if refs is not None:
-            for part in self.registry.session.parts:
+            for part in self.registry.here.parts:
                 part.resolved(address, refs)
         return refs
 

@@ -1,6 +1,6 @@
 """Calls from this process to a registry's actors.
 
-A `Registry` is what a session knows of one registry: the actors' handles, the layout, the identity of the last start.
+A `Registry` is what this process knows of one registry: the actors' handles, the layout, the identity of the last start.
 
 What always holds: every wait ends by its deadline; every call can be repeated (ids are the caller's), so that one into an actor that
 turns out to be dead is made again on its successor.
@@ -13,20 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .._ray import client as ray_client
 from .._ray import cluster, objects, workers
 from ..config import Deadline
 from ..errors import RegistryUnavailableError
-from .hooks import Layout
+from .here import Here
+from .hooks import Asks, Layout
 from .records import Identity
 from .shard import Shard, actor_name
 from .wire import PACKED, ReleaseCall, pack
-
-if TYPE_CHECKING:
-    from .asking import Verbs
-    from .sessions import Session
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -69,19 +66,21 @@ class Call(Generic[A]):
 
 
 class Registry:
-    """A registry as one session knows it. What it knows is replaced whole, so that threads may look at any time.
+    """A registry as this process knows it. What it knows is replaced whole, so that threads may look at any time.
 
     Args:
-        session: whose it is.
+        here: where this process stands.
         name: of the registry.
+        verbs: what asks a registry once that has such a layout.
     """
 
-    def __init__(self, session: Session, name: str) -> None:
-        self.session = session
+    def __init__(self, here: Here, name: str, verbs: Callable[[Registry, Layout], Asks]) -> None:
+        self.here = here
         self.name = name
+        self._make_verbs = verbs
         self.identity: Identity | None = None  # of its last start that this process has heard of
         self._layout: Layout | None = None
-        self._verbs: Verbs | None = None  # for that layout
+        self._verbs: Asks | None = None  # for that layout
         self._lock = threading.Lock()  # guards `_handles`
         self._handles: dict[int, Any] = {}  # by shard: at most as many as the registry has shards
 
@@ -94,17 +93,17 @@ class Registry:
         """
         known = self._layout
         if known is None:
-            known = self.session.directory.find(self.name, start=start)
+            known = self.here.directory.find(self.name, start=start)
             if known is None:
                 raise NoRegistryError
             self._layout, self._verbs = known, None
         return known
 
-    def verbs(self, *, start: bool) -> Verbs:
+    def verbs(self, *, start: bool) -> Asks:
         """What to ask it by; errors as for `layout`."""
         found = self._verbs
         if found is None or self._layout is None:
-            found = self._verbs = self.session.verbs(self, self.layout(start=start))
+            found = self._verbs = self._make_verbs(self, self.layout(start=start))
         return found
 
     @property
@@ -155,7 +154,7 @@ class Registry:
         """
         import ray
 
-        if self.session.connection.client and not ray_client.is_in_background():
+        if self.here.connection.client and not ray_client.is_in_background():
             again = partial(self.ask, calls, deadline, start=start, patience_s=patience_s)
             try:
                 return ray_client.in_time(again, deadline.left_s() + _MARGIN_S)
@@ -216,13 +215,13 @@ class Registry:
     def release_later(self, leases: Sequence[bytes]) -> None:
         """Ask for the end of leases without waiting for it, for clearing up after a failure. Never raises."""
         try:
-            if self.session.connection.client and not ray_client.is_in_background():
+            if self.here.connection.client and not ray_client.is_in_background():
                 ray_client.in_background(partial(self.release_later, leases))  # as even to drop its answer may wait
                 return
-            if workers.connection() != self.session.connection:
+            if workers.connection() != self.here.connection:
                 return  # that cluster is left, and with it all that this process asked there
             rows = self.verbs(start=False).by_shard(leases)
-            version, maker = self.layout(start=False).version, self.session.origin()
+            version, maker = self.layout(start=False).version, self.here.origin()
         except (NoRegistryError, RegistryUnavailableError, ValueError):
             return
         self.tell({shard: Call(Shard.release, ReleaseCall(version, [(ids, maker)])) for shard, ids in rows.items()})
@@ -267,8 +266,8 @@ class Registry:
                 if not start:
                     raise NoRegistryError from None
             # It may have been shut down since this process heard of it. What starts now is a new one, which others have to find.
-            self.session.directory.find(self.name, start=True)
-            actor, args = self.session.start(self.name, shard)
+            self.here.directory.find(self.name, start=True)
+            actor, args = self.here.start(self.name, shard)
             try:
                 handle = cluster.methods_known(cluster.start_actor(name, actor, args, place=shard), Shard)
                 break

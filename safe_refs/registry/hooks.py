@@ -6,23 +6,22 @@ never calls another wing, and what a part keeps about a lease goes when `ended` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import SafeRefsError
-from .records import Identity, Origin, Terms
+from .records import Identity, Origin
+from .requests import Plan, Question, Wanted
 from .wire import Granted, NotNow, PinRow, ResolveRow
 
 if TYPE_CHECKING:
     import ray
 
-    from .asking import Wanted
-
     Ref = ray.ObjectRef[Any]
 
+A = TypeVar("A")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -213,31 +212,6 @@ class Parts:
             part.closing(patience_s)
 
 
-@dataclass(slots=True)
-class Plan:
-    """A lease that a process is about to make.
-
-    Attributes:
-        lease: its id.
-        refs: what it is to hold: objects' references and actors' handles.
-        terms: its terms.
-        maker: who makes it.
-        borrowed: those of `refs` that other processes own.
-        durable: whether it is to hold copies.
-        extras: see `PinRow`.
-        notes: what a part of the client keeps between `before_pin` and `after_pin`, by its name.
-    """
-
-    lease: bytes
-    refs: Sequence[Any]
-    terms: Terms
-    maker: Origin
-    borrowed: Sequence[Any] = ()
-    durable: bool = False
-    extras: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
 class ClientPart:
     """What a wing adds to a process that uses a registry. All methods may be called by several threads at once."""
 
@@ -310,6 +284,21 @@ class Layout(Protocol):
     @property
     def shards(self) -> int:
         """How many shards there are."""
+
+
+class Asks(Protocol):
+    """What asks a registry once, for its layout: `asking.Verbs` says what each method does."""
+
+    layout: Layout
+
+    def holders(self, lease: bytes) -> Sequence[int]: ...
+    def by_shard(self, leases: Iterable[bytes]) -> dict[int, list[bytes]]: ...
+    def pin_once(self, plans: Sequence[Plan], deadline: Deadline) -> list[Identity | SafeRefsError | None]: ...
+    def resolve_once(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref] | None]: ...
+    def ask_once(self, question: Question[A], deadline: Deadline) -> A | SafeRefsError | None: ...
+    def release_once(
+        self, rows: Sequence[tuple[Sequence[bytes], Origin]], ended: set[bytes], deadline: Deadline
+    ) -> bool | None: ...
 
 
 class Directory(Protocol):

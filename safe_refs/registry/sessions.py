@@ -8,30 +8,26 @@ What always holds: a session is complete before anybody else sees it; a lease of
 
 from __future__ import annotations
 
+import asyncio
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from .._ray import client as ray_client
 from .._ray import workers
 from ..config import Deadline
-from ..envelope import LeaseAddress
-from ..errors import WrongClusterError
+from .asking import Verbs
 from .calls import Registry
-from .hooks import ClientPart, Directory, Layout, Plan, Sender
-from .records import Identity, Origin, by_client
-from .verbs import Direct
-
-if TYPE_CHECKING:
-    from .asking import Verbs
+from .direct import Direct
+from .here import Here, Start
+from .hooks import Asks, Directory, Layout, Sender
+from .records import Identity
+from .requests import Plan, Wanted
 
 _MOST_REGISTRIES = 64  # that a session remembers
-_MOST_SESSIONS = 8  # of which all but the newest are of connections that are gone, unless this process is several Ray Clients
-_FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
+_MOST_SESSIONS = (
+    8  # of which all but the newest are of connections that are gone, unless this process is several Ray Clients
+)
 
 _lock = threading.Lock()  # guards changes of `_sessions`, which is replaced whole, so that it may be read at any time
 _sessions: dict[workers.Connection, Session] = {}
@@ -44,6 +40,11 @@ def current() -> Session | None:
         RegistryUnavailableError: Ray isn't initialized here.
     """
     return _sessions.get(workers.connection())
+
+
+def are_known() -> bool:
+    """Whether there is a session, so that `current` asks nobody."""
+    return bool(_sessions)
 
 
 def add(session: Session) -> Session:
@@ -73,29 +74,17 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-class Start(NamedTuple):
-    """How a shard's actor is started: its class, and the arguments of that."""
-
-    actor: type
-    args: tuple[Any, ...]
-
-
-class Session:
-    """This process's connection to a cluster.
+class Session(Here):
+    """This process's connection to a cluster, and all that is kept for it. See `Here` for the first three arguments.
 
     Args:
-        connection: which cluster, as which job.
-        directory: finds registries' layouts.
-        start: how to start the actor of a registry's shard.
+        connection: see `Here`.
+        directory: see `Here`.
+        start: see `Here`.
         verbs: what asks a registry that has such a layout.
 
     Attributes:
-        node: this process's node id; of a Ray Client, its server's.
-        pid: this process's id.
-        address: what others need to see whether this process (a client's server) is dead.
-        parts: what the wings add. Complete before anybody else gets the session.
-        sender: how requests get to the verbs; likewise.
-        sending: a thread of ours is passing references on for callers that don't wait, and so uses references.
+        sender: how requests get to the verbs. Complete before anybody else gets the session.
     """
 
     def __init__(
@@ -103,17 +92,11 @@ class Session:
         connection: workers.Connection,
         directory: Directory,
         start: Callable[[str, int], Start],
-        verbs: Callable[[Registry, Layout], Verbs],
+        verbs: Callable[[Registry, Layout], Asks] = Verbs,
     ) -> None:
-        self.connection = connection
-        self.node, self.pid = workers.node_and_process()
-        self.address = workers.own_address()
-        self.directory = directory
-        self.start = start
-        self.verbs = verbs
-        self.parts: Sequence[ClientPart] = ()
-        self.sender: Sender = Direct(self)
-        self.sending = False
+        super().__init__(connection, directory, start)
+        self._verbs = verbs
+        self.sender: Sender = Direct(self.registry, self.origin)
         self._lock = threading.Lock()  # guards `_registries`
         self._registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
 
@@ -136,6 +119,14 @@ class Session:
         """Have a lease pinned soon; what goes wrong, somebody else is told. By itself, a session pins at once."""
         self.sender.pin(registry, plan, deadline)
 
+    async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
+        """`sender.pin`, awaited: by itself, a session has a thread do it."""
+        return await asyncio.to_thread(self.sender.pin, registry, plan, deadline)
+
+    async def resolve_async(self, row: Wanted, deadline: Deadline) -> list[Any]:
+        """`sender.resolve`, awaited; likewise."""
+        return await asyncio.to_thread(self.sender.resolve, row, deadline)
+
     def registry(self, name: str) -> Registry:
         """A registry, which needn't run."""
         found = self._registries.get(name)
@@ -143,31 +134,8 @@ class Session:
             with self._lock:
                 if len(self._registries) >= _MOST_REGISTRIES:
                     del self._registries[next(iter(self._registries))]
-                found = self._registries.setdefault(name, Registry(self, name))
+                found = self._registries.setdefault(name, Registry(self, name, self._verbs))
         return found
-
-    def origin(self) -> Origin:
-        """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
-        source, frame = "unknown", sys._getframe(1)
-        caller: FrameType | None = frame
-        while caller is not None:
-            code = caller.f_code
-            if not code.co_filename.startswith(_FOLDER):
-                source = f"{code.co_filename}:{caller.f_lineno} in {code.co_name}"
-                break
-            caller = caller.f_back
-        if self.connection.client:
-            source = by_client(source, ray_client.host())
-        return Origin(self.connection.job, self.node, self.pid, source)
-
-    def check_cluster(self, address: LeaseAddress) -> None:
-        """Refuse a lease of another cluster.
-
-        Raises:
-            WrongClusterError: it is one.
-        """
-        if address.cluster != self.connection.cluster:
-            raise WrongClusterError.of(address.short_id, address.cluster, self.connection.cluster)
 
     def close(self) -> None:
         """The connection is gone."""

@@ -18,10 +18,11 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import LeaseLostError, LeaseNotFoundError, OwnerGoneError, SafeRefsError
-from .asking import Question, Verbs, Wanted, identity
-from .calls import Call, NoRegistryError, Registry, Session
-from .hooks import Plan
+from .calls import Call, NoRegistryError, Registry
+from .here import Here
+from .hooks import Asks
 from .records import Identity, Origin
+from .requests import Plan, Question, Wanted, identity
 from .shard import Shard
 from .wire import ExpiresCall, RenewCall, ResolveCall
 
@@ -36,16 +37,15 @@ COMES_S = 5.0  # how long a reader waits for a pin that its maker didn't wait fo
 _COMES_PAUSE_S = 0.01
 
 
-def wanted(address: LeaseAddress, session: Session, *, slot: int | None, take: bool) -> Wanted:
+def wanted(address: LeaseAddress, here: Here, *, slot: int | None, take: bool) -> Wanted:
     """What is wanted of a lease, as one use of it.
 
     Raises:
         WrongClusterError: it is another cluster's.
     """
-    session.check_cluster(address)
+    here.check_cluster(address)
     # It is worth the time to look up which line ends a lease, not which lines only read it.
-    here = session.connection
-    asker = session.origin() if take else Origin(here.job, session.node, session.pid, "by loading")
+    asker = here.origin() if take else Origin(here.connection.job, here.node, here.pid, "by loading")
     return Wanted(address, slot, take, asker, os.urandom(8))
 
 
@@ -87,7 +87,7 @@ def resolve(registry: Registry, row: Wanted, deadline: Deadline) -> list[Ref]:
         refs = _live(registry, question, deadline)
     except UnopenedActorError:
         raise OwnerGoneError.of(row.address.short_id, registry.name) from None
-    for part in registry.session.parts:
+    for part in registry.here.parts:
         part.resolved(row.address, refs)
     return refs
 
@@ -99,7 +99,7 @@ def release(registry: Registry, rows: Sequence[tuple[Sequence[bytes], Origin]], 
         _until(registry, lambda verbs: verbs.release_once(rows, ended, deadline), deadline, start=False)
     except NoRegistryError:
         registry.forget()
-    for part in registry.session.parts:
+    for part in registry.here.parts:
         for leases, _ in rows:
             part.released(registry.name, leases)
     return ended
@@ -129,7 +129,7 @@ def _as_it_is(answer: Any) -> Any:
 
 
 def _until(
-    registry: Registry, once: Callable[[Verbs], A | SafeRefsError | None], deadline: Deadline, *, start: bool
+    registry: Registry, once: Callable[[Asks], A | SafeRefsError | None], deadline: Deadline, *, start: bool
 ) -> A:
     """Ask until there is an answer, by the verbs for the layout that the registry has by then.
 
@@ -165,43 +165,3 @@ def _live(registry: Registry, question: Question[A], deadline: Deadline) -> A:
             raise error.with_traceback(None) from None
         question.memory = None
         time.sleep(_COMES_PAUSE_S)
-
-
-class Direct:
-    """A `Sender` (see `hooks`) without any batching: each request goes out by itself, and its caller waits.
-
-    Args:
-        session: whose registries it asks.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def pin(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
-        """See `Sender`, as for all below."""
-        return pin(self._session.registry(registry), plan, deadline)
-
-    def pin_many(self, registry: str, plans: Sequence[Plan], deadline: Deadline) -> list[Identity]:
-        """One after the other."""
-        return [self.pin(registry, plan, deadline) for plan in plans]
-
-    def resolve(self, row: Wanted, deadline: Deadline) -> list[Ref]:
-        """At once."""
-        return resolve(self._session.registry(row.address.registry), row, deadline)
-
-    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref]]:
-        """One after the other."""
-        return [self.resolve(row, deadline) for row in rows]
-
-    def release(self, registry: str, leases: Sequence[bytes], deadline: Deadline) -> int:
-        """At once."""
-        return len(release(self._session.registry(registry), [(leases, self._session.origin())], deadline))
-
-    def post(
-        self, registry: str, plan: Plan, deadline: Deadline, then: Callable[[Identity | None, Exception | None], None]
-    ) -> None:
-        """At once, too."""
-        then(self.pin(registry, plan, deadline), None)
-
-    def close(self) -> None:
-        """It keeps nothing."""

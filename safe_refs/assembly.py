@@ -1,0 +1,122 @@
+"""The only file that knows every wing: which parts a registry's actor gets, and which parts a process that uses registries.
+
+Leave a wing out here, and what it does is gone; the rest works on. By themselves, `registry.sessions.Session` and
+`registry.shard.Shard` are a registry without any wing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import config
+from ._ray import workers
+from .anchoring.borrower import Borrower
+from .anchoring.part import Anchoring
+from .batching import futures, unacknowledged
+from .batching.groups import Batched
+from .batching.unacknowledged import Account, Unacknowledged
+from .config import Deadline, Limits
+from .durability import owner
+from .durability.client import Copies, given_up
+from .durability.part import Durability
+from .registry import sessions
+from .registry.asking import Verbs
+from .registry.calls import Registry
+from .registry.here import Start
+from .registry.hooks import Asks, Layout, ShardPart
+from .registry.records import Identity
+from .registry.requests import Plan, Wanted
+from .registry.sessions import Session
+from .registry.shard import Shard
+from .replication import growth
+from .replication.directory import TopologyDirectory
+from .replication.part import Replication, join
+from .replication.verbs import ReplicatedVerbs
+
+
+class SafeRefsRegistry(Shard):
+    """The actor of a registry's shard, with all wings.
+
+    Args:
+        registry: name of the registry.
+        limits: what the whole registry may hold at most.
+        number: which shard it is, from 0.
+        anchors: whether it makes owners know who holds their objects.
+    """
+
+    def __init__(self, registry: str, limits: Limits, number: int = 0, anchors: bool = True) -> None:
+        joined = join(registry, number)
+        super().__init__(registry, joined.identity, limits, number, alone=joined.topology.replicas == 1)
+        parts: list[ShardPart] = [Replication(self, joined), Durability(self, owner.start)]
+        if anchors and Anchoring.is_possible():
+            parts.append(Anchoring(self))
+        self.start(parts)
+
+
+class Client(Session):
+    """This process's connection to a cluster, with all wings.
+
+    Args:
+        connection: which cluster, as which job.
+
+    Attributes:
+        copies: makes leases durable.
+        unacknowledged: pins for callers that don't wait.
+    """
+
+    def __init__(self, connection: workers.Connection) -> None:
+        super().__init__(connection, TopologyDirectory(), _start, _verbs)
+        self.sender = Batched(self)
+        self.unacknowledged = Unacknowledged(self)
+        self.copies = Copies(self)
+        self.parts = (Borrower(self), self.copies)
+
+    def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
+        """Have a lease pinned soon; what goes wrong is logged, and raised by `flush`."""
+        self.unacknowledged.post(registry, plan, deadline)
+
+    async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
+        """`sender.pin`, awaited."""
+        return await futures.pin(self.sender, self.registry(registry), plan, deadline)
+
+    async def resolve_async(self, row: Wanted, deadline: Deadline) -> list[Any]:
+        """`sender.resolve`, awaited."""
+        return await futures.resolve(self.sender, row, deadline)
+
+    def close(self) -> None:
+        """The connection is gone."""
+        self.unacknowledged.close()
+        super().close()
+
+
+def _start(registry: str, number: int) -> Start:
+    return Start(SafeRefsRegistry, (registry, config.limits(), number, config.anchors()))
+
+
+def _verbs(registry: Registry, layout: Layout) -> Asks:
+    return Verbs(registry, layout) if layout.shards == 1 else ReplicatedVerbs(registry, layout)
+
+
+def connect() -> Client:
+    """Make the session of this process's connection."""
+    found = sessions.add(Client(workers.connection()))
+    assert isinstance(found, Client)  # noqa: S101 # nobody else adds sessions
+    return found
+
+
+def client() -> Client:
+    """The session of this process's connection.
+
+    Raises:
+        RegistryUnavailableError: Ray isn't initialized here.
+    """
+    found = sessions.current()
+    return found if isinstance(found, Client) else connect()
+
+
+def ensure(registry: Registry, shards: int | None, replicas: int | None, deadline: Deadline) -> None:
+    """Start a registry if it doesn't run, and let it grow if it has fewer shards; see `replication.growth`."""
+    growth.ensure(registry, shards, replicas, deadline)
+
+
+__all__ = ["Account", "Client", "SafeRefsRegistry", "client", "connect", "ensure", "given_up", "unacknowledged"]

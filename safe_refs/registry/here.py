@@ -1,0 +1,77 @@
+"""Where this process stands: its connection, and who it is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from .._ray import client as ray_client
+from .._ray import workers
+from ..envelope import LeaseAddress
+from ..errors import WrongClusterError
+from .hooks import ClientPart, Directory
+from .records import Origin, by_client
+
+_FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
+
+
+class Start(NamedTuple):
+    """How a shard's actor is started: its class, and the arguments of that."""
+
+    actor: type
+    args: tuple[Any, ...]
+
+
+class Here:
+    """This process, as it is connected to a cluster.
+
+    Args:
+        connection: which cluster, as which job.
+        directory: finds registries' layouts.
+        start: how to start the actor of a registry's shard.
+
+    Attributes:
+        node: this process's node id; of a Ray Client, its server's.
+        pid: this process's id.
+        address: what others need to see whether this process (a client's server) is dead.
+        parts: what the wings add. Complete before anybody else gets it.
+        sending: a thread of ours is passing references on for callers that don't wait, and so uses references.
+    """
+
+    def __init__(
+        self, connection: workers.Connection, directory: Directory, start: Callable[[str, int], Start]
+    ) -> None:
+        self.connection = connection
+        self.node, self.pid = workers.node_and_process()
+        self.address = workers.own_address()
+        self.directory = directory
+        self.start = start
+        self.parts: Sequence[ClientPart] = ()
+        self.sending = False
+
+    def origin(self) -> Origin:
+        """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
+        source, frame = "unknown", sys._getframe(1)
+        caller: FrameType | None = frame
+        while caller is not None:
+            code = caller.f_code
+            if not code.co_filename.startswith(_FOLDER):
+                source = f"{code.co_filename}:{caller.f_lineno} in {code.co_name}"
+                break
+            caller = caller.f_back
+        if self.connection.client:
+            source = by_client(source, ray_client.host())
+        return Origin(self.connection.job, self.node, self.pid, source)
+
+    def check_cluster(self, address: LeaseAddress) -> None:
+        """Refuse a lease of another cluster.
+
+        Raises:
+            WrongClusterError: it is one.
+        """
+        if address.cluster != self.connection.cluster:
+            raise WrongClusterError.of(address.short_id, address.cluster, self.connection.cluster)

@@ -1,0 +1,102 @@
+"""What a process asks of a registry, before it is a call to a shard. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from ..envelope import LeaseAddress
+from ..errors import SafeRefsError
+from .records import Identity, Origin, Terms
+from .wire import Granted, NotNow, ResolveRow
+
+A = TypeVar("A")
+
+
+@dataclass(slots=True)
+class Plan:
+    """A lease that a process is about to make.
+
+    Attributes:
+        lease: its id.
+        refs: what it is to hold: objects' references and actors' handles.
+        terms: its terms.
+        maker: who makes it.
+        borrowed: those of `refs` that other processes own.
+        durable: whether it is to hold copies.
+        extras: see `PinRow`.
+        notes: what a part of the client keeps between `before_pin` and `after_pin`, by its name.
+    """
+
+    lease: bytes
+    refs: Sequence[Any]
+    terms: Terms
+    maker: Origin
+    borrowed: Sequence[Any] = ()
+    durable: bool = False
+    extras: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Wanted(NamedTuple):
+    """A lease that is to be resolved.
+
+    Attributes:
+        address: where it lives.
+        slot: which of its references; None for all.
+        take: end it in the same step.
+        asker: who asks.
+        use: id of this use, the same whichever shard is asked, and however often.
+    """
+
+    address: LeaseAddress
+    slot: int | None
+    take: bool
+    asker: Origin
+    use: bytes
+
+    def row(self, *, counts: bool) -> ResolveRow:
+        """It, for a call to a shard: as a use that counts, or only to look whether it does."""
+        return ResolveRow(
+            self.address.lease, identity(self.address), self.slot, self.take, self.asker, self.use if counts else b""
+        )
+
+
+class Question(Generic[A]):
+    """What is asked about one lease, of one shard or of several.
+
+    Args:
+        address: the lease.
+        call: makes the `Call`, from the version of the layout, whether the shards are asked one after the other (so that what they do
+            counts), and the largest number that one of them has answered.
+        opened: what an answer says.
+        in_turn: the shards are to be asked one after the other from the start; otherwise only if one of them says so.
+
+    Attributes:
+        memory: what the verbs keep between two attempts.
+    """
+
+    def __init__(
+        self,
+        address: LeaseAddress,
+        call: Callable[[int, bool, int], Any],
+        opened: Callable[[Any], A | SafeRefsError | Granted | NotNow],
+        *,
+        in_turn: bool,
+    ) -> None:
+        self.address = address
+        self.call = call
+        self.opened = opened
+        self.in_turn = in_turn
+        self.memory: Any = None
+
+
+def identity(address: LeaseAddress) -> Identity:
+    """The identity of the registry that an address names."""
+    return Identity(address.epoch, address.generation)
+
+
+def identity(address: LeaseAddress) -> Identity:
+    """The identity of the registry that an address names."""
+    return Identity(address.epoch, address.generation)
