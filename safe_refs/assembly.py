@@ -16,6 +16,7 @@ from .batching import futures, unacknowledged
 from .batching.groups import Batched
 from .batching.unacknowledged import Account, Unacknowledged
 from .config import Deadline, Limits
+from .durability import owner
 from .durability.client import Copies, given_up
 from .durability.part import Durability
 from .registry import sessions
@@ -47,7 +48,7 @@ class SafeRefsRegistry(Shard):
     def __init__(self, registry: str, limits: Limits, number: int = 0, anchors: bool = True) -> None:
         joined = join(registry, number)
         super().__init__(registry, joined.identity, limits, number, alone=joined.topology.replicas == 1)
-        parts: list[ShardPart] = [Replication(self, joined), Durability(self), Anchoring(self, anchors)]
+        parts: list[ShardPart] = [Replication(self, joined), Durability(self, owner.start), Anchoring(self, anchors)]
         self.start(parts)
 
 

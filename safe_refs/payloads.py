@@ -142,22 +142,17 @@ class Transaction:
             for plan in plans:
                 client.post(self._registry, plan, self.deadline)
             return
+        if any(plan.borrowed or plan.durable for plan in plans):
+            client.before_pins(self._registry, plans)
         if len(plans) == 1:
-            if plans[0].borrowed or plans[0].durable:
-                client.before_pin(self._registry, plans[0])
             self.acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
         elif plans:
-            self._pin_many(plans)
-
-    def _pin_many(self, plans: list[Plan]) -> None:
-        for plan in plans:
-            self._client.before_pin(self._registry, plan)
-        self.acknowledged(self._client.sender.pin_many(self._registry, plans, self.deadline))
+            self.acknowledged(client.sender.pin_many(self._registry, plans, self.deadline))
 
     async def pin_async(self) -> None:
         """`pin` of one lease, awaited."""
         plan = self.prepared[0].plan
-        self._client.before_pin(self._registry, plan)
+        self._client.before_pins(self._registry, [plan])
         identity = await self._client.pin_async(self._registry, plan, self.deadline)
         self.acknowledged([identity])
 

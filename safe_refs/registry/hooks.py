@@ -221,6 +221,16 @@ class ClientPart:
     def after_pin(self, registry: str, plan: Plan, held: Identity | None, deadline: Deadline) -> None:
         """The registry holds the lease, or (None) the pin has failed, or was given up. Only the former may raise."""
 
+    def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
+        """Several leases are about to be pinned in one call; as `before_pin`."""
+        for plan in plans:
+            self.before_pin(registry, plan)
+
+    def after_pins(self, registry: str, pins: Sequence[tuple[Plan, Identity | None]], deadline: Deadline) -> None:
+        """Several leases were to be pinned in one call; as `after_pin`."""
+        for plan, held in pins:
+            self.after_pin(registry, plan, held, deadline)
+
     def resolved(self, address: LeaseAddress, refs: Sequence[Ref]) -> None:
         """This process has got references from a registry."""
 

@@ -110,18 +110,20 @@ class Session(Here):
         self._lock = threading.Lock()  # guards `_registries`
         self._registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
 
-    def before_pin(self, registry: str, plan: Plan) -> None:
-        """A lease is about to be pinned, by a caller that waits."""
-        if plan.borrowed or plan.durable:
-            for part in self.parts:
-                part.before_pin(registry, plan)
+    def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
+        """Leases are about to be pinned, in one call, by a caller that waits."""
+        plans = [plan for plan in plans if plan.borrowed or plan.durable]
+        for part in self.parts if plans else ():
+            if len(plans) == 1:
+                part.before_pin(registry, plans[0])
+            else:
+                part.before_pins(registry, plans)
 
     def after_pins(self, registry: str, pins: Sequence[tuple[Plan, Identity | None]], deadline: Deadline) -> None:
         """The registry of that identity holds a lease, or (None) the pin has failed, of each."""
-        for plan, held in pins:
-            if plan.borrowed or plan.durable:
-                for part in self.parts:
-                    part.after_pin(registry, plan, held, deadline)
+        pins = [pin for pin in pins if pin[0].borrowed or pin[0].durable]
+        for part in self.parts if pins else ():
+            part.after_pins(registry, pins, deadline)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
         """Have a lease pinned soon; what goes wrong, somebody else is told. By itself, a session pins at once."""
