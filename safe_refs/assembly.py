@@ -12,9 +12,10 @@ from . import config
 from ._ray import workers
 from .anchoring.borrower import Borrower
 from .anchoring.part import Anchoring
-from .batching import futures, unacknowledged
+from .batching import futures
 from .batching.groups import Batched
-from .batching.unacknowledged import Account, Unacknowledged
+from .batching.unacknowledged import Account, Unacknowledged, flush
+from .batching.unacknowledged import current as current_account
 from .config import Deadline, Limits
 from .durability import owner
 from .durability.client import Copies, given_up
@@ -76,6 +77,10 @@ class Client(Session):
         """Have a lease pinned soon; what goes wrong is logged, and raised by `flush`."""
         self.unacknowledged.post(registry, plan, deadline)
 
+    async def post_async(self, registry: str, plan: Plan, deadline: Deadline) -> None:
+        """`post`, awaited."""
+        await futures.post(self.unacknowledged, registry, plan, deadline)
+
     async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
         """`sender.pin`, awaited."""
         return await futures.pin(self.sender, self.registry(registry), plan, deadline)
@@ -120,4 +125,14 @@ def ensure(registry: Registry, shards: int | None, replicas: int | None, deadlin
     growth.ensure(registry, shards, replicas, deadline)
 
 
-__all__ = ["Account", "Client", "SafeRefsRegistry", "client", "connect", "ensure", "given_up", "unacknowledged"]
+__all__ = [
+    "Account",
+    "Client",
+    "SafeRefsRegistry",
+    "client",
+    "connect",
+    "current_account",
+    "ensure",
+    "flush",
+    "given_up",
+]

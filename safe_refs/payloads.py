@@ -145,29 +145,30 @@ class Transaction:
         if any(plan.borrowed or plan.durable for plan in plans):
             client.before_pins(self._registry, plans)
         if len(plans) == 1:
-            self.acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
+            self._acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
         elif plans:
-            self.acknowledged(client.sender.pin_many(self._registry, plans, self.deadline))
+            self._acknowledged(client.sender.pin_many(self._registry, plans, self.deadline))
 
     async def pin_async(self) -> None:
-        """`pin` of one lease, awaited."""
+        """`pin` of one lease, awaited. A thread of the session tells the wings, as they may wait."""
         plan = self.prepared[0].plan
-        self._client.before_pins(self._registry, [plan])
-        identity = await self._client.pin_async(self._registry, plan, self.deadline)
-        self.acknowledged([identity])
+        if self._asked.waits:
+            self._name([await self._client.pin_async(self._registry, plan, self.deadline)])
+        else:
+            await self._client.post_async(self._registry, plan, self.deadline)
 
-    def acknowledged(self, identities: Sequence[Identity]) -> None:
+    def _acknowledged(self, identities: Sequence[Identity]) -> None:
         """The registries of these identities hold the leases. Wings finish what they have begun."""
+        self._name(identities)
+        pins = [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)]
+        self._client.after_pins(self._registry, pins, self.deadline)
+
+    def _name(self, identities: Sequence[Identity]) -> None:
+        """A registry that has restarted since this process last heard of it: name the start that holds the lease."""
         for number, (each, identity) in enumerate(zip(self.prepared, identities, strict=True)):
             if identity.epoch != each.address.epoch:
-                # The registry has restarted since this process last heard of it: name the one that holds the lease.
                 address = each.address._replace(epoch=identity.epoch, generation=identity.generation)
                 self.prepared[number] = each._replace(address=address)
-        self._client.after_pins(
-            self._registry,
-            [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)],
-            self.deadline,
-        )
 
     def finish(self) -> list[Prepared]:
         """The leases as they are held now. If this is part of another pickling, they end with that should it fail."""

@@ -41,9 +41,9 @@ def pipeline() -> Iterator[None]:
     Raises:
         Exception: at the end, as from `flush`, unless the block raised something itself.
     """
-    from .assembly import current_account, new_account
+    from .assembly import Account, current_account
 
-    account = current_account.set(new_account())
+    account = current_account.set(Account())
     token = config.waiting.set(False)
     try:
         yield

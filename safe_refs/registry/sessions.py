@@ -129,12 +129,16 @@ class Session(Here):
         """Have a lease pinned soon; what goes wrong, somebody else is told. By itself, a session pins at once."""
         self.sender.pin(registry, plan, deadline)
 
+    async def post_async(self, registry: str, plan: Plan, deadline: Deadline) -> None:
+        """`post`, awaited: by itself, a session has a thread do it, as for the two below."""
+        await asyncio.to_thread(self.post, registry, plan, deadline)
+
     async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
-        """`sender.pin`, awaited: by itself, a session has a thread do it."""
+        """`sender.pin`, awaited."""
         return await asyncio.to_thread(self.sender.pin, registry, plan, deadline)
 
     async def resolve_async(self, row: Wanted, deadline: Deadline) -> list[Any]:
-        """`sender.resolve`, awaited; likewise."""
+        """`sender.resolve`, awaited."""
         return await asyncio.to_thread(self.sender.resolve, row, deadline)
 
     def registry(self, name: str) -> Registry:
