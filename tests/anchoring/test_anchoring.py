@@ -17,7 +17,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import workers
 from safe_refs.registry import client
 from safe_refs.registry.records import Query
 from tests.support.actors import AsyncBorrower, Borrower, Reader, borrower
@@ -123,7 +123,7 @@ def test_threads_that_read_all_the_time_see_no_error(cluster: str) -> None:
     reads, errors = ray.get(actor.seen_by_threads.remote(), timeout=60)
     assert (reads > 0, errors) == (True, [])
     pid = ray.get(actor.set_up.remote({}), timeout=60)
-    assert {row.hangs_on for row in safe_refs.leases()} == {f"pid {pid} on node {_ray.node_and_process()[0][:8]}"}
+    assert {row.hangs_on for row in safe_refs.leases()} == {f"pid {pid} on node {workers.node_and_process()[0][:8]}"}
     actor.end.remote()
     wait_until(lambda: not any(row.hangs_on for row in safe_refs.leases()), 60)
     assert opens(payloads[0]) == 7
@@ -230,7 +230,7 @@ def test_a_ray_without_the_calls_reports_what_hangs(cluster: str, unanchored: di
     ray.get(actor.keep.remote([ray.put(value(3))]), timeout=60)
     payload = ray.get(actor.dumps.remote(), timeout=60)
     rows = client.leases("unanchored", Query(), None, False, 10)
-    assert [row.hangs_on for row in rows] == [f"pid {pid} on node {_ray.node_and_process()[0][:8]}"]
+    assert [row.hangs_on for row in rows] == [f"pid {pid} on node {workers.node_and_process()[0][:8]}"]
     assert opens(payload) == 3
     assert safe_refs.release(payload) == 1
 

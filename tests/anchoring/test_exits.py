@@ -9,7 +9,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import workers
 from safe_refs.registry import contact, couriers, exits
 from tests.support.actors import Owner, borrower
 from tests.support.cluster import as_actor
@@ -100,15 +100,15 @@ def test_a_process_with_threads_is_not_alone(cluster: str) -> None:
 
     def look(_: Any) -> list[bool]:
         over = threading.Event()
-        seen = [_ray.is_alone()]
+        seen = [workers.is_alone()]
         for name in ("safe_refs-test", "theirs"):
             over.clear()
             thread = threading.Thread(target=over.wait, name=name)
             thread.start()
-            seen.append(_ray.is_alone())
+            seen.append(workers.is_alone())
             over.set()
             thread.join()
-        thread = threading.Thread(target=lambda: seen.append(_ray.is_alone()))
+        thread = threading.Thread(target=lambda: seen.append(workers.is_alone()))
         thread.start()
         thread.join()
         return seen

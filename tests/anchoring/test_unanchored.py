@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from safe_refs.registry.settling import Unsettled
 
 from safe_refs._ray import Told
 from safe_refs.registry import settling
-from safe_refs.registry.settling import Unsettled
 
 
 class TestUnsettled:

@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from safe_refs.registry.grouping import Group, Request
 
 from safe_refs.registry import grouping
-from safe_refs.registry.grouping import Group, Request
 from tests.support.waiting import wait_until
 
 

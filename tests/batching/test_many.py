@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import ray
+from safe_refs.registry.boxes import BOXED
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import counts
 from safe_refs.registry import contact
-from safe_refs.registry.boxes import BOXED
 from tests.support.actors import borrower
 from tests.support.anchoring import anchored
 from tests.support.shards import Start, figures, is_whole, kill
@@ -120,7 +120,7 @@ def test_what_failed_keeps_no_references(cluster: str, unlimited: None, many: bo
         del caught
         id_ = ref.binary()
         del ref
-        wait_until(lambda: not _ray.counted([id_]), 20)
+        wait_until(lambda: not counts.counted([id_]), 20)
     finally:
         gc.enable()
         safe_refs.release(payload)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+from safe_refs.registry.aside import Aside
 
 from safe_refs.registry import aside
-from safe_refs.registry.aside import Aside
 from tests.support.waiting import wait_until
 
 

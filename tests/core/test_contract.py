@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
+from safe_refs.registry.pinning import Pin
 
 import safe_refs
 from safe_refs.envelope import LeaseAddress
 from safe_refs.registry import outbox, resolving, site
-from safe_refs.registry.pinning import Pin
 from safe_refs.registry.records import Query, Terms
 from tests.support.rules import EPOCH, ME, Clock, make_table
 

@@ -19,7 +19,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import native, store
 from tests.support.cluster import as_actor
 from tests.support.processes import Driver, dies
 from tests.support.store import holds, is_empty
@@ -79,8 +79,8 @@ def test_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str, rou
     def make(number: int) -> bytes:
         return number.to_bytes(4, "big") * (MB // 4)
 
-    counts = _ray._core_worker().get_all_reference_counts
-    before = _ray.wait_for_store(0, 1)  # what other tests left may still be on its way out
+    counts = native.core_worker().get_all_reference_counts
+    before = store.wait_for_store(0, 1)  # what other tests left may still be on its way out
     peak = 0
     deadline = time.monotonic() + 120
     for number in range(rounds):
@@ -100,9 +100,9 @@ def test_rounds_leave_store_spill_and_counts_at_their_baseline(cluster: str, rou
         assert safe_refs.release(payload) == 1
         del loaded
         if number % 50 == 49:
-            peak = max(peak, _ray.store_usage().used_bytes)
+            peak = max(peak, store.store_usage().used_bytes)
     gc.collect()
-    after = _ray.wait_for_store(before.used_bytes, 5)
+    after = store.wait_for_store(before.used_bytes, 5)
     assert after.used_bytes <= before.used_bytes
     assert after.spilled_bytes == before.spilled_bytes
     assert peak < 100 * MB
@@ -119,7 +119,7 @@ def test_payloads_in_a_file_are_read_by_plain_pickle_in_another_job(
             safe_refs.dump(parts, file)
     del parts
     gc.collect()
-    used = _ray.store_usage().used_bytes
+    used = store.store_usage().used_bytes
     read = driver(
         """
         sums = []

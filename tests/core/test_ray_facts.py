@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import ray
 
-from safe_refs import _ray, slots
+from safe_refs import slots
+from safe_refs._ray import counts, exits, native, objects, store, workers
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
 from tests.support.processes import is_stopped
@@ -28,9 +29,9 @@ def test_a_connection_names_cluster_and_job(cluster: str) -> None:
 
     @ray.remote(num_cpus=0)
     def there() -> Any:
-        return _ray.connection()
+        return workers.connection()
 
-    mine = _ray.connection()
+    mine = workers.connection()
     assert len(mine.cluster) == 28
     assert mine.job == ray.get_runtime_context().get_job_id()
     assert ray.get(there.remote(), timeout=60) == mine
@@ -38,18 +39,18 @@ def test_a_connection_names_cluster_and_job(cluster: str) -> None:
 
 def test_the_head_node_is_found(cluster: str) -> None:
     """On a cluster of one node, that one."""
-    assert _ray.nodes() == [ray.nodes()[0]["NodeID"]]  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    assert cluster.nodes() == [ray.nodes()[0]["NodeID"]]  # type: ignore[no-untyped-call] # Ray leaves this one untyped
 
 
 def test_the_control_store_keeps_counts(cluster: str) -> None:
     """Each start is one more, of that name only."""
     name = f"fact-{os.getpid()}-{time.time()}"
-    assert [_ray.count_up(name) for _ in range(3)] == [1, 2, 3]
-    assert _ray.count_up(name + "-other") == 1
-    _ray.kv_put(name, b"mine", overwrite=False)
-    assert _ray.kv_get(name) == b"3"
-    _ray.kv_delete(name)
-    assert _ray.kv_get(name) is None
+    assert [cluster.count_up(name) for _ in range(3)] == [1, 2, 3]
+    assert cluster.count_up(name + "-other") == 1
+    cluster.kv_put(name, b"mine", overwrite=False)
+    assert cluster.kv_get(name) == b"3"
+    cluster.kv_delete(name)
+    assert cluster.kv_get(name) is None
 
 
 def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
@@ -57,12 +58,12 @@ def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
     owner = as_actor(Owner).remote()
     (first, second), pid = ray.get([owner.give.remote(1, 2), owner.pid.remote()], timeout=60)
     mine = ray.put(3)
-    assert _ray.owner_of(first) == _ray.owner_of(second) != _ray.owner_of(mine)
-    assert _ray.owner_answers(first, 5)
-    assert _ray.owner_answers(mine, 5)
+    assert workers.owner_of(first) == workers.owner_of(second) != workers.owner_of(mine)
+    assert objects.owner_answers(first, 5)
+    assert objects.owner_answers(mine, 5)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not _ray.owner_answers(first, 5))
-    assert _ray.owner_answers(mine, 5)
+    wait_until(lambda: not objects.owner_answers(first, 5))
+    assert objects.owner_answers(mine, 5)
 
 
 def test_usual_references_have_no_transport_and_an_owner(cluster: str) -> None:
@@ -71,14 +72,14 @@ def test_usual_references_have_no_transport_and_an_owner(cluster: str) -> None:
     @ray.remote(num_cpus=0)
     def passed_on(refs: list[Any], bare: bytes) -> list[Any]:
         made = pickle.loads(bare)
-        assert _ray.ownerless([*refs, made]) is made
+        assert workers.ownerless([*refs, made]) is made
         return [*refs, ray.put(2)]
 
-    transport, put = _ray.transport_of(), ray.put(1)
+    transport, put = objects.transport_of(), ray.put(1)
     returned = passed_on.remote([put], pickle.dumps(ray.put(3)))
     refs = [put, returned, *ray.get(returned, timeout=60)]
     assert not any(transport(ref) for ref in refs)
-    assert _ray.ownerless(refs) is None
+    assert workers.ownerless(refs) is None
 
 
 def test_a_hanging_owner_is_no_answer_rather_than_a_death(cluster: str) -> None:
@@ -89,17 +90,17 @@ def test_a_hanging_owner_is_no_answer_rather_than_a_death(cluster: str) -> None:
     try:
         wait_until(lambda: is_stopped(pid), 30)
         with pytest.raises(TimeoutError):
-            _ray.owner_answers(ref, 0.5)
+            objects.owner_answers(ref, 0.5)
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert _ray.owner_answers(ref, 5)
+    assert objects.owner_answers(ref, 5)
 
 
 def test_sizes_are_those_of_the_values(cluster: str, tmp_path: Path) -> None:
     """Bytes of what exists already; what is still being made is left out."""
     told = tmp_path / "told"
     big, small, pending = ray.put(b"x" * 500_000), ray.put(1), when_told.remote(str(told))
-    sizes = _ray.sizes([big, small, pending], 5)
+    sizes = objects.sizes([big, small, pending], 5)
     assert 500_000 <= sizes[big] < 501_000
     assert sizes[small] < 100
     assert pending not in sizes
@@ -111,22 +112,22 @@ def test_counted_references_are_seen(cluster: str) -> None:
     """A reference counts as long as somebody in the process has it."""
     ref = ray.put(1)
     id_ = ref.hex()
-    assert _ray.counted([bytes.fromhex(id_)])
+    assert counts.counted([bytes.fromhex(id_)])
     del ref
     gc.collect()
-    assert not _ray.counted([bytes.fromhex(id_)])
+    assert not counts.counted([bytes.fromhex(id_)])
 
 
 def test_store_usage_is_what_is_in_the_store(cluster: str) -> None:
     """Bytes go up by what is put, and down again."""
     before = at_rest()
     ref = ray.put(b"x" * 2_000_000)
-    during = _ray.store_usage()
+    during = store.store_usage()
     assert 2_000_000 <= during.used_bytes - before.used_bytes < 2_001_000
     assert during.objects == before.objects + 1
     del ref
     gc.collect()
-    assert _ray.wait_for_store(before.used_bytes, 5).used_bytes == before.used_bytes
+    assert store.wait_for_store(before.used_bytes, 5).used_bytes == before.used_bytes
 
 
 def test_copyreg_is_asked_by_pickle_and_never_by_rays_own_pickler(cluster: str) -> None:
@@ -168,15 +169,15 @@ class Keeper:
 
     def count(self) -> Any:
         gc.collect()
-        counts = _ray._core_worker().get_all_reference_counts()
+        counts = native.core_worker().get_all_reference_counts()
         return [counts.get(ref.hex().encode()) for ref in self.refs]
 
-    def touch(self) -> list[_ray.Told]:
-        return _ray.touch_zero(self.refs)
+    def touch(self) -> list[counts.Touch]:
+        return counts.touch_zero(self.refs)
 
-    def touch_while_in_flight(self, other: Any) -> list[_ray.Told]:
+    def touch_while_in_flight(self, other: Any) -> list[counts.Touch]:
         waiting = other.keep.remote(self.refs, 1.0)
-        told = _ray.touch_zero(self.refs)
+        told = counts.touch_zero(self.refs)
         ray.get(waiting, timeout=30)
         return told
 
@@ -194,9 +195,9 @@ def test_a_touch_of_zero_tells_the_owner_and_changes_no_count(cluster: str) -> N
     ray.get(borrower.keep.remote([ray.put(5)]), timeout=60)
     ray.get(borrower.pass_on.remote(courier), timeout=60)
     before = ray.get(borrower.count.remote(), timeout=60)
-    assert ray.get(borrower.touch.remote(), timeout=60) == [_ray.Told.YES]
+    assert ray.get(borrower.touch.remote(), timeout=60) == [counts.Touch.REPORTED]
     ray.get(borrower.pass_on.remote(courier), timeout=60)
-    assert ray.get(borrower.touch.remote(), timeout=60) == [_ray.Told.UNKNOWN]
+    assert ray.get(borrower.touch.remote(), timeout=60) == [counts.Touch.UNKNOWN]
     assert ray.get(borrower.count.remote(), timeout=60) == before == [{"local": 1, "submitted": 0}]
 
 
@@ -204,7 +205,7 @@ def test_a_reference_in_flight_cannot_be_touched(cluster: str) -> None:
     """Until the call that carries it is answered."""
     borrower, other = as_actor(Keeper).remote(), as_actor(Keeper).remote()
     ray.get([borrower.keep.remote([ray.put(6)]), other.keep.remote([])], timeout=60)
-    assert ray.get(borrower.touch_while_in_flight.remote(other), timeout=60) == [_ray.Told.BUSY]
+    assert ray.get(borrower.touch_while_in_flight.remote(other), timeout=60) == [counts.Touch.BUSY]
     assert ray.get(borrower.read.remote(), timeout=60) == 6
 
 
@@ -216,8 +217,8 @@ def test_a_process_knows_its_own_address(cluster: str) -> None:
     [theirs] = ray.get(keeper.give.remote(), timeout=60)
     other = as_actor(Keeper).remote()
     made = ray.get(other.__ray_call__.remote(lambda _: [ray.put(3)]), timeout=60)
-    assert _ray.borrowed([mine, theirs, *made]) == made
-    assert not _ray.is_surely_dead(_ray.own_address())
+    assert workers.borrowed([mine, theirs, *made]) == made
+    assert not workers.is_surely_dead(workers.own_address())
 
 
 def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) ->
             def watch() -> None:
                 waiting = other.keep.remote([], 3.0)
                 begun.set()
-                comes(_ray.is_told_to_end)
+                comes(exits.is_ending)
                 path.write_text("told")
                 del waiting
 

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import native, store
 from tests.support.processes import Driver
 from tests.support.store import is_empty
 from tests.support.values import MB, got
@@ -233,7 +233,7 @@ def test_release_does_not_invalidate_what_was_resolved(cluster: str) -> None:
     mine = safe_refs.loads(payload)
     assert safe_refs.release(payload) == 1
     assert len(got(mine)) == MB
-    assert _ray.store_usage().used_bytes >= MB
+    assert store.store_usage().used_bytes >= MB
     del mine
     gc.collect()
     assert is_empty(within_s=2)
@@ -242,7 +242,7 @@ def test_release_does_not_invalidate_what_was_resolved(cluster: str) -> None:
 def test_dumps_does_not_raise_rays_count_for_the_callers_reference(cluster: str) -> None:
     """Pickling leaves Ray's own count for the caller's reference where it was."""
     ref = ray.put(b"c" * MB)
-    counts = _ray._core_worker().get_all_reference_counts
+    counts = native.core_worker().get_all_reference_counts
     before = counts()[ref.hex().encode()]
     payloads = [safe_refs.dumps({"r": ref}) for _ in range(20)]
     assert counts()[ref.hex().encode()]["local"] == before["local"]

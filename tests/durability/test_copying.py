@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from safe_refs.registry.pinning import Pin
 
 import safe_refs
-from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, _ray, aio
+from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, aio
+from safe_refs._ray import objects, workers
 from safe_refs.envelope import LeaseAddress
 from safe_refs.registry import adopting, outbox, site
-from safe_refs.registry.pinning import Pin
 from safe_refs.registry.records import Terms, Wish
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
@@ -156,7 +157,7 @@ def test_what_was_given_up_or_refused_keeps_nothing() -> None:
 def begin(ref: Any, ttl: float | None = None) -> tuple[Pin, adopting.Bells]:
     """What `dumps` does first: tell the adopter of what it is about to pin."""
     here = site.site()
-    wish = Wish(_ray.surroundings(), ttl)
+    wish = Wish(objects.surroundings(), ttl)
     return adopting.begin("default", Pin(os.urandom(16), [ref], Terms(), site.origin(here), wish), here)
 
 
@@ -183,7 +184,7 @@ def test_the_copying_begins_beside_the_pin_and_comes_to_nothing_without_it() -> 
 
     owner = as_actor(Owner).remote()
     pin, bells = begin(got(owner.give.remote(1))[0])
-    assert (pin.wish, bells) == (Wish(_ray.surroundings(), None), {}), "what may have to be anchored isn't told"
+    assert (pin.wish, bells) == (Wish(objects.surroundings(), None), {}), "what may have to be anchored isn't told"
 
 
 @pytest.mark.usefixtures("cluster")
@@ -192,7 +193,7 @@ def test_a_reference_whose_owner_is_dead_is_told(driver: Driver) -> None:
     owner = as_actor(Owner).remote()
     (ref,) = ray.get(owner.give.remote(np.ones(MB, dtype=np.uint8)), timeout=60)
     ray.kill(owner)
-    wait_until(lambda: _ray.is_surely_dead(_ray.owner_of(ref)), 30)
+    wait_until(lambda: workers.is_surely_dead(workers.owner_of(ref)), 30)
     with suppress(OwnerGoneError, safe_refs.LeaseLostError):
         saved = safe_refs.dumps(ref, durable=True)
         assert got(safe_refs.loads(saved, take=True)).sum() == MB

@@ -19,7 +19,8 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import OwnerGoneError, _ray
+from safe_refs import OwnerGoneError
+from safe_refs._ray import cluster, store
 from tests.support import store
 from tests.support.processes import NODES, PRELUDE, run_python
 from tests.support.shards import Start, actor, kill, wait_until_whole
@@ -41,7 +42,7 @@ def owners(name: str, payload: bytes) -> list[bytes]:
 def adopters_pid(name: str, shard: int) -> int:
     """The process that owns a shard's copies, once it answers."""
     adopter: Any = ray.get_actor(
-        f"{'registry:' + name + (f':{shard}' if shard else '')}:adopter", namespace=_ray.NAMESPACE
+        f"{'registry:' + name + (f':{shard}' if shard else '')}:adopter", namespace=cluster.NAMESPACE
     )
     pids: list[int] = []
 
@@ -109,7 +110,7 @@ def test_an_adopter_that_is_killed_at_any_moment_costs_no_dumps(start: Start) ->
     """
     name = start(1, 1)
     safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
-    before = _ray.store_usage()
+    before = store.store_usage()
     good = 0
     for number in range(5):
         killer = threading.Timer(number * 0.004, os.kill, (adopters_pid(name, 0), signal.SIGKILL))
@@ -126,7 +127,7 @@ def test_an_adopter_that_is_killed_at_any_moment_costs_no_dumps(start: Start) ->
             error.with_traceback(None)
     assert good >= 2
     # A copy that its owner died over before Ray had pinned it stays as cache, until its room is needed.
-    left = _ray.wait_for_store(before.used_bytes, 5)
+    left = store.wait_for_store(before.used_bytes, 5)
     if left.primary_bytes <= before.primary_bytes:
         store.allow(max(0, left.used_bytes - before.used_bytes))
 
@@ -171,7 +172,7 @@ class Holder:
 def adopting() -> int:
     """For how many leases copies are being made."""
     try:
-        adopter: Any = ray.get_actor("registry:default:adopter", namespace=_ray.NAMESPACE)
+        adopter: Any = ray.get_actor("registry:default:adopter", namespace=cluster.NAMESPACE)
     except ValueError:
         return 0
     found: int = ray.get(adopter.adopting.remote(), timeout=30)
@@ -220,7 +221,7 @@ def places():  # for each lease, the nodes of its copies, shard by shard
         for shard in (0, 1):
             try:
                 copies = ray.get(actor("default", shard).parcel.remote([lease]))[0]
-                found[-1].append(_ray.nodes_of(copies[0].items[0], 5) if copies else [])
+                found[-1].append(objects.nodes_of(copies[0].items[0], 5) if copies else [])
             except (ValueError, ray.exceptions.RayError):  # it starts anew on another node
                 found[-1].append([])
     return found
@@ -266,7 +267,7 @@ folder = sys.argv[1]
 os.environ["RAY_TMPDIR"] = folder
 import numpy as np
 import ray, safe_refs
-from safe_refs import _ray
+from safe_refs._ray import cluster, objects, store
 from tests.support.waiting import comes
 ray.init(address="local", num_cpus=1, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False,
          logging_level="error", _node_ip_address="127.0.0.1", _temp_dir=folder)
@@ -306,7 +307,7 @@ gc.collect()
 ended = safe_refs.release(payload)
 comes(lambda: not spilled(), 30)
 print(json.dumps({"became an actor's": gone, "most": most, "total": total, "ended": ended, "left": spilled(),
-                  "store": _ray.wait_for_store(10, 20).used_bytes}), flush=True)
+                  "store": store.wait_for_store(10, 20).used_bytes}), flush=True)
 """
 
 

@@ -18,7 +18,8 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import LeaseExpiredError, OwnerGoneError, _ray, aio
+from safe_refs import LeaseExpiredError, OwnerGoneError, aio
+from safe_refs._ray import store
 from tests.support.actors import Borrower, Owner, borrower
 from tests.support.cluster import as_actor
 from tests.support.processes import PRELUDE, Driver, dies
@@ -137,7 +138,7 @@ def test_the_original_is_let_go_of() -> None:
     assert row.size_bytes >= 20 * MB
     del ref
     gc.collect()
-    wait_until(lambda: _ray.store_usage().used_bytes < 30 * MB)
+    wait_until(lambda: store.store_usage().used_bytes < 30 * MB)
     loaded = safe_refs.loads(payload)
     safe_refs.release(payload)
     assert got(loaded).sum() == 20 * MB, "who has resolved it keeps it"

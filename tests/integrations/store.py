@@ -6,14 +6,14 @@ job ends.
 
 from __future__ import annotations
 
-from safe_refs import _ray
+from safe_refs._ray import store
 from tests.support.store import SETTLE_S
 from tests.support.waiting import comes
 
 
 def pinned() -> int:
     """Bytes that Ray may not drop."""
-    return _ray.store_usage().primary_bytes
+    return store.store_usage().primary_bytes
 
 
 def pinned_once(limit_bytes: int, timeout_s: float = SETTLE_S) -> int:

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import workers
 from safe_refs.registry.leases import LeaseTable
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
@@ -27,15 +27,15 @@ def test_a_stopped_owner_is_not_dead_and_a_killed_one_is(cluster: str) -> None:
     owner = as_actor(Owner).remote()
     (ref,), pid = ray.get([owner.put.remote(b"x" * MB), owner.pid.remote()], timeout=60)
     mine = ray.put(1)
-    address = _ray.owner_of(ref)
+    address = workers.owner_of(ref)
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert not _ray.is_surely_dead(address)
+        assert not workers.is_surely_dead(address)
     finally:
         os.kill(pid, signal.SIGCONT)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: _ray.is_surely_dead(address))
-    assert not _ray.is_surely_dead(_ray.owner_of(mine))
+    wait_until(lambda: workers.is_surely_dead(address))
+    assert not workers.is_surely_dead(workers.owner_of(mine))
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import time
 
 import pytest
 import ray
+from safe_refs.registry.pinning import Pin
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import cluster
 from safe_refs.registry import outbox, site
-from safe_refs.registry.pinning import Pin
 from safe_refs.registry.records import Terms
 from tests.support.actors import Reader
 from tests.support.cluster import as_actor
@@ -72,7 +72,7 @@ def test_the_registry_is_detached_named_weightless_and_on_the_head_node(registry
     figures = safe_refs.stats()
     assert figures is not None
     assert figures.generation == 1
-    assert place(registry, 0)[0] == _ray.nodes()[0]
+    assert place(registry, 0)[0] == cluster.nodes()[0]
 
 
 def test_it_is_found_from_tasks_and_actors(registry: str) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from safe_refs.registry.replication import Replica
 
 from safe_refs.registry.leases import Copy, LeaseTable
 from safe_refs.registry.records import Origin
-from safe_refs.registry.replication import Replica
 from tests.replication.explore import GRANTS, Explorer, Op, Scope, ViolationError, as_the_client
 
 # Programs: a client's steps, and of each the choices. X may be used any number of times, Y once (or as the scope says).

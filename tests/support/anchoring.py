@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import native
 
 
 def anchored() -> bool:
@@ -17,5 +17,5 @@ def anchored() -> bool:
 def counted() -> dict[str, tuple[int, int]]:
     """What this process counts: local references and those in calls under way, by object."""
     gc.collect()
-    counts = _ray._core_worker().get_all_reference_counts()
+    counts = native.core_worker().get_all_reference_counts()
     return {key.decode(): (count["local"], count["submitted"]) for key, count in counts.items()}

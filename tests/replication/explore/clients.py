@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from safe_refs.registry.replication import Replica
+
 from safe_refs.config import Limits
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.replication import Replica
 
 from .model import IN_TURN, Choice, Op, Status
 

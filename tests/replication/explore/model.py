@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from safe_refs.registry.records import Origin
 from safe_refs.registry.topology import Topology
+
+from safe_refs.registry.records import Origin
 
 TOPOLOGY = Topology(version=1, shards=2, replicas=2)
 ME = Origin("job", "node", 1, "model")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
+from safe_refs.registry.replication import Parcel, Replica
+
 from safe_refs.config import Limits
 from safe_refs.errors import LeaseError, LeaseLostError, LeaseNotFoundError, RegistryFullError
 from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.records import Terms
-from safe_refs.registry.replication import Parcel, Replica
 
 from .model import LEASES, LOOK_UPS, ME, NAMES, TOPOLOGY, Interned
 
