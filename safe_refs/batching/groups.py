@@ -54,20 +54,21 @@ class Group(GroupQueue[W, A]):
         me = get_ident()
         if me in self._inside:
             return self._alone(what, deadline)
-        request: Request[W, A] = Request(what, deadline)
         self._inside.add(me)
+        lead = object()
         try:
             with self._lock:
-                leads = self._leader is None and self._gone is None
-                if leads:
-                    self._leader = request
-            if leads:
+                is_first = self._leader is None and self._gone is None
+                if is_first:
+                    self._leader, self._leads_until = lead, deadline.at
+            if is_first:
                 return self._alone(what, deadline)
+            lead = request = Request[W, A](what, deadline)
             return self._ask_with_others(request)
         finally:
             # Whether this thread leads is looked up here, not remembered: Ctrl-C may come between any two lines above.
-            if self._leader is request:
-                self._pass_on(request)
+            if self._leader is lead:
+                self._pass_on(lead)
             self._inside.discard(me)
 
     def _ask_with_others(self, request: Request[W, A]) -> A:
@@ -130,9 +131,9 @@ class Group(GroupQueue[W, A]):
             mine.error = error.with_traceback(None)
             if mine.deadline.is_over():
                 return  # the others have time left: they are queued again
-        except Exception:
+        except Exception as error:
             # Whatever it was: each sends its request again, by itself, and gets its own error.
-            logger.debug("a call for several requests has failed", exc_info=True)
+            logger.debug("a call for several requests has failed: %r", error)
         self._answer(batch, answers)
 
 

@@ -90,7 +90,10 @@ class GroupQueue(Generic[W, A]):
         self._inside = inside
         self._lock = threading.Lock()  # guards all that follows; held for microseconds
         self._called = threading.Condition(self._lock)  # the thread for posted requests waits for it
-        self._leader: Request[W, A] | None = None  # whose thread has a call under way
+        self._leader: object = (
+            None  # a thread has a call under way: its request, or a mark of its own; None: nobody has
+        )
+        self._leads_until = 0.0  # by then that call ends, in monotonic seconds
         self._waiting = deque[Request[W, A]]()  # at most one for each thread of the process
         self._posted = deque[
             Request[W, A]
@@ -167,7 +170,7 @@ class GroupQueue(Generic[W, A]):
                     request.waiter.release()
         return posted
 
-    def _pass_on(self, leader: Request[W, A]) -> None:
+    def _pass_on(self, leader: object) -> None:
         """The leader's call has ended: let another one lead, if there is something to send."""
         with self._lock:
             if self._leader is not leader:
@@ -180,16 +183,16 @@ class GroupQueue(Generic[W, A]):
                 heir = self._waiting.popleft()
                 waiter, heir.waiter = heir.waiter, None
                 if waiter is not None and not heir.is_over:
-                    self._leader = heir
+                    self._leader, self._leads_until = heir, heir.deadline.at
                     waiter.release()
 
     def _is_free(self) -> bool:  # under the lock
         """Whether nobody leads; or the leader's thread was interrupted so that it could not pass the lead on."""
-        return self._leader is None or self._leader.deadline.at + _MARGIN_S < time.monotonic()
+        return self._leader is None or self._leads_until + _MARGIN_S < time.monotonic()
 
     def _take_lead(self, request: Request[W, A]) -> None:  # under the lock
         self._again()
-        self._leader = request
+        self._leader, self._leads_until = request, request.deadline.at
 
     def _again(self) -> None:  # under the lock
         """Put what was in the leader's call and has no answer back into the queues, in front."""
@@ -209,8 +212,7 @@ class GroupQueue(Generic[W, A]):
     # The thread for posted requests.
 
     def _call_thread(self) -> None:  # under the lock
-        self._clerk.deadline = Deadline(time.monotonic(), 0.0)
-        self._leader, self._is_idle = self._clerk, False
+        self._leader, self._leads_until, self._is_idle = self._clerk, time.monotonic(), False
         self._called.notify()
 
     def _work(self) -> None:
@@ -235,7 +237,6 @@ class GroupQueue(Generic[W, A]):
                     return False
                 if self._posted and self._is_free():
                     self._take_lead(self._clerk)
-                    self._clerk.deadline = Deadline(time.monotonic(), 0.0)
                     break
                 self._is_idle = True
                 is_tired = not self._called.wait(_IDLE_S)
@@ -243,7 +244,9 @@ class GroupQueue(Generic[W, A]):
             self._gather(self._waiting)
             self._gather(self._posted)
             # Nobody is kept waiting by this: threads that wait leave by their own deadlines, and so do the futures of event loops.
-            self._clerk.deadline = max(self._clerk.deadline, *(each.deadline for each in self._under_way))
+            deadlines = [each.deadline for each in self._under_way]
+            self._clerk.deadline = max(Deadline(time.monotonic(), 0.0), *deadlines)
+            self._leads_until = self._clerk.deadline.at
         return True
 
     def _send_posted(self) -> None:
@@ -251,9 +254,9 @@ class GroupQueue(Generic[W, A]):
         answers: Sequence[A | Exception | None] = [None] * len(batch)
         try:
             answers = self._together([each.what for each in batch], self._clerk.deadline)
-        except BaseException:
+        except BaseException as error:
             # Whatever it was, also what ends a thread: each request is sent again, by itself, and gets its own error.
-            logger.debug("a call for several requests has failed", exc_info=True)
+            logger.debug("a call for several requests has failed: %r", error)
         posted = self._answer(batch, answers)
         del batch, answers  # the references of those that waited are theirs alone from here on
         self._pass_on(self._clerk)
