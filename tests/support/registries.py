@@ -43,6 +43,7 @@ class FakeRegistry:
         held: the leases, with what they hold.
         ended: leases that were released.
         fail: what the next calls raise.
+        refused: leases that are not to begin, and why.
         undecided: leases that are decided only if they are asked for by themselves.
     """
 
@@ -58,6 +59,7 @@ class FakeRegistry:
         self.ended: set[bytes] = set()
         self.fail: list[BaseException] = []
         self.undecided: set[bytes] = set()
+        self.refused: dict[bytes, SafeRefsError] = {}
 
     def verbs(self, *, start: bool) -> FakeRegistry:
         return self
@@ -82,6 +84,8 @@ class FakeRegistry:
     def _pin(self, each: Plan, is_alone: bool) -> Identity | SafeRefsError | None:
         if each.lease in self.undecided and not is_alone:
             return None
+        if each.lease in self.refused:
+            return self.refused[each.lease]
         if each.lease in self.ended:
             return LeaseReleasedError.of(each.lease[:4].hex(), self.name, 0.0, "somebody")
         self.held[each.lease] = each.refs
