@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..envelope import LeaseAddress
-from ..errors import SafeRefsError
+from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from .records import Identity, Origin, Terms
 from .wire import Granted, NotNow, ResolveRow
 
@@ -89,6 +89,10 @@ class Question(Generic[A]):
         self.opened = opened
         self.in_turn = in_turn
         self.memory: Any = None
+
+    def awaits(self, refusal: SafeRefsError) -> bool:
+        """Whether the lease may still arrive: its maker did not wait for the pin, and no shard says that it has ended."""
+        return self.address.soon and isinstance(refusal, (LeaseNotFoundError, LeaseLostError))
 
 
 def identity(address: LeaseAddress) -> Identity:
