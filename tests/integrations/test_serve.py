@@ -13,11 +13,11 @@ import ray
 
 import safe_refs
 from safe_refs import _ray, aio
-from tests.conftest import RAYS_MARKS, SETTLE_S
-from tests.integrations.conftest import HandOver
-from tests.shards import stopped
-from tests.test_aio import Ticks
-from tests.test_registry import wait_until
+from tests.integrations.jobs import HandOver
+from tests.support.loops import Ticks
+from tests.support.shards import stopped
+from tests.support.store import RAYS_MARKS, SETTLE_S
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integrations
 serve = pytest.importorskip("ray.serve", reason="`make test-integrations` installs Ray Serve", exc_type=ImportError)
