@@ -82,7 +82,7 @@ def resolve(registry: Registry, row: Wanted, deadline: Deadline) -> list[Ref]:
     def opened(answer: Any) -> Any:
         return (answer[1] if type(answer[0][0]) is int else answer[0][0]) if isinstance(answer, tuple) else answer
 
-    question = Question[list[Ref]](row.address, call, opened, in_turn=row.take)
+    question: Question[list[Ref]] = Question(row.address, call, opened, in_turn=row.take)
     try:
         refs = _live(registry, question, deadline)
     except UnopenedActorError:
