@@ -25,10 +25,11 @@ os.environ.setdefault(
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 )  # or Ray replaces 127.0.0.1 by the machine's own address
 
+from safe_refs.registry.topology import actor_name
+
 import safe_refs
 from benchmarks.compare import Figure, compare, machine
 from safe_refs.registry.records import Origin, Terms
-from safe_refs.registry.topology import actor_name
 
 LONGEST_STALL_MS = 50.0
 RESOLVE_RATIO = 1.2
@@ -64,9 +65,9 @@ def fill(registry: str, refs: list[Any], count: int, ttl: float | None) -> None:
 
     def put(shard: Any, refs: list[Any], count: int, ttl: float | None) -> None:
         maker = Origin("01000000", "00" * 28, 1, "benchmark")
-        from safe_refs import _ray
+        from safe_refs._ray import workers
 
-        owner = {ref: _ray.owner_of(ref) for ref in refs}
+        owner = {ref: workers.owner_of(ref) for ref in refs}
         with shard._lock:
             for number in range(count):
                 ref = refs[number % len(refs)]

@@ -12,12 +12,12 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
-from .calls import Call, NoRegistryError, Registry, Silence
+from .calls import Call, NoRegistryError, Registry
 from .hooks import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Wanted
 from .shard import Shard
-from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall
+from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
 
 if TYPE_CHECKING:
     import ray
@@ -153,6 +153,9 @@ class Verbs:
             raise self.registry.no_answer(deadline)
         if reply in (NotNow.STALE, NotNow.CLOSING):
             self.registry.forget_layout()
+        if reply is NotNow.CLOSING:
+            # It has the same layout until it is gone: asking again at once would only keep it busy.
+            self.registry.pause(deadline)
 
 
 def parts(answers: Sequence[int | Any], refs: list[Ref]) -> list[list[Ref] | None]:

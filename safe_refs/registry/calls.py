@@ -8,12 +8,13 @@ turns out to be dead is made again on its successor.
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import msgpack
 
 from .._ray import client as ray_client
 from .._ray import cluster, objects, workers
@@ -23,7 +24,8 @@ from .here import Here
 from .hooks import Asks, Layout
 from .records import Identity
 from .shard import Shard, actor_name
-from .wire import PACKED, ReleaseCall, pack
+from .wire import NOT_TEXT, PACKED, ReleaseCall
+from .wire import Silence as Silence  # other modules import it from here, too
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -39,14 +41,6 @@ class NoRegistryError(Exception):
     """No registry, or no such shard, runs under that name, and the call was not one that starts one."""
 
 
-class Silence(enum.Enum):
-    """Why a shard has not answered: there is no such actor, it is dead just now, or the time was over."""
-
-    ABSENT = 1
-    DEAD = 2
-    LATE = 3
-
-
 class Call(Generic[A]):
     """A call to a shard: `Call(Shard.pin, PinCall(…), refs)`. The method and its arguments are checked by mypy, and so is the answer.
 
@@ -58,7 +52,7 @@ class Call(Generic[A]):
     __slots__ = ("args", "method")
 
     def __init__(self, method: Callable[Concatenate[Any, P], A], *args: P.args, **kwargs: P.kwargs) -> None:
-        packed = [pack(each) if type(each) in PACKED else each for each in args]  # type: ignore[arg-type] # it is one of those
+        packed = [msgpack.packb(each, unicode_errors=NOT_TEXT) if type(each) in PACKED else each for each in args]
         if getattr(method, "is_remote", False):
             self.method, self.args = "part", (method.__qualname__, *packed)
         else:
@@ -96,8 +90,12 @@ class Registry:
             known = self.here.directory.find(self.name, start=start)
             if known is None:
                 raise NoRegistryError
-            self._layout, self._verbs = known, None
+            self.use_layout(known)
         return known
+
+    def use_layout(self, layout: Layout) -> None:
+        """Go by this layout, until it turns out to be out of date."""
+        self._layout, self._verbs = layout, None
 
     def verbs(self, *, start: bool) -> Asks:
         """What to ask it by; errors as for `layout`."""
@@ -266,7 +264,11 @@ class Registry:
                 if not start:
                     raise NoRegistryError from None
             # It may have been shut down since this process heard of it. What starts now is a new one, which others have to find.
-            self.here.directory.find(self.name, start=True)
+            found = self.here.directory.find(self.name, start=True)
+            if found is not None and shard >= found.shards and self.knows_layout:
+                # Another process has started it with fewer shards.
+                self.forget_layout()
+                raise NoRegistryError
             actor, args = self.here.start(self.name, shard)
             try:
                 handle = cluster.methods_known(cluster.start_actor(name, actor, args, place=shard), Shard)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from .._ray import actors, workers
 from ..config import Limits
 from ..errors import SafeRefsError
+from . import steps
 from .clock import Clock
-from .hooks import Began, Loop, Parts, ShardPart
+from .hooks import Loop, Parts, ShardPart
 from .leases import LeaseTable
 from .listing import Page, page
 from .owners import Owners
@@ -126,14 +127,9 @@ class Shard:
             row = row._replace(borrower=b"")  # a Ray Client, which could not tell
         self.parts.pinning(row, refs)
         sizes = self.weigh(refs)
-        try:
-            with self.lock:
-                self.table.usage.learn(sizes)
-                self.table.pin(row.lease, refs, owners, row.terms, row.maker)
-                self.parts.pinned(row.lease, Began(row.borrower, extras=row.extras))
-        except SafeRefsError as refusal:
-            return refusal.with_traceback(None)  # which would keep the references of this call
-        return self.table.identity.to_bytes()
+        with self.lock:
+            self.table.usage.learn(sizes)
+            return steps.pin(self.table, self.parts, row, refs, owners)
 
     @unpacked(ResolveCall.unpack)
     def resolve(self, call: ResolveCall) -> tuple[list[int | SafeRefsError | Granted | NotNow], list[Ref]] | NotNow:
@@ -158,49 +154,29 @@ class Shard:
     def _resolve(self, row: ResolveRow) -> list[Ref] | SafeRefsError | Granted | NotNow:
         if (not_now := self.parts.doubts(row)) is not None:
             return not_now
-        try:
-            with self.lock:
-                counts_uses = self.table.counts_uses(row.lease)
-                items = self.table.resolve(
-                    row.lease, row.asked, slot=row.slot, take=row.take, origin=row.asker, use=row.use
-                )
-                if counts_uses or row.take:
-                    self.parts.changed([row.lease])
-                self.parts.resolved(row.lease, items)
-                return list(items)
-        except SafeRefsError as refusal:
-            return self.parts.excuse(row.lease, row.use, refusal)
+        with self.lock:
+            return steps.resolve(self.table, self.parts, row)
 
     def release(self, call: ReleaseCall) -> list[int] | NotNow:
         """End leases; for each whether that ended it."""
         if (not_now := self.parts.admit(call.version)) is not None:
             return not_now
         with self.lock:
-            ended = [self.table.release(lease, origin) for leases, origin in call.rows for lease in leases]
-            self.parts.changed([lease for leases, _ in call.rows for lease in leases])
-        return ended
+            return steps.release(self.table, self.parts, call)
 
     def renew(self, call: RenewCall) -> int | SafeRefsError | Granted | NotNow:
         """Give a lease a new time to live; which renewal that was."""
         if (not_now := self.parts.admit(call.version)) is not None:
             return not_now
-        try:
-            with self.lock:
-                number = self.table.renew(call.lease, call.asked, call.ttl, call.renewals)
-                self.parts.changed([call.lease])
-        except SafeRefsError as refusal:
-            return self.parts.excuse(call.lease, b"", refusal)
-        return number
+        with self.lock:
+            return steps.renew(self.table, self.parts, call)
 
     def expires_in_s(self, call: ExpiresCall) -> tuple[float | None] | SafeRefsError | Granted | NotNow:
         """Seconds until a lease's ttl runs out; (None,) without one."""
         if (not_now := self.parts.admit(call.version)) is not None:
             return not_now
-        try:
-            with self.lock:
-                return (self.table.expires_in_s(call.lease, call.asked),)
-        except SafeRefsError as refusal:
-            return self.parts.excuse(call.lease, b"", refusal)
+        with self.lock:
+            return steps.expires_in_s(self.table, self.parts, call)
 
     def leases(self, call: ListCall) -> tuple[list[LeaseInfo], list[bytes], tuple[float, int] | None, float]:
         """One page of live leases, their marks (see `Page`), where the next page begins, and when that was, since the epoch."""
@@ -247,12 +223,12 @@ class Shard:
         An owner learns of a process that resolved a reference from here only once this one has let go in order: killing the actor
         before that would take those live references along.
         """
-        self.is_closing = True
+        self.is_closing, until = True, time.monotonic() + call.patience_s
         with self.lock:
             owners = self._owners.known_to()
             ended = self.table.end_all(call.origin)
         self.parts.closing(call.patience_s)
-        self._owners.wait_until_forgotten(owners, call.patience_s)
+        self._owners.wait_until_forgotten(owners, until - time.monotonic())
         return ended
 
     def lose(self, leases: Sequence[bytes], why: str) -> None:

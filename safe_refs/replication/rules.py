@@ -1,37 +1,43 @@
-"""What one shard owes the others, and when it knows enough to say "not found". Pure, as the rules are.
+"""What one shard owes the others, what it does when something happens to a lease, and when it knows enough to say "not found". Pure.
 
-A lease with replicas lives on several shards. Clients talk to all of them; what a client could not tell one of them (it was down, the
-client died half-way) the others tell it: each change of a lease that cannot be derived from a clock is *news*, owed to every other
-holder until it has taken it. A shard that comes back empty asks all others for what it should hold.
+A lease with replicas lives on several shards, and clients talk to all of them. What a client could not say to one of them (the shard
+was down, the client died half-way) the others pass on: each change of a lease that can't be derived from a clock is *news*, owed to
+every other holder until that has taken it. A shard that comes back empty asks all others for what it should hold.
 
-What always holds: news are copies and endings, which merge in any order and any number of times (see `Copy`); an ended lease beats a
-live one, so nothing that was released comes back; a shard that has restarted does not answer "not found" before it has heard from the
-others, and if too few of them could tell it what it held, it is *lossy*: it says "lost" from then on.
+```
+shard 0: pin A, crashes         shard 1: A released         shard 0: comes back, empty ("recovering")
+                                  `changed([A])`: owed to 0
+shard 0 -> 1: what did we share?  `shared_with(0)`: [A], and from now on 0 is told whatever arrives late (`pinned`, `received`)
+shard 0: `received(records)`, `heard(1, …)`; all have answered: `recovered()`, and it says "not found" again
+```
+
+`Rules` is driven by the shard's part under the shard's lock, and by the explorer of the tests. The methods named after an event say
+in their answer what the part has to do about it; most of them, whether news are owed now that were not before.
+
+What always holds: records merge in any order and any number of times (see `records`); an ended lease beats a live one, so that
+nothing that was released comes back; a shard that has restarted does not answer "not found" before it has heard from the others. If
+too few of them could tell it what it held, it is *lossy*: leases may be gone, and the registry begins a new epoch, that says "lost".
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
-from .leases import Copy, Ending, LeaseTable
-from .topology import Topology
+from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
+from ..registry.leases import LeaseTable
+from ..registry.records import Identity
+from ..registry.wire import Granted, NotNow
+from .records import Record, Records, end_record_of, granted, merge_end, merge_record, record_of
+from .topology import Topology, grown, settled
 
 T = TypeVar("T")
 
 _LONGEST_CALL_S = 600.0  # after it, no call is still under way to one shard that another has carried out
 
 
-class Parcel(NamedTuple):
-    """Copies and endings for another shard, and the address of the process that sends them, on which the copies hang at first."""
-
-    copies: list[Copy]
-    endings: list[Ending]
-    sender: bytes = b""
-
-
-class Replica(Generic[T]):
+class Rules(Generic[T]):
     """One shard's side of replication.
 
     Args:
@@ -40,95 +46,88 @@ class Replica(Generic[T]):
         table: what it holds.
         restarted: whether it held leases before, which it has to get back from the others.
         clock: monotonic seconds.
+
+    Attributes:
+        topology: the newest that this shard has heard of.
     """
 
     def __init__(
-        self,
-        shard: int,
-        topology: Topology,
-        table: LeaseTable[T],
-        restarted: bool,
-        clock: Callable[[], float],
+        self, shard: int, topology: Topology, table: LeaseTable[T], restarted: bool, clock: Callable[[], float]
     ) -> None:
         self.shard = shard
         self.topology = topology
         self._table = table
-        self._news: dict[int, OrderedDict[bytes, None]] = {}
-        self._to_hear = set(self.others()) if restarted else set[int]()
-        self._silent: set[int] = set()  # others that could not tell what this shard held, as they restarted themselves
         self._clock = clock
-        self._asked: dict[int, float] = {}  # others that came back and asked what they held, and when
-        self._unheard: set[int] = set()  # others that this shard gave up waiting for, when it recovered
+        # By shard. A lease stands in each at most once; those that have ended and are forgotten drop out when they are sent.
+        self._news: dict[int, OrderedDict[bytes, None]] = {}
+        self._is_recovering = restarted
+        # All of these hold shards, so at most as many as the registry has.
+        self._unheard = (
+            set(self.others()) if restarted else set[int]()
+        )  # others that have yet to say what this one held
+        self._ignorant: set[int] = set()  # others that could not say all of it, as they had restarted themselves
+        self._given_up: set[int] = set()  # others that this shard gave up waiting for, when it recovered
+        self._returned: dict[int, float] = {}  # others that came back and asked what they held, and when
+        self._moved: set[int] = set()  # of shard 0: those that have moved all that is others' since the registry grew
 
     def others(self) -> list[int]:
         """All other shards of the registry."""
         return [shard for shard in range(self.topology.shards) if shard != self.shard]
 
-    @property
-    def to_hear(self) -> frozenset[int]:
-        """The shards that have not yet told what this one held. As long as there are any, it is recovering."""
-        return frozenset(self._to_hear)
+    # What happens to a lease.
 
-    @property
-    def lossy(self) -> bool:
-        """Whether leases may be gone for good with a restart, as no other shard that held them could tell."""
-        return len(self._silent) > self.topology.replicas - 2
+    def pinned(self, lease: bytes, *, from_shard: bool = False) -> bool:
+        """A lease was pinned here, by a client or `from_shard` by `received`: whether that is news.
 
-    def knows_of(self, shard: int) -> bool:
-        """Whether this shard knows every lease that `shard` shares with it, so that `shard` may restart and ask for them."""
-        return shard not in self._to_hear and shard not in self._unheard
-
-    def told(self, shard: int) -> None:
-        """This shard has told another that came back all that it knows; from here on they know the same."""
-        self._unheard.discard(shard)
-
-    def hear(self, shard: int, complete: bool) -> None:
-        """Another shard has told all that it shares with this one; `complete` is its `knows_of`."""
-        self._to_hear.discard(shard)
-        if not complete:
-            self._silent.add(shard)
-
-    def settle(self) -> bool:
-        """The recovery is over, for better or worse; whether it was lossy. From now on the shard answers for itself."""
-        self._unheard, self._to_hear = self._to_hear, set()
-        self._silent |= self._unheard
-        lossy = self.lossy
-        self._silent = set()
-        return lossy
-
-    def owe(self, leases: Iterable[bytes]) -> bool:
-        """These leases have changed: all their other holders are to hear of it. Whether there are any."""
-        owed = False
-        for lease in leases:
-            for shard in self.topology.everywhere(lease):
-                if shard != self.shard:
-                    self._news.setdefault(shard, OrderedDict())[lease] = None
-                    owed = True
-        return owed
-
-    def owe_returned(self, leases: Iterable[bytes]) -> bool:
-        """This shard has heard something of leases that all holders are told: whether one is to hear it from here, too.
-
-        One that came back is. It may have heard it before its crash only, and have asked here before it was known.
+        Clients pin at all holders themselves, so it is news only for a shard that came back; and `received` sees to that itself.
         """
-        for shard in [shard for shard, at in self._asked.items() if self._clock() > at + _LONGEST_CALL_S]:
-            del self._asked[shard]
+        return not from_shard and self._owe_returned([lease])
+
+    def changed(self, leases: Iterable[bytes]) -> bool:
+        """These leases were used, renewed, taken or released here: all their other holders are owed it; whether there are any."""
         owed = False
-        if self._asked:
+        if self.topology.shards > 1:
             for lease in leases:
                 for shard in self.topology.everywhere(lease):
-                    if shard in self._asked:
-                        self.owe_one(lease, shard)
+                    if shard != self.shard:
+                        self._owe(lease, shard)
                         owed = True
         return owed
 
-    def owe_one(self, lease: bytes, shard: int) -> None:
-        """One other holder is to hear of a lease: it could not be reached when the lease was made."""
-        self._news.setdefault(shard, OrderedDict())[lease] = None
+    def replaced(self, lease: bytes) -> bool:
+        """A lease holds this shard's own copies now: whether that is news.
 
-    def owing(self) -> dict[int, list[bytes]]:
-        """What is owed to whom, oldest first."""
-        return {shard: list(leases) for shard, leases in self._news.items() if leases}
+        Other holders make their own. But one that came back may have got the lease from here before, with the originals; and so may
+        a new holder, while the registry grows.
+        """
+        returned = self._owe_returned([lease])
+        return (bool(self.topology.before) and self.changed([lease])) or returned
+
+    def lost(self, leases: Iterable[bytes]) -> dict[int, list[bytes]]:
+        """What these leases held is gone from here: which other shards to ask for which of them back (by their `missed`)."""
+        asked: dict[int, list[bytes]] = {}
+        for lease in leases:
+            for shard in self.topology.holders(lease):
+                if shard != self.shard:
+                    asked.setdefault(shard, []).append(lease)
+        return asked
+
+    def missed(self, leases: Iterable[bytes], shards: Iterable[int]) -> None:
+        """Those shards could not be reached when these leases were made, or have lost them: they are owed them."""
+        for shard in shards:
+            self.give_back(shard, leases)
+
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+        """The table refuses to do something with a lease, for a use of that id: what to answer instead; None for the refusal."""
+        if isinstance(refusal, (LeaseNotFoundError, LeaseLostError)):
+            return NotNow.RECOVERING if self.is_recovering else None
+        return Granted(refusal) if granted(self._table, lease, use) else None
+
+    # News.
+
+    def owing(self) -> list[int]:
+        """The shards that are owed news."""
+        return [shard for shard, leases in self._news.items() if leases]
 
     def take_news(self, shard: int, most: int) -> list[bytes]:
         """Take the oldest news for a shard off the list; `give_back` those that it didn't get."""
@@ -141,64 +140,133 @@ class Replica(Generic[T]):
     def give_back(self, shard: int, leases: Iterable[bytes]) -> None:
         """News that could not be delivered are owed still."""
         for lease in leases:
-            self.owe_one(lease, shard)
+            self._owe(lease, shard)
 
-    def parcel(self, leases: Iterable[bytes]) -> Parcel:
-        """What is to be told of leases as they are now."""
-        copies: list[Copy] = []
-        endings: list[Ending] = []
+    def records(self, leases: Iterable[bytes]) -> Records:
+        """What there is to say of leases as they are now."""
+        found = Records([], [])
         for lease in leases:
-            if (copy := self._table.copy(lease)) is not None:
-                copies.append(copy)
-            elif (ending := self._table.ending(lease)) is not None:
-                endings.append(ending)
-        return Parcel(copies, endings)
+            if (record := record_of(self._table, lease)) is not None:
+                found.live.append(record)
+            elif (end := end_record_of(self._table, lease)) is not None:
+                found.ended.append(end)
+        return found
 
-    def receive(self, parcel: Parcel) -> list[bytes]:
-        """Take what another shard tells: endings first, as they beat copies. Which leases were not held here before."""
-        told: list[bytes] = []
-        if self._asked:
-            told = [*(ending.lease for ending in parcel.endings), *(copy.lease for copy in parcel.copies)]
-        before = [self._known_of(lease) for lease in told]
-        for ending in parcel.endings:
-            self._table.adopt(ending)
-        copies = [copy for copy in parcel.copies if not self._has_moved(copy.lease)]
-        new = [copy.lease for copy in copies if not self._table.items_of(copy.lease)]
-        for copy in copies:
-            # One that had ended here is news for the sender, in case it hasn't heard.
-            if not self._table.take_over(copy):
-                self.owe([copy.lease])
-        self.owe_returned([lease for lease, known in zip(told, before, strict=True) if self._known_of(lease) != known])
+    def received(self, records: Records, identity: Identity | None = None) -> list[bytes]:
+        """Merge what another shard has sent; which leases were not held here before, and are now.
+
+        Those depend on the sender. Of the others some may hold the sender's copies now, in place of what they held.
+
+        Args:
+            records: what it says of leases.
+            identity: the registry's, as that shard knows it: if it is a newer one, it holds here, too.
+        """
+        named: list[bytes] = []
+        if self._returned:
+            named = [*(end.lease for end in records.ended), *(record.lease for record in records.live)]
+        before = [self._state_of(lease) for lease in named]
+        for end in records.ended:  # first, as ends beat records
+            merge_end(self._table, end)
+        new = self._merge([record for record in records.live if not self._has_moved(record.lease)])
+        self._owe_returned(
+            [lease for lease, state in zip(named, before, strict=True) if self._state_of(lease) != state]
+        )
+        if identity is not None and identity.generation > self._table.identity.generation:
+            self._table.identity = identity
         return new
 
-    def _has_moved(self, lease: bytes) -> bool:
-        """Whether a lease is others' since the registry has grown, and not here any more; its holders tell everybody of it still.
+    def _merge(self, records: Iterable[Record]) -> list[bytes]:
+        new: list[bytes] = []
+        for record in records:
+            held_before = bool(self._table.items_of(record.lease))
+            if not merge_record(self._table, record):
+                self.changed([record.lease])  # it has ended here: news for the sender, in case that hasn't heard
+            elif not held_before and record.lease in self._table.live:
+                new.append(record.lease)
+        return new
 
-        What a shard that recovers gets back is, for once, not: its holders of before may all be needed until it has moved. And a
-        shard that is new may not have heard of the growth that it came with.
+    # A shard comes back.
+
+    @property
+    def is_recovering(self) -> bool:
+        """It doesn't know yet all that it should, and so doesn't say "not found"."""
+        return self._is_recovering
+
+    @property
+    def unheard(self) -> frozenset[int]:
+        """The shards that have not yet said what this one held."""
+        return frozenset(self._unheard)
+
+    def shared_with(self, shard: int) -> tuple[list[bytes], bool]:
+        """Another shard has come back and asks: ids of the leases, live or ended, that it is to hold, and whether those are all."""
+        self._returned[shard] = self._clock()
+        complete = shard not in self._unheard and shard not in self._given_up
+        ids = (*self._table.tombstones.ids(), *self._table.live)
+        return [lease for lease in ids if shard in self.topology.everywhere(lease)], complete
+
+    def shared_all(self, shard: int) -> None:
+        """That shard has taken all of them; from here on both know the same."""
+        self._given_up.discard(shard)
+
+    def heard(self, shard: int, complete: bool) -> None:
+        """Another shard has sent all that it shares with this one; `complete` as of its `shared_with`."""
+        self._unheard.discard(shard)
+        if not complete:
+            self._ignorant.add(shard)
+
+    def recovered(self) -> bool:
+        """All others have been heard, or won't be waited for any longer: whether leases may be lost. Then comes `end_recovery`."""
+        self._given_up, self._unheard = self._unheard, set()
+        ignorant = self._ignorant | self._given_up
+        self._ignorant = set()
+        # Of the R holders of a lease one is this shard. If all R - 1 others may be ignorant, nobody may know the lease.
+        return len(ignorant) > self.topology.replicas - 2
+
+    def end_recovery(self, new: Identity | None) -> int:
+        """From now on the shard answers for itself; how many leases it has let go of, as they had moved.
+
+        Args:
+            new: the registry's new identity, if leases may be lost.
         """
-        return (
-            not self._to_hear
-            and self.shard < self.topology.shards
-            and self.shard not in self.topology.holders(lease)
-            and not self._table.items_of(lease)
-        )
+        if new is not None:
+            self._table.identity = new
+        self._is_recovering = False
+        return 0 if self.topology.before else self.drop_moved(list(self._table.live))
 
-    def _known_of(self, lease: bytes) -> tuple[object, ...]:
-        """What can change of a lease."""
-        copy = self._table.copy(lease)
-        return (self._table.ending(lease) is not None,) if copy is None else (copy.used, copy.renewals, copy.terms.ttl)
+    # The topology changes.
 
-    def shared_with(self, shard: int) -> list[bytes]:
-        """Ids of all leases, live or ended, that `shard`, which asks as it came back, is to hold."""
-        self._asked[shard] = self._clock()
-        live, ended = self._table.ids()
-        return [lease for lease in (*ended, *live) if shard in self.topology.everywhere(lease)]
+    def is_stale(self, version: int) -> bool:
+        """Whether a caller that goes by that version of the topology has to look it up again; 0 is nobody's."""
+        return 0 < version < self.topology.version
+
+    def take_topology(self, found: Topology | None) -> bool:
+        """The topology as the control store has it now: whether it is newer than what this shard knew."""
+        if found is None or found.version <= self.topology.version:
+            return False
+        self.topology = found
+        self._moved = set()
+        return True
+
+    def grow(self, shards: int) -> Topology | None:
+        """Somebody wants so many shards, which run: the topology that is to be written; None if there is nothing to do, or not yet.
+
+        Only shard 0 is asked: one shard, one growth at a time.
+        """
+        return grown(self.topology, shards)
+
+    def has_moved(self, shard: int, version: int) -> Topology | None:
+        """A shard has moved away what is others' by that version: the topology to be written, if it was the last one that had to.
+
+        Only shard 0 is told, and again until the growth is over, as it may forget it in a crash.
+        """
+        if version != self.topology.version or not self.topology.before:
+            return None
+        self._moved.add(shard)
+        return settled(self.topology) if self._moved.issuperset(range(self.topology.before)) else None
 
     def misplaced(self) -> list[bytes]:
         """Ids of leases, live or ended, that have other holders since the registry has grown."""
-        live, ended = self._table.ids()
-        return [lease for lease in (*ended, *live) if self.newcomers(lease)]
+        return [lease for lease in (*self._table.tombstones.ids(), *self._table.live) if self.newcomers(lease)]
 
     def newcomers(self, lease: bytes) -> list[int]:
         """The shards that are to hold a lease and did not before the registry grew."""
@@ -208,15 +276,49 @@ class Replica(Generic[T]):
         old = topology._replace(shards=topology.before, before=0).holders(lease)
         return [shard for shard in topology.holders(lease) if shard not in old]
 
-    def drop_strays(self) -> int:
-        """After a recovery: let go of what this shard held before the registry grew, and others gave back; how many that were."""
-        return 0 if self.topology.before else self.drop_moved(self._table.ids()[0])
-
     def drop_moved(self, leases: Iterable[bytes]) -> int:
         """Let go of leases that others hold from now on; how many that were."""
         dropped = 0
         for lease in leases:
             if self.shard not in self.topology.holders(lease):
-                self._table.drop(lease)
+                if lease in self._table.live:
+                    self._table.let_go(lease)
                 dropped += 1
         return dropped
+
+    def _has_moved(self, lease: bytes) -> bool:
+        """Whether a lease is others' since the registry has grown, and not here any more; its holders tell everybody of it still.
+
+        What a shard that recovers gets back is, for once, not: its holders of before may all be needed until it has moved. And a
+        shard that is new may not have heard of the growth that it came with.
+        """
+        return (
+            not self.is_recovering
+            and self.shard < self.topology.shards
+            and self.shard not in self.topology.holders(lease)
+            and not self._table.items_of(lease)
+        )
+
+    def _owe_returned(self, leases: Iterable[bytes]) -> bool:
+        """This shard has learned something of leases that all holders are told: whether one is to hear it from here, too.
+
+        One that came back is. It may have heard it before its crash only, and have asked here before it was known.
+        """
+        for shard in [shard for shard, at in self._returned.items() if self._clock() > at + _LONGEST_CALL_S]:
+            del self._returned[shard]
+        owed = False
+        if self._returned:
+            for lease in leases:
+                for shard in self.topology.everywhere(lease):
+                    if shard in self._returned:
+                        self._owe(lease, shard)
+                        owed = True
+        return owed
+
+    def _owe(self, lease: bytes, shard: int) -> None:
+        self._news.setdefault(shard, OrderedDict())[lease] = None
+
+    def _state_of(self, lease: bytes) -> tuple[object, ...]:
+        """What can change of a lease."""
+        held = self._table.find(lease)
+        return (lease in self._table.tombstones,) if held is None else (held.used, held.renewals, held.terms.ttl)

@@ -4,7 +4,8 @@ A lease lives on the `replicas` shards that rendezvous hashing of its id names: 
 itself, and a registry that grows moves only the leases that a new shard takes over.
 
 What always holds: `holders` names distinct shards, the first of them being the one that decides (about uses, takes and renewals);
-while a registry grows, `everywhere` names all shards that may hold a lease, the old ones first.
+while a registry grows, `everywhere` names all shards that may hold a lease, the old ones first. A version belongs to one topology
+only: shard 0 makes all topologies of a registry that runs, one after the other, by `grown` and `settled`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import NamedTuple
-
-
-def actor_name(registry: str, shard: int = 0) -> str:
-    """Name of a shard's actor, in the namespace `safe_refs`."""
-    return f"registry:{registry}:{shard}" if shard else f"registry:{registry}"
 
 
 class Topology(NamedTuple):
@@ -53,6 +49,21 @@ class Topology(NamedTuple):
     def from_bytes(cls, data: bytes) -> Topology:
         """What `to_bytes` gave."""
         return cls(**json.loads(data))
+
+
+def grown(topology: Topology, shards: int) -> Topology | None:
+    """The topology after this one, with so many shards; None if there are as many already, or a growth is still under way.
+
+    The new shards have to run before anybody goes by it, as they are asked from then on.
+    """
+    if topology.before or shards <= topology.shards:
+        return None
+    return topology._replace(version=topology.version + 1, shards=shards, before=topology.shards)
+
+
+def settled(topology: Topology) -> Topology:
+    """The topology after this one: every lease has moved to its new holders."""
+    return topology._replace(version=topology.version + 1, before=0)
 
 
 def _highest(lease: bytes, shards: int, replicas: int) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-import safe_refs
 from safe_refs.registry.topology import actor_name
+
+import safe_refs
 
 _ANSWER_S = 5.0
 _POLL_S = 0.05

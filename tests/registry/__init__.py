@@ -1,0 +1,1 @@
+"""The registry: the rules of leases, and the actor that keeps them."""

@@ -1,0 +1,1 @@
+"""Several shards and replicas: their rules, their topology, and what a crash costs."""

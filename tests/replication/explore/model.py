@@ -1,0 +1,140 @@
+"""What a state of the whole is made of: values, which are compared, hashed and numbered."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from safe_refs.registry.topology import Topology
+
+from safe_refs.registry.records import Origin
+
+TOPOLOGY = Topology(version=1, shards=2, replicas=2)
+ME = Origin("job", "node", 1, "model")
+DOWN = 0
+T = TypeVar("T", bound=Hashable)
+
+World = tuple[int, int, int, int, int, int, int]  # shard 0, shard 1, client 0, 1, 2, network, book
+Status = tuple[Any, ...]  # of a client's call to one shard; see `Op`
+Choice = tuple[str, int]  # what to do, with which lease
+
+
+def _lease_decided_by(shard: int) -> bytes:
+    return next(id_ for id_ in (bytes([n]) * 16 for n in range(256)) if TOPOLOGY.holders(id_)[0] == shard)
+
+
+LEASES = (_lease_decided_by(0), _lease_decided_by(1))
+NAMES = "XY"
+IN_TURN = ("use", "take", "renew")  # what asks the deciding shard first
+LOOK_UPS = ("resolve", *IN_TURN)
+
+
+class Interned(Generic[T]):
+    """Numbers for values, in the order in which they turn up."""
+
+    def __init__(self) -> None:
+        self.values: list[T] = []
+        self._numbers: dict[T, int] = {}
+
+    def __call__(self, value: T) -> int:
+        number = self._numbers.get(value)
+        if number is None:
+            number = self._numbers[value] = len(self.values)
+            self.values.append(value)
+        return number
+
+
+class Network(NamedTuple):
+    """What is under way between shards, and what nobody waits for.
+
+    Attributes:
+        news: from each shard, to the other: the call, and the leases to give back if it fails.
+        told: to each shard, the answer to its question what it held: a call.
+        orphans: calls that nobody waits for: the shard, and the call.
+    """
+
+    news: tuple[tuple[int, tuple[bytes, ...]] | None, tuple[int, tuple[bytes, ...]] | None] = (None, None)
+    told: tuple[int | None, int | None] = (None, None)
+    orphans: tuple[tuple[int, int], ...] = ()
+
+
+class Story(NamedTuple):
+    """What was promised about one lease.
+
+    Attributes:
+        stage: "" (nothing yet), "pinning", "held" (the pin returned well), "undone" (it did not, and its release went out),
+            "abandoned" (its maker died meanwhile).
+        epoch: that its payload names.
+        crashed: which shards (a bit each) crashed, or had not recovered, while a call for it was open or its news were owed.
+        risk: both did, so that what one of them alone knew may be gone; or both were down or recovering at the same time.
+        enders: releases and takes that were begun, counted up to 2.
+        users: uses that were begun, where they count.
+        ended: a release, a take or the last use has returned well.
+        wins: how many loads by use or take have succeeded.
+    """
+
+    stage: str = ""
+    epoch: int = 0
+    crashed: int = 0
+    risk: bool = False
+    enders: int = 0
+    users: int = 0
+    ended: bool = False
+    wins: int = 0
+
+
+class Book(NamedTuple):
+    """What may still happen, what the control store knows, and what was promised.
+
+    Attributes:
+        crashes, deaths, doubles: how many may still come.
+        epoch: in the control store.
+        stories: of each lease.
+    """
+
+    crashes: int
+    deaths: int
+    doubles: int
+    epoch: int = 1
+    stories: tuple[Story, Story] = (Story(), Story())
+
+
+class Op(NamedTuple):
+    """What a client is doing.
+
+    Attributes:
+        kind: pin, release, use, take, renew, resolve.
+        lease: its number.
+        flag: of a resolve: it began after the lease had ended (and, if a shard crashed meanwhile, all had heard of it).
+        turn: how many steps its program has left after it.
+        calls: the status of its call to each shard, a tuple:
+            ("later",): it is this shard's turn after the other;
+            ("sent", crashed): under way; `crashed`: the shard crashed meanwhile, so that it may fail at any time;
+            ("done", answer): carried out, the answer under way;
+            ("repairing",): it was dead, and the other is being told to pass the lease on;
+            ("no",): it failed, the shard was dead;
+            ("ok",), ("items",), ("renewed", which) and so on: the answer is here.
+    """
+
+    kind: str
+    lease: int
+    flag: bool
+    calls: tuple[Status, Status]
+    turn: int = 0
+
+
+class Client(NamedTuple):
+    """A client: what it will do (for each step, one of some choices), and what it is doing."""
+
+    program: tuple[tuple[Choice, ...], ...]
+    op: Op | None = None
+
+
+def replaced(pair: tuple[Any, Any], index: int, value: Any) -> tuple[Any, Any]:
+    """A pair with another value at one index."""
+    return (value, pair[1]) if index == 0 else (pair[0], value)
+
+
+def told(book: Book, lease: int, story: Story) -> Book:
+    """A book with another story of one lease."""
+    return book._replace(stories=replaced(book.stories, lease, story))

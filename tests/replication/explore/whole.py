@@ -1,0 +1,64 @@
+"""The whole: both shards, the clients, the network and the book, as seven small numbers."""
+
+from __future__ import annotations
+
+from .clients import Scope
+from .model import LEASES, TOPOLOGY, Book, Client, Interned, Network, Op, World
+from .shards import Shards
+
+
+class Whole:
+    """The parts of all states of a scope, numbered. What breaks a property is kept as the problem."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.shards = Shards(scope.table, scope.replica, scope.uses, scope.limits)
+        self.clients: Interned[Client] = Interned()
+        self.networks: Interned[Network] = Interned()
+        self.books: Interned[Book] = Interned()
+        self._holders = tuple(TOPOLOGY.holders(lease) for lease in LEASES)
+        self._problem = ""
+        call = self.shards.calls
+        self._send_news, self._tell, self._give_up = call(("send news",)), call(("tell",)), call(("give up",))
+
+    def first(self) -> World:
+        """Two empty shards, and clients that have done nothing yet."""
+        book = Book(self.scope.crashes, self.scope.deaths, self.scope.doubles)
+        a, b, c = (self.clients(Client(program)) for program in self.scope.programs)
+        shards = (self.shards.start(0, 1, False), self.shards.start(1, 1, False))
+        return (*shards, a, b, c, self.networks(Network()), self.books(book))
+
+    def _settled_of(self, world: World, lease: int, network: Network) -> bool:
+        """Whether both shards know the same of a lease, and nothing that concerns it is under way."""
+        shown = [self.shards.shown[world[shard]] for shard in (0, 1)]
+        return (
+            network == Network()
+            and not any(shard.recovering or LEASES[lease] in shard.news for shard in shown)
+            and not any(
+                (op := self.clients.values[client].op) is not None and op.lease == lease and op.kind != "resolve"
+                for client in world[2:5]
+            )
+        )
+
+    def _both_out(self, world: World) -> bool:
+        """Whether both shards are down or recovering."""
+        shown = self.shards.shown
+        return shown[world[0]].recovering and shown[world[1]].recovering
+
+    def _with_op(self, world: World, number: int, op: Op | None) -> int:
+        return self.clients(Client(self.clients.values[world[2 + number]].program, op))
+
+    def _moved(
+        self, world: World, parts: dict[int, int], *, network: Network | None = None, book: Book | None = None
+    ) -> World:
+        parts_of = list(world)
+        for index, part in parts.items():
+            parts_of[index] = part
+        if network is not None:
+            parts_of[5] = self.networks(network)
+        if book is not None:
+            parts_of[6] = self.books(book)
+        return tuple(parts_of)  # type: ignore[return-value] # of the same length
+
+    def _name(self, call: int) -> str:
+        return " ".join(str(part) for part in self.shards.calls.values[call])
