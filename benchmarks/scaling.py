@@ -181,7 +181,7 @@ def begin(registry: str, shards: int, replicas: int) -> None:
     """Start a registry, and send new leases to it."""
     os.environ["SAFE_REFS_REGISTRY"] = registry
     safe_refs.init(shards=shards, replicas=replicas)
-    config._told.shards = config._told.replicas = None  # the next registry is another
+    config._given.shards = config._given.replicas = None  # the next registry is another
 
 
 def shard(registry: str, number: int) -> Any:
@@ -337,7 +337,7 @@ def changes(leases: int) -> list[Change]:
         begun = time.perf_counter()
         safe_refs.init("changes", shards=4)
         ended = time.perf_counter()
-    config._told.shards = None
+    config._given.shards = None
     growth = calls.change("growth from 2 to 4 shards", leases, ended - begun, ended - begun)
     ended_leases = safe_refs.shutdown("changes")
     if ended_leases < leases:

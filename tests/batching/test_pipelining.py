@@ -238,7 +238,7 @@ def test_it_is_a_setting_too(cluster: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not config.waits()
     assert config.waits(True)
     monkeypatch.setenv("SAFE_REFS_WAIT", "1")
-    monkeypatch.setattr(config._told, "wait", None)
+    monkeypatch.setattr(config._given, "wait", None)
     safe_refs.init(wait=False)
     assert config.waits()
     monkeypatch.delenv("SAFE_REFS_WAIT")

@@ -13,15 +13,9 @@ from typing import Any
 
 import pytest
 
-from safe_refs.errors import LeaseNotFoundError, SafeRefsError
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Identity, Origin
-from safe_refs.registry.wire import Granted, NotNow, Silence
-from safe_refs.replication import rules
-from safe_refs.replication.merging import Inquiry, Pinning
-from safe_refs.replication.records import Record
-from safe_refs.replication.rules import Rules
-from tests.replication.explore import NOT_FOUND, Explorer, Scope, ViolationError
+from safe_refs.registry.records import Origin
+from tests.replication.explore import Explorer, Scope, ViolationError
 
 # Programs: a client's steps, and of each the choices. X may be used any number of times, Y once (or as the scope says).
 PIN_X, PIN_Y = (("pin", 0),), (("pin", 1),)
