@@ -11,9 +11,21 @@ from typing import Any, Protocol
 import pytest
 
 import safe_refs
+from safe_refs import assembly
+from safe_refs.config import Deadline
+from safe_refs.config import deadline as deadline_of
 from safe_refs.envelope import LeaseAddress
+from safe_refs.registry import verbs, whole
+from safe_refs.registry.listing import page
 from safe_refs.registry.records import Query, Terms
+from safe_refs.registry.requests import Plan
+from safe_refs.registry.sessions import Session
+from tests.support import core_alone
 from tests.support.rules import ME, STARTED, Clock, make_table
+
+
+def deadline() -> Deadline:
+    return deadline_of(30)
 
 
 class Subject(Protocol):
@@ -65,32 +77,34 @@ class Actor:
         self.name = name
         self.session = session
         self.registry = session.registry(name)
-        self.identity = self.registry.identify(deadline(30))
+        self.identity = self.registry.identify(deadline())
 
     def address(self, lease: bytes) -> LeaseAddress:
-        return LeaseAddress(self.name, self.session.connection.cluster, *self.identity, lease)
+        return LeaseAddress(
+            self.name, self.session.connection.cluster, self.identity.epoch, self.identity.generation, lease
+        )
 
     def pin(self, lease: bytes, items: list[str], **terms: Any) -> None:
         import ray
 
         plan = Plan(lease, [ray.put(item) for item in items], Terms(**terms), self.session.origin())
-        self.session.sender.pin(self.name, plan, deadline(30))
+        self.session.sender.pin(self.name, plan, deadline())
 
     def resolve(self, lease: bytes, slot: int | None = None, *, take: bool = False) -> list[str]:
         import ray
 
         row = verbs.wanted(self.address(lease), self.session, slot=slot, take=take)
-        values: list[str] = ray.get(self.session.sender.resolve(row, deadline(30)), timeout=20)
+        values: list[str] = ray.get(self.session.sender.resolve(row, deadline()), timeout=20)
         return values
 
     def release(self, lease: bytes) -> int:
-        return self.session.sender.release(self.name, [lease], deadline(30))
+        return self.session.sender.release(self.name, [lease], deadline())
 
     def renew(self, lease: bytes, ttl: float | None) -> None:
-        verbs.renew(self.registry, self.address(lease), ttl, deadline(30))
+        verbs.renew(self.registry, self.address(lease), ttl, deadline())
 
     def expires_in_s(self, lease: bytes) -> float | None:
-        return verbs.expires_in_s(self.registry, self.address(lease), deadline(30))
+        return verbs.expires_in_s(self.registry, self.address(lease), deadline())
 
     def labels(self) -> list[str | None]:
         return [info.label for info in whole.leases(self.registry, Query(), None, False, 30)]
@@ -106,7 +120,7 @@ def names() -> Iterator[dict[str, str]]:
     yield found
     safe_refs.shutdown(found["actor"])
     safe_refs.shutdown(found["replicas"])
-    whole.shutdown(core_alone.session().registry(found["core"]), deadline(30))
+    whole.shutdown(core_alone.session().registry(found["core"]), deadline())
 
 
 @pytest.fixture(params=["rules", "core", "actor", "replicas"])
