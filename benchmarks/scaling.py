@@ -30,12 +30,12 @@ os.environ.setdefault(
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 )  # or Ray replaces 127.0.0.1 by the machine's own address
 
-from safe_refs.registry.topology import Topology, actor_name
-
 import safe_refs
 from benchmarks.compare import Figure, compare, machine
 from safe_refs import config
 from safe_refs.registry.records import Origin, Terms
+from safe_refs.registry.shard import actor_name
+from safe_refs.replication.topology import Topology
 
 REPLICAS_RATIO = 1.5
 _CLIENTS = 3
@@ -307,9 +307,9 @@ def fill(registry: str, refs: list[Any], topology: Topology) -> None:
         from safe_refs._ray import workers
 
         maker = Origin("01000000", "00" * 28, 1, "benchmark")
-        with held._lock:
+        with held.lock:
             for lease, ref in zip(leases, refs, strict=True):
-                held._table.pin(lease, [ref], [workers.owner_of(ref)], Terms(), maker)
+                held.table.pin(lease, [ref], [workers.owner_of(ref)], Terms(), maker)
 
     for start in range(0, len(refs), _AT_ONCE):
         batch = [(os.urandom(16), ref) for ref in refs[start : start + _AT_ONCE]]
