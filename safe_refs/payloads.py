@@ -9,7 +9,6 @@ several: all are held when `finish` returns, or none.
 
 from __future__ import annotations
 
-
 import os
 import time
 from collections.abc import Iterable, Sequence

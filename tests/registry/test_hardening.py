@@ -143,7 +143,7 @@ def test_an_owner_believed_dead_is_asked_again_for_a_new_lease() -> None:
     table.bury(b"one")
     table.pin(B, ["a"], [b"one"], safe_refs_terms(), ME)
     table.release(A, ME)
-    assert table.owners() == [b"one"]
+    assert table.owners.living() == [b"one"]
     assert table.bury(b"one") == 1
 
 
