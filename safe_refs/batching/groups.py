@@ -29,7 +29,7 @@ from ..registry.calls import NoRegistryError, Registry
 from ..registry.records import Identity, Origin
 from ..registry.requests import Plan, Wanted
 from ..threads import Background
-from .queues import AT_ONCE, OPEN, A, GroupQueue, Request, W, logger
+from .queues import AT_ONCE, OPEN, A, GroupQueue, Lone, Request, W, logger
 
 if TYPE_CHECKING:
     import ray
@@ -54,20 +54,21 @@ class Group(GroupQueue[W, A]):
         me = get_ident()
         if me in self._inside:
             return self._alone(what, deadline)
-        request: Request[W, A] = Request(what, deadline)
+        mine: Request[W, A] | Lone = Lone(deadline)
         self._inside.add(me)
         try:
             with self._lock:
                 leads = self._leader is None and self._gone is None
                 if leads:
-                    self._leader = request
+                    self._leader = mine
             if leads:
                 return self._alone(what, deadline)
-            return self._ask_with_others(request)
+            mine = Request(what, deadline)
+            return self._ask_with_others(mine)
         finally:
             # Whether this thread leads is looked up here, not remembered: Ctrl-C may come between any two lines above.
-            if self._leader is request:
-                self._pass_on(request)
+            if self._leader is mine:
+                self._pass_on(mine)
             self._inside.discard(me)
 
     def _ask_with_others(self, request: Request[W, A]) -> A:
@@ -248,7 +249,7 @@ class Batched:
 
     def _pin_group(self, name: str) -> Group[Plan, Identity]:
         registry = self.session.registry(name)
-        return self._begin(self._pins, registry, partial(verbs.pin, registry), partial(_pin_together, registry))
+        return self._begin(self._pins, registry, partial(_pin, registry), partial(_pin_together, registry))
 
     def _resolve_group(self, name: str) -> Group[Wanted, list[Ref]]:
         registry = self.session.registry(name)
@@ -282,6 +283,14 @@ def _gone(registry: str) -> RegistryUnavailableError:
         f"the connection to Ray by which registry {registry!r} was asked has ended: call ray.init(address=...) for the cluster, and "
         "try again"
     )
+
+
+def _pin(registry: Registry, plan: Plan, deadline: Deadline) -> Identity:
+    # Nearly always the first call decides; `verbs.pin` asks until one does.
+    answer = registry.verbs(start=True).pin_once([plan], deadline)[0]
+    if isinstance(answer, SafeRefsError):
+        raise answer
+    return verbs.pin(registry, plan, deadline) if answer is None else answer
 
 
 def _pin_together(

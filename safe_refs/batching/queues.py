@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..config import Deadline
 from ..threads import Background
@@ -64,6 +64,12 @@ class Request(Generic[W, A]):
         self.what = None  # type: ignore[assignment] # nobody looks any more
 
 
+class Lone(NamedTuple):
+    """Stands for a thread that found nobody else, and leads with its own request alone."""
+
+    deadline: Deadline
+
+
 class GroupQueue(Generic[W, A]):
     """Requests of one kind to one registry, and the thread for those that are posted.
 
@@ -90,7 +96,7 @@ class GroupQueue(Generic[W, A]):
         self._inside = inside
         self._lock = threading.Lock()  # guards all that follows; held for microseconds
         self._called = threading.Condition(self._lock)  # the thread for posted requests waits for it
-        self._leader: Request[W, A] | None = None  # whose thread has a call under way
+        self._leader: Request[W, A] | Lone | None = None  # whose thread has a call under way
         self._waiting = deque[Request[W, A]]()  # at most one for each thread of the process
         self._posted = deque[
             Request[W, A]
@@ -167,7 +173,7 @@ class GroupQueue(Generic[W, A]):
                     request.waiter.release()
         return posted
 
-    def _pass_on(self, leader: Request[W, A]) -> None:
+    def _pass_on(self, leader: Request[W, A] | Lone) -> None:
         """The leader's call has ended: let another one lead, if there is something to send."""
         with self._lock:
             if self._leader is not leader:
