@@ -42,8 +42,8 @@ redis:
 demo: venv
 	$(BIN)/safe-refs demo
 
-# Two at a time, each with a Ray of its own: most tests wait for something most of the time. In the order of their files, as those that
-# take longest have few tests.
+# Two at a time, each with a Ray of its own: most tests wait for something most of the time. File by file in the order of
+# tests/conftest.py, as the files that take longest have few tests.
 test: venv redis
 	$(PYTEST) $(PARALLEL)
 

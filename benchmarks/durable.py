@@ -76,24 +76,24 @@ def measure(share: float) -> Section:
 
 def _peak(ref: Any, size: int, rounds: int) -> Line:
     """The most that the store holds while a copy is made, in objects."""
-    from safe_refs import _ray
+    from safe_refs._ray import store
 
     peaks = []
     for _ in range(rounds):
-        _ray.wait_for_store(round(1.1 * size), 10)
+        store.wait_for_store(round(1.1 * size), 10)
         seen: list[int] = []
         over = threading.Event()
 
         def watch(seen: list[int] = seen, over: threading.Event = over) -> None:
             while not over.is_set():
-                seen.append(_ray.store_usage().used_bytes)
+                seen.append(store.store_usage().used_bytes)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         payload = safe_refs.dumps(ref, durable=True)
         over.set()
         watcher.join()
-        seen.append(_ray.store_usage().used_bytes)
+        seen.append(store.store_usage().used_bytes)
         safe_refs.release(payload)
         peaks.append(max(seen) / size)
     return spread(f"{size // MB} MB: peak memory ÷ the object", peaks, "times", 2.0)

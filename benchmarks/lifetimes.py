@@ -28,7 +28,7 @@ os.environ.setdefault(
 import safe_refs
 from benchmarks.compare import Figure, compare, machine
 from safe_refs.registry.records import Origin, Terms
-from safe_refs.registry.topology import actor_name
+from safe_refs.registry.shard import actor_name
 
 LONGEST_STALL_MS = 50.0
 RESOLVE_RATIO = 1.2
@@ -64,9 +64,9 @@ def fill(registry: str, refs: list[Any], count: int, ttl: float | None) -> None:
 
     def put(shard: Any, refs: list[Any], count: int, ttl: float | None) -> None:
         maker = Origin("01000000", "00" * 28, 1, "benchmark")
-        from safe_refs import _ray
+        from safe_refs._ray import workers
 
-        owner = {ref: _ray.owner_of(ref) for ref in refs}
+        owner = {ref: workers.owner_of(ref) for ref in refs}
         with shard._lock:
             for number in range(count):
                 ref = refs[number % len(refs)]

@@ -20,7 +20,7 @@ from typing import Any
 import safe_refs
 from benchmarks.lines import Line, Section, small_ray
 from benchmarks.servers import redis_server
-from safe_refs import _ray
+from safe_refs._ray import store
 
 TASKS, VALUE_BYTES = 32, 10_000_000
 BY_HAND, OURS, LEAKING, PROXIES = "Ray's references, by hand", "safe_refs", "ray.cloudpickle", "ProxyStore over Redis"
@@ -131,7 +131,7 @@ class Watch(threading.Thread):
         """Bytes pinned now."""
         disk = sum(each.stat().st_size for each in self._spill.rglob("*") if each.is_file())
         in_redis = max(0, self._redis.info("memory")["used_memory"] - self._empty)
-        return float(_ray.store_usage().primary_bytes + disk + in_redis)
+        return float(store.store_usage().primary_bytes + disk + in_redis)
 
     def end(self) -> float:
         """Stop; what is pinned when all has come to rest."""

@@ -15,7 +15,7 @@ from typing import Any
 import safe_refs
 from benchmarks.lifetimes import fill
 from benchmarks.lines import Section, small_ray, spread
-from safe_refs.registry.topology import actor_name
+from safe_refs.registry.shard import actor_name
 
 FEW = 1_000
 _BLOCK = 400  # resolves of each, alternately, for one ratio

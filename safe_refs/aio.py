@@ -79,8 +79,6 @@ async def _hold(pickled: Pickled, asked: terms.Asked) -> bytes:
         raise
     if asked.durable:
         return (await _durably(partial(payloads.hold, [pickled], asked)))[0]
-    if not asked.waits:
-        return payloads.hold([pickled], asked)[0]
     return await payloads.hold_async(pickled, asked)
 
 

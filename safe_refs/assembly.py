@@ -12,10 +12,12 @@ from . import config
 from ._ray import workers
 from .anchoring.borrower import Borrower
 from .anchoring.part import Anchoring
-from .batching import futures, unacknowledged
+from .batching import futures
 from .batching.groups import Batched
-from .batching.unacknowledged import Account, Unacknowledged
+from .batching.unacknowledged import Account, Unacknowledged, flush
+from .batching.unacknowledged import current as current_account
 from .config import Deadline, Limits
+from .durability import owner
 from .durability.client import Copies, given_up
 from .durability.part import Durability
 from .registry import sessions
@@ -28,8 +30,9 @@ from .registry.requests import Plan, Wanted
 from .registry.sessions import Session
 from .registry.shard import Shard
 from .replication import growth
+from .replication.control_store import join
 from .replication.directory import TopologyDirectory
-from .replication.part import Replication, join
+from .replication.part import Replication
 from .replication.verbs import ReplicatedVerbs
 
 
@@ -46,9 +49,7 @@ class SafeRefsRegistry(Shard):
     def __init__(self, registry: str, limits: Limits, number: int = 0, anchors: bool = True) -> None:
         joined = join(registry, number)
         super().__init__(registry, joined.identity, limits, number, alone=joined.topology.replicas == 1)
-        parts: list[ShardPart] = [Replication(self, joined), Durability(self)]
-        if anchors and Anchoring.is_possible():
-            parts.append(Anchoring(self))
+        parts: list[ShardPart] = [Replication(self, joined), Durability(self, owner.start), Anchoring(self, anchors)]
         self.start(parts)
 
 
@@ -65,22 +66,28 @@ class Client(Session):
 
     def __init__(self, connection: workers.Connection) -> None:
         super().__init__(connection, TopologyDirectory(), _start, _verbs)
-        self.sender = Batched(self)
+        # First: what anchors at the end of the process is to run after what flushes then, and hooks run in the reverse order.
+        borrower = Borrower(self)
+        self.sender = self._batched = Batched(self)
         self.unacknowledged = Unacknowledged(self)
         self.copies = Copies(self)
-        self.parts = (Borrower(self), self.copies)
+        self.parts = (borrower, self.copies)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
         """Have a lease pinned soon; what goes wrong is logged, and raised by `flush`."""
         self.unacknowledged.post(registry, plan, deadline)
 
+    async def post_async(self, registry: str, plan: Plan, deadline: Deadline) -> None:
+        """`post`, awaited."""
+        await futures.post(self.unacknowledged, registry, plan, deadline)
+
     async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
         """`sender.pin`, awaited."""
-        return await futures.pin(self.sender, self.registry(registry), plan, deadline)
+        return await futures.pin(self._batched, self.registry(registry), plan, deadline)
 
     async def resolve_async(self, row: Wanted, deadline: Deadline) -> list[Any]:
         """`sender.resolve`, awaited."""
-        return await futures.resolve(self.sender, row, deadline)
+        return await futures.resolve(self._batched, row, deadline)
 
     def close(self) -> None:
         """The connection is gone."""
@@ -118,4 +125,14 @@ def ensure(registry: Registry, shards: int | None, replicas: int | None, deadlin
     growth.ensure(registry, shards, replicas, deadline)
 
 
-__all__ = ["Account", "Client", "SafeRefsRegistry", "client", "connect", "ensure", "given_up", "unacknowledged"]
+__all__ = [
+    "Account",
+    "Client",
+    "SafeRefsRegistry",
+    "client",
+    "connect",
+    "current_account",
+    "ensure",
+    "flush",
+    "given_up",
+]

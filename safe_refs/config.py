@@ -182,7 +182,7 @@ def checked_name(name: str) -> str:
     Raises:
         ValueError: it isn't: letters, digits and `_.-`, 1 to 64 of them.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(str(name)):
         raise ValueError(
             f"a registry's name is 1 to 64 letters, digits, dots, dashes and underscores, not {name!r:.80}"
         )
@@ -191,7 +191,10 @@ def checked_name(name: str) -> str:
 
 def deadline(given: float | timedelta | None = None) -> Deadline:
     """Until when a call that begins now may wait for the registry; see `timeout_s`."""
-    seconds_given = timeout_s(given)
+    if given is None and not os.environ.get("SAFE_REFS_TIMEOUT"):
+        seconds_given = _given.timeout or DEFAULT_TIMEOUT_S
+    else:
+        seconds_given = timeout_s(given)
     return Deadline(time.monotonic() + seconds_given, seconds_given)
 
 

@@ -288,7 +288,7 @@ def _pickle_quickly(obj: Any) -> Pickled | bytes:
     finally:
         state.writing = around
     pieces = sink.take()
-    if pieces and not _by_value_modules():
+    if pieces and ("cloudpickle" not in sys.modules or not _by_value_modules()):
         if len(pieces) == 1 and len(pieces[0]) <= _LARGEST_FRAME:
             # Only a pickler that met nothing large is kept: clearing a memo costs as much as it once grew to.
             pickler.clear_memo()

@@ -16,7 +16,7 @@ from . import payloads, places, terms
 from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .kinds import kind_of, refusal
-from .slots import ACTOR, OBJECT_REF, register
+from .slots import ACTOR, KINDS, OBJECT_REF, register
 
 if TYPE_CHECKING:
     import ray
@@ -307,10 +307,14 @@ def pin(
 def _pin(refs: list[Any], asked: terms.Asked) -> list[SafeRef[Any]]:
     """Have references held under one lease; the handles for them."""
     kinds = "".join(map(_kind, refs))
-    with payloads.Transaction(asked) as transaction:
+    transaction = payloads.Transaction(asked)
+    try:
         transaction.prepare(refs)
         transaction.pin()
         return handles_of(transaction.finish()[0].address, kinds)
+    except BaseException:
+        transaction.undo()
+        raise
 
 
 def handles_of(address: LeaseAddress, kinds: str) -> list[SafeRef[Any]]:
@@ -323,7 +327,10 @@ def slot_values(
 ) -> Sequence[Sequence[Any]]:
     """What belongs into the slots of payloads: references from the registry, or handles."""
     for header in headers:
-        payloads.check_kinds(header)
+        if not KINDS.issuperset(header.kinds):
+            payloads.check_kinds(header)
+    if resolve and len(headers) == 1:
+        return [payloads.resolve(headers[0].address, timeout, slot=None, take=take)]
     if resolve:
         return payloads.resolve_many([header.address for header in headers], timeout, take=take)
     if take:

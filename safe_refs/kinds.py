@@ -1,7 +1,7 @@
 """Which types are references, what is carried of them, and what is refused.
 
-What always holds: no library is imported that isn't in use here already; at any time but while safe_refs pickles in the same thread, a
-reducer gives what the type's own `__reduce__` gives.
+What always holds: no library is imported that isn't in use here already; a reducer returns what the type's own `__reduce__` returns,
+except while safe_refs pickles in the same thread.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ several: all are held when `finish` returns, or none.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ def client() -> Session:
     """
     from .registry import sessions
 
-    found = sessions.current()
+    found = sessions.known.get(workers.connection())
     if found is None:
         from . import assembly
 
@@ -66,7 +65,7 @@ class Prepared(NamedTuple):
 
 
 class Transaction:
-    """Leases that begin together. As a context manager it undoes all if the block raises.
+    """Leases that begin together: `prepare` each, `pin`, `finish`; and `undo` if one of these raises.
 
     Args:
         asked: on what terms, and whether to wait.
@@ -79,12 +78,8 @@ class Transaction:
         self.deadline = Deadline(time.monotonic() + asked.settings.timeout_s, asked.settings.timeout_s)
         self.prepared: list[Prepared] = []
 
-    def __enter__(self) -> Transaction:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            return
+    def undo(self) -> None:
+        """Nothing of it is to stay held. Never raises."""
         registry = self._client.registry(self._registry)
         # A call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
         # release first refuses the pin.
@@ -106,8 +101,14 @@ class Transaction:
         client, asked = self._client, self._asked
         registry = client.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
-        lease = os.urandom(16)
-        plan = Plan(lease, refs, asked.terms, client.origin(), _borrowed(client, refs), asked.durable)
+        lease, borrowed = os.urandom(16), list[Any]()
+        # A Ray Client can't tell what it borrows: the shard sees what the client's server owns.
+        if not client.connection.client:
+            try:
+                borrowed = workers.borrowed(refs)
+            except ValueError as error:
+                raise _ownerless(error, refs) from None
+        plan = Plan(lease, refs, asked.terms, client.origin(), borrowed, asked.durable)
         address = LeaseAddress(
             self._registry, client.connection.cluster, epoch, generation, lease, soon=not asked.waits
         )
@@ -140,36 +141,33 @@ class Transaction:
             for plan in plans:
                 client.post(self._registry, plan, self.deadline)
             return
+        if any(plan.borrowed or plan.durable for plan in plans):
+            client.before_pins(self._registry, plans)
         if len(plans) == 1:
-            client.before_pin(self._registry, plans[0])
-            self.acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
+            self._acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
         elif plans:
-            self._pin_many(plans)
-
-    def _pin_many(self, plans: list[Plan]) -> None:
-        for plan in plans:
-            self._client.before_pin(self._registry, plan)
-        self.acknowledged(self._client.sender.pin_many(self._registry, plans, self.deadline))
+            self._acknowledged(client.sender.pin_many(self._registry, plans, self.deadline))
 
     async def pin_async(self) -> None:
-        """`pin` of one lease, awaited."""
+        """`pin` of one lease, awaited. A thread of the session tells the wings, as they may wait."""
         plan = self.prepared[0].plan
-        self._client.before_pin(self._registry, plan)
-        identity = await self._client.pin_async(self._registry, plan, self.deadline)
-        self.acknowledged([identity])
+        if self._asked.waits:
+            self._name([await self._client.pin_async(self._registry, plan, self.deadline)])
+        else:
+            await self._client.post_async(self._registry, plan, self.deadline)
 
-    def acknowledged(self, identities: Sequence[Identity]) -> None:
+    def _acknowledged(self, identities: Sequence[Identity]) -> None:
         """The registries of these identities hold the leases. Wings finish what they have begun."""
+        self._name(identities)
+        pins = [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)]
+        self._client.after_pins(self._registry, pins, self.deadline)
+
+    def _name(self, identities: Sequence[Identity]) -> None:
+        """A registry that has restarted since this process last heard of it: name the start that holds the lease."""
         for number, (each, identity) in enumerate(zip(self.prepared, identities, strict=True)):
             if identity.epoch != each.address.epoch:
-                # The registry has restarted since this process last heard of it: name the one that holds the lease.
                 address = each.address._replace(epoch=identity.epoch, generation=identity.generation)
                 self.prepared[number] = each._replace(address=address)
-        self._client.after_pins(
-            self._registry,
-            [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)],
-            self.deadline,
-        )
 
     def finish(self) -> list[Prepared]:
         """The leases as they are held now. If this is part of another pickling, they end with that should it fail."""
@@ -198,11 +196,14 @@ def hold(pickled: Sequence[Pickled], asked: Asked) -> list[bytes]:
         for each in pickled:
             each.writing.discard()
         raise
-    with transaction:
+    try:
         for each in pickled:
             transaction.prepare(each.writing.refs or (), each)
         transaction.pin()
         return [payload_of(each) for each in transaction.finish()]
+    except BaseException:
+        transaction.undo()
+        raise
 
 
 async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
@@ -212,32 +213,26 @@ async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
     except BaseException:
         pickled.writing.discard()
         raise
-    with transaction:
+    try:
         transaction.prepare(pickled.writing.refs or (), pickled)
         await transaction.pin_async()
         return payload_of(transaction.finish()[0])
+    except BaseException:
+        transaction.undo()
+        raise
 
 
-def _borrowed(client: Session, refs: Sequence[Any]) -> Sequence[Any]:
-    """Those that other processes own. A Ray Client can't tell: the shard sees what the client's server owns.
-
-    Raises:
-        UnsupportedReferenceError: Ray doesn't know whose one is.
-    """
-    if client.connection.client:
-        return ()
-    try:
-        return workers.borrowed(refs)
-    except ValueError as error:
-        if "owner is unknown" not in str(error):
-            raise
-        raise UnsupportedReferenceError.of(
-            workers.ownerless(refs),
-            "a reference of which Ray does not know the owner",
-            "it was made from a bare id (by plain pickle, say), so nothing can be held by it; pass on the reference itself, or a "
-            "payload",
-            kind="ray.ObjectRef",
-        ) from None
+def _ownerless(error: ValueError, refs: Sequence[Any]) -> Exception:
+    """The error for references of which Ray doesn't know the owner of one."""
+    if "owner is unknown" not in str(error):
+        return error
+    return UnsupportedReferenceError.of(
+        workers.ownerless(refs),
+        "a reference of which Ray does not know the owner",
+        "it was made from a bare id (by plain pickle, say), so nothing can be held by it; pass on the reference itself, or a "
+        "payload",
+        kind="ray.ObjectRef",
+    )
 
 
 def release_later(address: LeaseAddress) -> None:
@@ -264,8 +259,6 @@ def resolve_many(
     addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, *, take: bool
 ) -> list[list[Any]]:
     """The references of several leases, in one call to each shard that holds some."""
-    if len(addresses) == 1:
-        return [resolve(addresses[0], timeout, slot=None, take=take)]
     if not addresses:
         return []
     from .registry.verbs import wanted
@@ -280,6 +273,8 @@ def resolve_many(
 
 async def reach(settings: config.Settings) -> None:
     """See to it that this process knows its registry, so that nothing has to wait for that in an event loop."""
+    import asyncio  # takes a while, and most processes never need it
+
     from .registry import sessions
 
     here = sessions.current() if sessions.are_known() else None
@@ -292,6 +287,8 @@ async def resolve_async(
     address: LeaseAddress, timeout: float | timedelta | None, *, slot: int | None, take: bool
 ) -> list[Any]:
     """`resolve`, awaited."""
+    import asyncio
+
     from .registry import sessions
     from .registry.verbs import wanted
 
@@ -313,7 +310,8 @@ def release(addresses: Iterable[LeaseAddress], timeout: float | timedelta | None
     here, deadline = client(), config.deadline(timeout)
     by_registry: dict[str, list[bytes]] = {}
     for address in addresses:
-        here.check_cluster(address)
+        if address.cluster != here.connection.cluster:
+            here.check_cluster(address)
         by_registry.setdefault(address.registry, []).append(address.lease)
     count = 0
     for registry, leases in by_registry.items():

@@ -1,8 +1,8 @@
 """`dumps`, `loads` and `dump`: between an object and its payload (`load` and the classes are in `pickler`).
 
-Out: `engine` pickles the object and collects its references. If there are none, that pickle is the result; otherwise `payloads` makes
-a payload of it, whose references the registry holds. In: `handle.slot_values` gives what stands in the slots while the inner pickle is
-opened.
+Out: `engine` pickles the object and collects its references. If there are none, that pickle is the result; otherwise `payloads`
+makes a payload of it, whose references the registry holds. In: `handle.slot_values` gives what stands in the slots while the inner
+pickle is opened.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ def flush(timeout: float | timedelta | None = None) -> None:
         RegistryFullError: or another error of `dumps`: that of the first that failed since the last `flush`. Nothing of a failed one
             is held. What was passed on inside a `pipeline` is its own: it is raised by a `flush` inside, or by the pipeline's end.
     """
-    from .batching.unacknowledged import flush
+    from . import assembly
 
-    flush(config.deadline(timeout))
+    assembly.flush(config.deadline(timeout))
 
 
 @contextmanager
@@ -41,7 +41,9 @@ def pipeline() -> Iterator[None]:
     Raises:
         Exception: at the end, as from `flush`, unless the block raised something itself.
     """
-    account = late.posting.current.set(late.posting.Account())
+    from .assembly import Account, current_account
+
+    account = current_account.set(Account())
     token = config.waiting.set(False)
     try:
         yield
@@ -55,4 +57,4 @@ def pipeline() -> Iterator[None]:
         flush()
     finally:
         config.waiting.reset(token)
-        late.posting.current.reset(account)
+        current_account.reset(account)

@@ -1,8 +1,8 @@
 """`scope`: leases made inside end when it closes. `keepalive`: a lease lives as long as the process that renews it.
 
-What always holds: a lease is noted in its scope before the registry is asked to hold it, so that it is released whatever happens in
-between; a scope releases in one call a registry; a lease that this process ends leaves its scope; a lease made by what outlives a closed
-scope (a task, say) belongs to the nearest scope around it that is still open.
+What always holds: a lease is noted in its scope before the registry is asked to hold it, so that it is released whatever happens
+in between; a scope releases in one call a registry; a lease that this process ends leaves its scope; what outlives a closed scope (a
+task, say) makes its leases in the nearest scope around it that is still open.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ class Scope(Surrounding):
     def forget(self, registry: str, leases: Iterable[bytes]) -> None:
         """Leases have ended: the scope needn't release them."""
         with self._lock:
-            for lease in leases if self._leases else ():
-                self._leases.pop((registry, lease), None)
+            if self._leases:
+                for lease in leases:
+                    self._leases.pop((registry, lease), None)
 
     @property
     def is_open(self) -> bool:  # type: ignore[override] # read only here

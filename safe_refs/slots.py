@@ -1,9 +1,9 @@
 """Where references become numbered slots on the way out, and slots become references again on the way in.
 
 Out: `copyreg` reducers for Ray's reference types (see `kinds`), which act only while safe_refs is pickling in the same thread. At any
-other time they return what the type's own `__reduce__` returns. So the C pickler runs at full speed and asks us only about references,
-and Ray's own in-band pickler, which looks in a private table first, never sees us. The reducers are registered once Ray is in the
-process: no reference exists before that.
+other time they return what the type's own `__reduce__` returns. So the C pickler runs at full speed and asks us only about
+references, and Ray's own in-band pickler, which looks in a private table first, never sees us. The reducers are registered once Ray
+is in the process: no reference exists before that.
 
 In: a slot in a pickle is a call of `slot(tag, number)`, which answers from the payload being opened in this thread. The tag is drawn
 anew for each payload: a slot that somehow ended up in another payload's pickle finds nothing, rather than the wrong object.
@@ -130,8 +130,8 @@ slot.__module__ = "safe_refs"
 slot.__qualname__ = slot.__name__ = "_slot"
 
 
-# Modules whose reference types have no reducers yet, and what registers some for them; `kinds` says which. Every pickling looks here, so
-# it is short. It is replaced as a whole and never changed, so that threads may look at it at any time.
+# Modules whose reference types have no reducers yet, and what registers some for them; `kinds` says which. Every pickling looks here,
+# so it is short. It is replaced as a whole and never changed, so that threads may look at it at any time.
 waiting: tuple[tuple[str, Callable[[], bool]], ...] = ()
 
 
@@ -151,7 +151,7 @@ def _no_refusal(ref: ray.ObjectRef[Any]) -> Exception:
     raise AssertionError("no reference has a transport yet")
 
 
-# Whether the value of a reference is elsewhere than in Ray's object store, and the error for one; `kinds` sets both when Ray is there.
+# Whether a reference's value is elsewhere than in Ray's object store, and the error for one; `kinds` sets both when Ray is there.
 transport: Callable[[Any], object] = _no_transport
 refuse_transported: Callable[[Any], Exception] = _no_refusal
 

@@ -120,8 +120,8 @@ def note(registry: str, lease: bytes) -> None:
         scope = open_scope(scope.around)
 
 
-# All scopes that are open, in whatever thread, so that a lease that ends can leave its scope. Weak: a scope that nobody closed goes by
-# itself. The lock guards it.
+# All scopes that are open, in whatever thread, so that a lease that ends can leave its scope. As many as users keep open; weak, so
+# that a scope that nobody closed goes by itself. The lock guards it.
 _open: weakref.WeakSet[Surrounding] = weakref.WeakSet()
 _lock = threading.Lock()
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from safe_refs import _ray
+from safe_refs._ray import store
 
 from .figures import Parameters, Reading, Result
 from .ways import WAYS
@@ -124,7 +124,7 @@ class Store:
         return reading
 
     def _read(self, lost: int) -> Reading:
-        usage = _ray.store_usage()
+        usage = store.store_usage()
         return Reading(
             memory_bytes=usage.primary_bytes,
             disk_bytes=sum(_size(file) for file in self.spill.rglob("*")),

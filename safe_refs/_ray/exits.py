@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from .native import core_worker
+
+logger = logging.getLogger("safe_refs")
 
 
 def has_called_exit() -> bool:
@@ -42,20 +47,49 @@ def is_ending(*, look_up: bool = True) -> bool:
     return has_called_exit() or (look_up and is_marked_dead())
 
 
-def call_before_exit(hook: Callable[[], None]) -> None:
-    """Call `hook` when this worker calls `exit_actor` or gets SIGTERM, while Ray still answers.
+# What to call when this process ends in order, in this order. Bound: one for each wing that has one. The lock guards changes; the
+# list is replaced whole.
+_hooks: list[Callable[[], None]] = []
+_hooks_lock = threading.Lock()
+
+
+def call_before_exit(hook: Callable[[], None], *, first: bool = False) -> None:
+    """Call `hook` when this process ends in order, while Ray still answers; once for each hook, however often it is given.
+
+    An order is needed where one hook makes work for another. `atexit` calls last what was registered first, and two wings register
+    when each has something to do, so in any order. Hooks with `first` are called before all that have it not, whenever they came.
+
+    The orderly ends: a worker calls `exit_actor` or gets SIGTERM; a driver's program ends. In the first two cases the hooks may be
+    called twice, as `atexit` follows.
 
     Private: both call `raise_sys_exit_with_custom_error_message`, and each looks it up by name in its own module (`ray.actor`,
     `ray._private.worker`), so that it can be replaced; seen since Ray 2.52. Ray has no hook that runs before it tells owners that
     this process is gone: `__ray_shutdown__` and `atexit` come later. Without it, leases that depend on a process are lost when it
     ends in one of these two ways.
     """
+    global _hooks
     import ray
 
+    with _hooks_lock:
+        known = _hooks
+        if hook not in known:
+            _hooks = [hook, *known] if first else [*known, hook]
+        if known:
+            return
+    # Ray's own `atexit` was registered before, when Ray was imported, and so comes after this.
+    atexit.register(_call_hooks)
     for module in (ray.actor, ray._private.worker):
         original = getattr(module, "raise_sys_exit_with_custom_error_message", None)
         if original is not None:
-            setattr(module, "raise_sys_exit_with_custom_error_message", _first(hook, original))  # noqa: B010 # Ray's types hide it
+            setattr(module, "raise_sys_exit_with_custom_error_message", _first(_call_hooks, original))  # noqa: B010 # Ray's types hide it
+
+
+def _call_hooks() -> None:
+    for hook in _hooks:
+        try:
+            hook()
+        except Exception:
+            logger.exception("a hook before the end of this process has failed")  # the others are called all the same
 
 
 def _first(hook: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,76 +1,99 @@
-"""Couriers, and what they are for: *anchoring*, by which the owners of objects learn who holds them.
+"""Relays, and what they are for: *anchoring*, which makes the owners of objects know who holds them.
 
-Ray lets an object live for those whom its owner knows. A process B that borrows a reference and passes it on tells the owner so only
-when its own count for the object reaches zero (or in the answer to the very task that brought the reference). If B is killed before,
-whoever got the reference from B holds nothing. This is so for a process that pins a reference which it borrows (it hangs the lease on
-itself), and for the registry, on which hangs everybody who resolved from it. Anchoring makes B's count touch zero on purpose:
+Ray lets an object live for the processes that its owner knows. A process B that borrows a reference and passes it on reports that
+to the owner at two moments only: when the task that received the reference returns, and when B's own count for the object reaches
+zero. If B is killed before that, the owner never knows the process that got the reference from B, and its reference is dead. So a
+lease depends on the borrower that pinned it, and every process that resolved a reference depends on the registry. Anchoring makes
+B's count reach zero on purpose, and B keeps the reference nevertheless:
 
-1. a courier takes the reference, too, and has said so;
-2. B's count goes to zero and up again (`_ray.touch_zero`): Ray tells the owner everybody to whom B passed the reference, the courier
-   among them, and forgets B;
-3. the courier gives the reference back to B and drops its own: Ray tells the owner of B.
+    owner                      B                              relay
+      │                        │ ── 1. hold ────────────────►  │    the relay holds the reference, too,
+      │                        │ ◄───────── held ───────────── │    and has acknowledged that
+      │ ◄─ 2. "these hold it" ─│ count → 0 → as before         │    Ray reports to the owner every process to which B passed the
+      │                        │                               │    reference, the relay among them; the owner forgets B
+      │                        │ ── 3. give ────────────────►  │    the relay gives the reference back to B, and drops it:
+      │ ◄──────────────────────┼───── "B holds it" ─────────── │    Ray reports B to the owner
 
-Nothing is copied. Between 2 and 3, some milliseconds, B's own hold hangs on the courier. So a shard, whose hold may be the last, uses
-two couriers, which are on different nodes where there are several; clients use a third, and have the registry give the reference back
-if it dies. Shards and clients have a spare each, which starts when one of theirs doesn't answer: Ray may take half a minute to see
-that a node is gone.
+    between 2 and 3, for some milliseconds, B's own hold depends on the relay
 
-What always holds: a courier keeps nothing longer than a hand-over takes; couriers are the cluster's, whichever registry uses them;
-they start when somebody needs them, and end when nobody has for a while. Another shard can't be a shard's courier: it may hold the
-same object itself, and then its count doesn't reach zero.
+Nothing is copied. A shard may be the last to hold the reference, so it uses two relays, on different nodes if there are several.
+Clients use a third relay; if it dies, the registry gives the reference back in its stead. Shards and clients have a spare each,
+which starts when one of theirs does not respond: Ray may take half a minute to see that a node is gone.
+
+What always holds: a relay keeps nothing longer than a loan takes; relays are the cluster's, whichever registry uses them; they start
+when somebody needs them, and end when nobody has for a minute. Another shard can't be a shard's relay: it may hold the same object
+itself, and then its count does not reach zero.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
 
-from .. import _ray
+from .._ray import cluster, counts, objects, workers
+from ..errors import RegistryUnavailableError
 
 if TYPE_CHECKING:
     import ray
 
     Ref = ray.ObjectRef[Any]
 
-# The shards' couriers serve nobody else: the answer to a `hold` of the same object, in the middle of a hand-over, would give what Ray
-# knows there of the shard away to whoever asked.
+P = ParamSpec("P")
+
+logger = logging.getLogger("safe_refs.registry")
+
+# The shards' relays serve only shards. If another process had such a relay hold the same object during a loan, the relay's answer
+# would send what Ray knows there of the shard to that process, and not to the owner.
 FOR_SHARDS = (0, 1, 3)  # any two of them
 FOR_CLIENTS = (2, 4)  # any one
-STAYS_S = 60.0  # how long a courier waits for work
-# A shard's hold may be the last, so that it is given time; a client has the shard's to go back to.
+STAYS_S = 60.0  # how long a relay waits for work
+# A shard's hold may be the last, so a relay gives it time; a client has the shard's to go back to.
 _FORGETS_S = {number: 10.0 if number in FOR_SHARDS else 3.0 for number in (*FOR_SHARDS, *FOR_CLIENTS)}
 _TICK_S = 1.0
+_ENDS_WITHIN_S = 0.01
 
-_handles: dict[tuple[_ray.Connection, int], Any] = {}
+
+class Given(NamedTuple):
+    """Objects that a relay gave back: in which life of it (see `SafeRefsRelay.hold`), and their ids."""
+
+    life: bytes
+    ids: list[bytes]
 
 
-class Courier:
+class SafeRefsRelay:
     """The actor's class.
 
     Args:
-        forgets_s: what was not asked for by then is dropped: who brought it has died, or was stopped for long.
+        forgets_s: a loan that nobody has asked back by then is dropped: who brought it has died, or was stopped for long.
     """
 
     def __init__(self, forgets_s: float) -> None:
         self._forgets_s = forgets_s
+        # By key, since when, and the references. Bounded by what is brought within `forgets_s`. Each step on it is atomic, so that it
+        # needs no lock: a loan is either given back or dropped.
         self._held: dict[bytes, tuple[float, list[Ref]]] = {}
-        # One that starts anew knows nothing, and is not to be taken for one that is done with it.
+        # A relay that starts anew knows nothing, and must not be taken for one that has given all back.
         self._life = os.urandom(8)
         self._asked_at = time.monotonic()
-        threading.Thread(target=self._tidy, name="safe_refs-time", daemon=True).start()
+        self._ending: Any = (
+            None  # the reply of the call by which this relay told itself to end, while that is under way
+        )
+        threading.Thread(target=self._keep_time, name="safe_refs-time", daemon=True).start()
 
     def hello(self) -> bool:
         """Stay, somebody needs you."""
         self._asked_at = time.monotonic()
         return True
 
-    def hold(self, key: bytes, refs: list[Ref], *given: tuple[bytes, list[bytes]]) -> tuple[bytes, list[bytes]]:
-        """Take references until they are asked for; which life of the courier this is, and `unheard` of what it gave back before."""
+    def hold(self, key: bytes, refs: list[Ref], given: list[Given]) -> tuple[bytes, list[bytes]]:
+        """Take references until they are asked for; which life of the relay this is, and what is `unconfirmed` of earlier loans."""
         self._asked_at = time.monotonic()
         self._held[key] = (self._asked_at, refs)
-        return self._life, [id_ for each in given for id_ in self.unheard(*each)]
+        return self._life, [id_ for each in given for id_ in self.unconfirmed(each)]
 
     def give(self, keys: list[bytes]) -> tuple[list[Ref], bytes]:
         """Give references back, and drop them; as a result of its own, which life this is, or nothing if some weren't here."""
@@ -78,128 +101,136 @@ class Courier:
         found = [self._held.pop(key, (0.0, []))[1] for key in keys]
         return [ref for refs in found for ref in refs], self._life if all(found) else b""
 
-    def unheard(self, life: bytes, ids: list[bytes]) -> list[bytes]:
-        """Of these objects, given back in that life, those that are known here still, as their owners have not asked for them.
+    def unconfirmed(self, given: Given) -> list[bytes]:
+        """Those of these objects that this relay still counts: their owners have not yet asked for its report.
 
-        An owner asks when it has heard from who brought the reference.
+        An owner asks the relay when the process that lent the reference has reported the relay. Ray answers with whom the relay gave
+        the reference to, and forgets the object here.
         """
-        return ids if life != self._life else _ray.counted(ids)
+        return given.ids if given.life != self._life else counts.counted(given.ids)
 
     def where(self) -> tuple[str, int]:
         """The node that it runs on, and its process id."""
-        return _ray.node_and_process()
-
-    def held(self) -> int:
-        """How many references it holds now."""
-        return sum(len(refs) for _, refs in self._held.values())
+        return workers.node_and_process()
 
     def end(self) -> None:
-        """End, unless somebody was quicker."""
+        """End, unless somebody has asked for something meanwhile."""
         import ray
 
         if not self._held and time.monotonic() - self._asked_at > STAYS_S:
             ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
 
-    def _tidy(self) -> None:
-        import ray
-
-        me = ray.get_runtime_context().current_actor
+    def _keep_time(self) -> None:
         while True:
             time.sleep(_TICK_S)
-            now = time.monotonic()
-            # Only keys: a loop's variables would keep the last references until the next turn.
-            for key in [key for key, held in list(self._held.items()) if now - held[0] > self._forgets_s]:
-                self._held.pop(key, None)
-            if now - self._asked_at > STAYS_S and not self._stay(me.end.remote()):
-                return
+            try:
+                if self._tick():
+                    return
+            except Exception:
+                logger.debug("a relay could not look what it may drop; it looks again", exc_info=True)
 
-    def _stay(self, reply: Any) -> bool:
-        """Whether this courier goes on after it was told to end.
+    def _tick(self) -> bool:
+        """Drop what nobody has asked back; end if nobody needs this relay; whether it ends.
 
-        One call at a time: Ray lets an actor end only when the calls that it made are answered, and answers none that come meanwhile.
+        At most one call to end is under way: Ray lets an actor end only when the calls that it made itself are answered, and an actor
+        that is ending answers none. So the call's answer is looked for at each tick, and never waited for.
         """
         import ray
 
-        while not ray.wait([reply], timeout=_TICK_S)[0]:
-            pass
+        now = time.monotonic()
+        # Only keys: a loop's variables would keep the last references until the next turn.
+        for key in [key for key, held in list(self._held.items()) if now - held[0] > self._forgets_s]:
+            self._held.pop(key, None)
+        if self._ending is None:
+            if now - self._asked_at > STAYS_S:
+                self._ending = ray.get_runtime_context().current_actor.end.remote()
+            return False
+        ready, _ = ray.wait([self._ending], timeout=_ENDS_WITHIN_S)
+        if not ready:
+            return False
+        ending, self._ending = self._ending, None
         try:
-            _ray.get(reply, _TICK_S)
-        except Exception:
-            return False  # it ends
-        return True
+            objects.get(ending, _TICK_S)
+        except Exception:  # the call fails because the actor has ended
+            return True
+        return False
 
 
-def courier(number: int) -> Any:
-    """The handle of a courier, which is started if it doesn't run. Doesn't wait until it has started."""
-    connected = _ray.connection()
-    known = _handles.get((connected, number))
-    if known is None:
-        if len(_handles) > 64:
-            _handles.clear()
-        known = _handles[(connected, number)] = _ray.start_actor(
-            name(number), Courier, [_FORGETS_S[number]], place=number
-        )
-    return known
+class Relays:
+    """The relays, as one process calls them. None of its methods waits, but `answer`."""
 
+    def __init__(self) -> None:
+        # By number: at most one for each of FOR_SHARDS and FOR_CLIENTS. Each step on it is atomic, and two threads that look up the
+        # same relay at once find the same actor, so that it needs no lock.
+        self._handles: dict[int, Any] = {}
 
-def hello(number: int) -> Any:
-    """Have a courier stay: the reply to wait for; None if it can't be called now."""
-    return _call(number, "hello")
+    def handle(self, number: int) -> Any:
+        """The handle of a relay, which is started if it doesn't run. Doesn't wait until it has started.
 
+        Raises:
+            ValueError: it is being started by another process just now, and can't be found yet.
+        """
+        known = self._handles.get(number)
+        if known is None:
+            known = cluster.start_actor(name(number), SafeRefsRelay, (_FORGETS_S[number],), place=number)
+            self._handles[number] = known
+        return known
 
-def hold(number: int, key: bytes, refs: list[Ref], *given: tuple[bytes, list[bytes]]) -> Any:
-    """Have a courier take references: the reply to wait for (see `Courier.hold`); None if it can't be called now."""
-    return _call(number, "hold", key, refs, *given)
+    def hello(self, number: int) -> Any:
+        """Have a relay stay: the reply to wait for; None if it can't be called now."""
+        return self._call(number, SafeRefsRelay.hello)
 
+    def hold(self, number: int, key: bytes, refs: list[Ref], given: list[Given]) -> Any:
+        """Have a relay take references: the reply to wait for (see `SafeRefsRelay.hold`); None if it can't be called now."""
+        return self._call(number, SafeRefsRelay.hold, key, refs, given)
 
-def give(number: int, keys: list[bytes]) -> Any:
-    """Have a courier give them back, which drops them there: the reply to wait for, or None.
+    def give(self, number: int, keys: list[bytes]) -> Any:
+        """Have a relay give references back, which drops them there: the reply to wait for; None if it can't be called now.
 
-    What it gives back is dropped here at once: that Ray has told this process of it is what counts.
-    """
-    replies = _call(number, "give", keys, returns=2)
-    return None if replies is None else replies[1]
+        The references that come back are dropped here at once: what counts is that Ray has told this process of them.
+        """
+        replies = self._call(number, SafeRefsRelay.give, keys)
+        return None if replies is None else replies[1]
 
+    def unconfirmed(self, number: int, given: Given, timeout_s: float) -> list[bytes]:
+        """See `SafeRefsRelay.unconfirmed`; all of the objects if there is no answer in time."""
+        found: list[bytes] | None = self.answer(number, self._call(number, SafeRefsRelay.unconfirmed, given), timeout_s)
+        return given.ids if found is None else found
 
-def unheard(number: int, life: bytes, ids: list[bytes], timeout_s: float) -> list[bytes]:
-    """Of these objects, that a courier gave back in that life, those whose owners may not have heard of it."""
-    told: list[bytes] | None = answer(number, _call(number, "unheard", life, ids), timeout_s)
-    return ids if told is None else told
+    def answer(self, number: int, reply: Any, timeout_s: float) -> Any:
+        """A relay's answer; None if none came in time: then the relay is looked up anew, next time.
 
+        Raises:
+            UnopenedActorError: it was to hold an actor of a job that has ended.
+            RegistryUnavailableError: Ray is gone from this process.
+        """
+        import ray
 
-def answer(number: int, reply: Any, timeout_s: float) -> Any:
-    """A courier's answer; None if none came in time: it is looked up anew, next time.
-
-    Raises:
-        UnopenedActorError: it was to hold an actor of a job that has ended.
-    """
-    import ray
-
-    if reply is not None:
-        try:
-            return _ray.fetch(reply, timeout_s)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            pass
-    forget(number)
-    return None
-
-
-def _call(number: int, method: str, *args: Any, returns: int = 1) -> Any:
-    import ray
-
-    try:
-        call = getattr(courier(number), method)
-        return call.remote(*args) if returns == 1 else call.options(num_returns=returns).remote(*args)
-    except ray.exceptions.RayActorError:
-        forget(number)
+        if reply is not None:
+            try:
+                return objects.fetch(reply, timeout_s)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                pass
+        self.forget(number)
         return None
 
+    def forget(self, number: int) -> None:
+        """A relay has not answered: look it up anew, next time."""
+        self._handles.pop(number, None)
 
-def forget(number: int) -> None:
-    """A courier has not answered: look it up anew, next time."""
-    _handles.pop((_ray.connection(), number), None)
+    def _call(self, number: int, method: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> Any:
+        import ray
+
+        try:
+            call = getattr(self.handle(number), method.__name__)
+            if method is SafeRefsRelay.give:
+                call = call.options(num_returns=2)
+            return call.remote(*args)
+        except (ValueError, RegistryUnavailableError, ray.exceptions.RayActorError):
+            self.forget(number)
+            return None
 
 
 def name(number: int) -> str:
-    """The actor's name."""
-    return f"courier:{number}"
+    """The name of a relay's actor."""
+    return f"relay:{number}"

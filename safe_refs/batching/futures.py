@@ -1,81 +1,138 @@
-"""The outbox for asyncio: futures of its answers.
+"""Requests of event loops: their answers are awaited, and no thread waits for them.
 
-What always holds: nothing here blocks the loop; who is cancelled holds nothing.
+    task ──► Batched.post ──► the registry ──► thread `safe_refs-sending` ──► parts of the client learn of it ──► the task's future
+
+What always holds: nothing here blocks the loop; another thread does what may wait. A task that is cancelled holds nothing, even if
+its pin comes through later. A future has a deadline of its own besides the call's, so that a thread that dies leaves nobody waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ..envelope import LeaseAddress
-from . import outbox, releasing, site
-from .pinning import Pin
-from .site import Site
+from ..config import Deadline
+from ..registry.calls import Registry
+from ..registry.records import Identity
+from ..registry.requests import Plan, Wanted
+from .groups import Batched
+from .unacknowledged import Unacknowledged
 
 if TYPE_CHECKING:
     import ray
 
     Ref = ray.ObjectRef[Any]
 
+A = TypeVar("A")
 
-class _Answer:
-    """A future of a loop that another thread answers.
+_MARGIN_S = 0.2  # the call itself has the time to say that it got no answer
+
+
+class _Answer(Generic[A]):
+    """A future of the running loop, which another thread answers.
 
     Args:
-        undo: called if the answer comes when nobody waits for it any more, in either thread; mustn't wait.
+        registry: which is asked.
+        deadline: of the call. A little later the future ends by itself.
     """
 
-    def __init__(self, undo: Callable[[], None] | None = None) -> None:
-        self._undo = undo
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self._loop.create_future()
+    def __init__(self, registry: Registry, deadline: Deadline) -> None:
+        self.registry = registry
+        self.deadline = deadline
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[A] = self.loop.create_future()
+        self._timer = self.loop.call_later(deadline.left_s() + _MARGIN_S, self._end)
 
-    def __call__(self, answer: Any, error: Exception | None) -> None:
+    def __call__(self, answer: A | None, error: Exception | None) -> None:
+        """Give the answer, or the error. From any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._set, answer, error)
+            self.loop.call_soon_threadsafe(self._set, answer, error)
         except RuntimeError:  # the loop has been closed meanwhile
-            self._forsake(error)
+            if error is None:
+                self.undo()
 
-    def _forsake(self, error: Exception | None) -> None:
-        if error is None and self._undo is not None:
-            self._undo()
+    def undo(self) -> None:
+        """There is an answer, and nobody waits for it any more. Called by any thread; must not wait."""
 
-    def _set(self, answer: Any, error: Exception | None) -> None:
+    def _end(self) -> None:
+        self._set(None, self.registry.no_answer(self.deadline))
+
+    def _set(self, answer: A | None, error: Exception | None) -> None:
+        self._timer.cancel()
         if self.future.done():
-            self._forsake(error)
+            if error is None:
+                self.undo()
         elif error is not None:
             self.future.set_exception(error)
         else:
-            self.future.set_result(answer)
+            self.future.set_result(answer)  # type: ignore[arg-type] # it is one, as there is no error
 
 
-async def know(registry: str, timeout: float) -> None:
-    """See to it that this process knows the registry, so that nothing has to wait for that."""
-    if not site.knows(registry):
-        await asyncio.to_thread(site.identity, registry, timeout)
+class _Pinned(_Answer[Identity]):
+    """The answer to a pin.
+
+    Args:
+        sender: which sends it.
+        registry: which is to hold it.
+        plan: the lease.
+        deadline: of the call.
+    """
+
+    def __init__(self, sender: Batched, registry: Registry, plan: Plan, deadline: Deadline) -> None:
+        super().__init__(registry, deadline)
+        self._sender = sender
+        self._plan = plan
+
+    def over(self, identity: Identity | None, error: Exception | None) -> None:
+        """Called by the thread that sends. Wings hear of the pin first, and may take long: other pins wait for that thread."""
+        if identity is not None and (self._plan.borrowed or self._plan.durable):
+            self._sender.background.run(partial(self._tell_parts, identity))
+        else:
+            self(identity, error)
+
+    def _tell_parts(self, identity: Identity) -> None:
+        if not self.future.done():
+            try:
+                self._sender.session.after_pins(self.registry.name, [(self._plan, identity)], self.deadline)
+            except Exception as error:
+                self(None, error.with_traceback(None))
+                return
+        self(identity, None)
+
+    def undo(self) -> None:
+        """Whoever was cancelled has released the lease; but the release may have come before there was a registry to hear of it."""
+        self._sender.background.run(self._give_up)
+
+    def _give_up(self) -> None:
+        self.registry.release_later([self._plan.lease])
+        self._sender.session.after_pins(self.registry.name, [(self._plan, None)], self.deadline)
 
 
-async def pin(registry: str, wanted: Pin, timeout: float, here: Site) -> tuple[bytes, int]:
-    """`outbox.pin`, awaited."""
+async def pin(sender: Batched, registry: Registry, plan: Plan, deadline: Deadline) -> Identity:
+    """`Batched.pin`, awaited. When it returns, the parts of the client have learned of the pin, by a thread, as `after_pin` may wait.
 
-    def undo() -> None:
-        releasing.release_later(registry, [wanted.lease])
-
-    answer = _Answer(undo)
-    outbox.send(registry, wanted, timeout, here, answer)
+    `before_pin` is not called. If this raises, or is cancelled, the caller releases the lease, as with every `Sender`.
+    """
+    answer = _Pinned(sender, registry, plan, deadline)
     try:
-        identity: tuple[bytes, int] = await answer.future
-    except BaseException:  # cancelled, or the loop ends
-        undo()  # now, as it may overtake the pin; and once more if the pin comes through all the same
-        raise
-    return identity
+        sender.post(registry.name, plan, deadline, answer.over)
+        return await answer.future
+    finally:
+        del answer  # an error's traceback leads to this frame, and would lead back to the error
 
 
-async def resolve(address: LeaseAddress, timeout: float, *, slot: int | None = None, take: bool = False) -> list[Ref]:
-    """`outbox.resolve`, awaited."""
-    answer = _Answer()
-    outbox.send_resolve(address, timeout, answer, slot=slot, take=take)
-    refs: list[Ref] = await answer.future
-    return refs
+async def resolve(sender: Batched, row: Wanted, deadline: Deadline) -> list[Ref]:
+    """`Batched.resolve`, awaited."""
+    answer = _Answer["list[Ref]"](sender.session.registry(row.address.registry), deadline)
+    try:
+        sender.post_resolve(row, deadline, answer)
+        return await answer.future
+    finally:
+        del answer  # as above
+
+
+async def post(unacknowledged: Unacknowledged, registry: str, plan: Plan, deadline: Deadline) -> None:
+    """`Unacknowledged.post`, which waits where too many pins are unacknowledged: that is done by a thread."""
+    if not unacknowledged.post(registry, plan, deadline, blocks=False):
+        await asyncio.to_thread(unacknowledged.post, registry, plan, deadline)

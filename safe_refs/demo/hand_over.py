@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from .. import _ray, admin
+from .. import admin
+from .._ray import store
 from . import child
 from .channel import ANSWERS, Channel
 from .failure import DemoError
@@ -91,7 +92,7 @@ class _Watch:
                 if time.monotonic() > deadline:
                     raise DemoError(f"neither process was heard of for {_SILENCE_TIMEOUT_S:g} s") from None
             if time.monotonic() >= self._next_sample:
-                self.peak_bytes = max(self.peak_bytes, _ray.store_usage().used_bytes)
+                self.peak_bytes = max(self.peak_bytes, store.store_usage().used_bytes)
                 self._next_sample = time.monotonic() + _SAMPLE_EVERY_S
         for each in self._children:
             if each.name == name:
@@ -124,7 +125,7 @@ def run(local: LocalRay, files: Sequence[File], channel: Channel, progress: Prog
     Raises:
         DemoError: a child process failed, or neither was heard of for too long.
     """
-    before = _ray.store_usage().used_bytes
+    before = store.store_usage().used_bytes
     begun = time.monotonic()
     lines: queue.Queue[tuple[str, str]] = queue.Queue()
     common = {"ray": local.address, "channel": channel.address}
@@ -134,7 +135,7 @@ def run(local: LocalRay, files: Sequence[File], channel: Channel, progress: Prog
         watch = _Watch(children, lines, progress)
         watch.until_ended("consumer")
         # While the producer lives: what it put would go with it, whether anybody released it or not.
-        after = _ray.wait_for_store(before, _EMPTY_TIMEOUT_S).used_bytes
+        after = store.wait_for_store(before, _EMPTY_TIMEOUT_S).used_bytes
         figures = admin.stats()
         channel.put(ANSWERS, LEAVE)
         watch.until_ended("producer")

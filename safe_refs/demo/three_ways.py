@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import _ray, leasing, pickling
+from .. import leasing, pickling
+from .._ray import store
 from .figures import Way
 from .files import File
 
@@ -120,7 +121,7 @@ def _try(way: str, paths: list[str], progress: Callable[[str], None]) -> Way:
         for actor in (maker, taker):
             ray.kill(actor)
     progress(way)
-    maker_ended = _ray.wait_for_store(before, _ENDED_TIMEOUT_S).used_bytes
+    maker_ended = store.wait_for_store(before, _ENDED_TIMEOUT_S).used_bytes
     return Way(
         way=way,
         refused=pickled.refused,
@@ -137,12 +138,12 @@ def _try(way: str, paths: list[str], progress: Callable[[str], None]) -> Way:
 
 
 def _used() -> int:
-    return _ray.store_usage().used_bytes
+    return store.store_usage().used_bytes
 
 
 def _settled(before: int) -> int:
     """What the store holds once it has had the time to free what nobody needs."""
-    return _ray.wait_for_store(before, _SETTLE_S).used_bytes
+    return store.wait_for_store(before, _SETTLE_S).used_bytes
 
 
 def _dumps(way: str) -> Callable[[Any], bytes]:

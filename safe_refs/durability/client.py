@@ -1,8 +1,8 @@
-"""Leases become durable: asked of all their holders, until each has copies of its own.
+"""The client's part for durable leases: asks all shards that may hold a lease for copies, until each holds copies of its own.
 
-What always holds: nothing is copied in this process; who stops asking (it has died, or its time is over) leaves a lease as it was.
+What always holds: this process copies nothing. If it stops asking (it died, or its deadline passed), the lease stays as it was.
 
-Raises everywhere: `RegistryUnavailableError` where there is no Ray connection or no answer in time.
+Raises everywhere: `RegistryUnavailableError` if there is no Ray connection or no answer in time.
 """
 
 from __future__ import annotations
@@ -10,300 +10,222 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-import time
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-from .. import _ray
+from .._ray import actors, objects
+from ..config import Deadline, durable_deadline, durable_timeout_s
 from ..envelope import LeaseAddress
-from ..errors import (
-    LeaseLostError,
-    LeaseNotFoundError,
-    OwnerGoneError,
-    RegistryUnavailableError,
-    SafeRefsError,
-    UnsupportedReferenceError,
-)
-from . import contact
-from .adoption import Adopter, adopter_name
-from .contact import NoRegistryError, Silence
-from .copying import Unfit, Why
-from .pinning import Pin
-from .shard import RECOVERING, STALE
-from .site import Site, check_cluster, epoch_of, lost, site
-from .topology import Topology
+from ..errors import RegistryUnavailableError, SafeRefsError, UnsupportedReferenceError
+from ..registry.calls import NoRegistryError
+from ..registry.hooks import ClientPart
+from ..registry.records import Identity
+from ..registry.requests import Plan
+from ..registry.sessions import Session
+from . import owner
+from .waiting import Completions, Waiting
+from .wire import WING, CopyCall, CopyMaker, CopyRequest
 
 logger = logging.getLogger("safe_refs")
 
-# Set by who waits in another thread, when nobody waits for that any more.
+# Set by a caller that waits in another thread, when nobody waits for the copies any more.
 given_up: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("safe_refs_given_up", default=None)
-_FIRST_PAUSE_S = 0.002
-_LONGEST_PAUSE_S = 0.05
-_LONGEST_PAUSE_IN_VAIN_S = 1.0
+
 _AT_ONCE = 1000  # leases in one call
-_MOST_BESIDE = 100  # references of a lease that an adopter is told of by its maker
-_COMES_S = 5.0  # how long a pin that its maker didn't wait for is waited for
-_READS_S = 5.0
-_ASKS_S = 3.0  # how often a shard hears that somebody still waits
-
-# References that show that an adopter is done: of which shard, and with which lease.
-Bells: TypeAlias = dict[Any, tuple[int, bytes]]
-
-_adopters: dict[tuple[_ray.Connection, str, int], Any] = {}
+_MOST_BESIDE = 100  # references of a lease that its maker sends to copy owners itself
+_MOST_OWNERS = 64  # handles that are kept
 
 
-def begin(registry: str, wanted: Pin, here: Site) -> tuple[Pin, Bells]:
-    """Tell the adopters themselves what a pin is about to bring, so that they copy while it is on its way.
-
-    Only of what this process owns: what it borrowed may have to be anchored, which can't be while it is in a call. And only if they
-    run: where one doesn't, its shard starts it.
+class Copies(ClientPart):
+    """Has registries make copies.
 
     Args:
-        registry: where the pin goes to.
-        wanted: the pin, with a wish.
-        here: where this process stands.
-
-    Returns:
-        The pin, which says so; and what shows that they are done, for `make_durable`.
-    """
-    import ray
-
-    connected, wish = here.connection, wanted.wish
-    bells: Bells = {}
-    told: list[int] = []
-    if wish is None or connected.client or len(wanted.refs) > _MOST_BESIDE:
-        return wanted, bells
-    try:
-        if _ray.borrowed(wanted.refs):
-            return wanted, bells
-        topology = contact.topology(connected, registry, start=False)
-        objects = _ray.objects(wanted.refs)
-        ready = not objects or len(_ray.wait(objects, len(objects), 0)) == len(objects)
-        for shard in topology.holders(wanted.lease):
-            adopter = _adopter(connected, registry, shard)
-            bell = adopter.adopt.remote(wanted.lease, list(wanted.refs), wish.env, topology.replicas > 1, ready)
-            bells[bell] = (shard, wanted.lease)
-            told.append(shard)
-    except (NoRegistryError, ValueError, ray.exceptions.RayError):
-        logger.debug("an adopter can't be told", exc_info=True)  # its shard tells it, or the pin says what is wrong
-    return wanted._replace(wish=wish._replace(told=tuple(told))), bells
-
-
-def _adopter(connected: _ray.Connection, registry: str, shard: int) -> Any:
-    """A shard's adopter.
-
-    Raises:
-        ValueError: it doesn't run.
-    """
-    found = _adopters.get((connected, registry, shard))
-    if found is None:
-        found = _ray.named_actor(adopter_name(registry, shard), Adopter)
-        if len(_adopters) > contact.MOST_CONTACTS:
-            _adopters.clear()
-        _adopters[(connected, registry, shard)] = found
-    return found
-
-
-def make_durable(
-    addresses: Iterable[LeaseAddress], timeout: float, ttl: float | None = None, begun: Bells | None = None
-) -> None:
-    """Have the registry hold copies of its own in place of what some leases hold now, and wait until it does.
-
-    Args:
-        addresses: the leases.
-        timeout: seconds for all together.
-        ttl: seconds that each is to live from then on; None for what it has.
-        begun: what `begin` has begun, if there is but one lease.
-
-    Raises:
-        WrongClusterError: a lease is another cluster's.
-        LeaseError: one has ended, was lost, or was never there; `OwnerGoneError` if the owner of an object is dead.
-        UnsupportedReferenceError: what it holds can't be copied.
-        RegistryUnavailableError: the copies don't exist in time, or could not be made.
-    """
-    here = site()
-    by_registry: dict[str, list[LeaseAddress]] = {}
-    for address in addresses:
-        check_cluster(address, here)
-        by_registry.setdefault(address.registry, []).append(address)
-    deadline = time.monotonic() + timeout
-    try:
-        for registry, theirs in by_registry.items():
-            for start in range(0, len(theirs), _AT_ONCE):
-                some = theirs[start : start + _AT_ONCE]
-                _Waiting(here.connection, registry, some, ttl, timeout, deadline, begun or {}).wait()
-    except SafeRefsError as error:
-        raise error.with_traceback(None) from None  # the frames below know it, and so would keep what they know
-
-
-class _Waiting:
-    """Somebody waits until some leases of a registry are durable.
-
-    An adopter's bell that rings with the identity that the lease was pinned under: its shard holds the copies. Anything else (it
-    failed, it died, the registry is another by now, it takes long): the shard is asked, which says that it does, or why it can't, or
-    tells its adopter (again, if that was told in vain) and gives the bell. A lease is done when all that may hold it hold copies.
+        session: of this process.
     """
 
-    def __init__(
-        self,
-        connected: _ray.Connection,
-        registry: str,
-        addresses: Sequence[LeaseAddress],
-        ttl: float | None,
-        timeout: float,
-        deadline: float,
-        begun: Bells,
-    ) -> None:
-        self._connected = connected
-        self._registry = registry
-        self._ttl = ttl
-        self._timeout = timeout
-        self._deadline = deadline
-        self._bells = dict(begun)
-        self._left = {address.lease: address for address in addresses}
-        self._done: dict[bytes, set[int]] = {lease: set() for lease in self._left}
-        self._in_vain: set[tuple[int, bytes]] = set()  # shards whose adopters were told of a lease, and gave nothing
-        self._comes_by = time.monotonic() + _COMES_S
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        # By registry and shard: at most _MOST_OWNERS, then all are looked up anew. No lock: each step on it is atomic.
+        self._owners: dict[tuple[str, int], CopyMaker] = {}
+        self._closed = threading.Event()
 
-    def wait(self) -> None:
-        """Return when all are durable.
+    def before_pin(self, registry: str, plan: Plan) -> None:
+        """Have the copies begun while the pin is on its way, by sending the copy request to the copy owners at once.
+
+        Only for objects that this process owns: what it borrowed may have to be anchored, which can't be while it is in a call. And
+        only if the copy owners run: if one doesn't, its shard starts it.
 
         Raises:
-            SafeRefsError: as `make_durable`.
+            UnsupportedReferenceError: an actor would die with its creator.
         """
-        pause_s, env = _FIRST_PAUSE_S, None
-        while True:
-            gone = given_up.get()
-            if gone is not None and gone.is_set():
-                raise RegistryUnavailableError("who waited for copies waits no more")
+        if not plan.durable:
+            return
+        self._prepare(plan)
+        if plan.borrowed:
+            return  # the request comes after the pin, when the owners know who holds the objects
+        request = CopyRequest(objects.surroundings(), plan.notes[WING].ttl)
+        sent_to = self._send(registry, plan, request.env) if len(plan.refs) <= _MOST_BESIDE else []
+        plan.extras[WING] = tuple(request._replace(sent_to=sent_to))
+
+    def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
+        """The same for several, whose requests go to their shards: the copies would often be there before the pins."""
+        plans = [plan for plan in plans if plan.durable]
+        env = objects.surroundings() if plans else ""
+        for plan in plans:
+            self._prepare(plan)
+            if not plan.borrowed:
+                plan.extras[WING] = tuple(CopyRequest(env, plan.notes[WING].ttl))
+
+    def after_pin(self, registry: str, plan: Plan, held: Identity | None, deadline: Deadline) -> None:
+        """Wait until the copies exist, which has a deadline of its own; errors as of `make_durable`."""
+        self.after_pins(registry, [(plan, held)], deadline)
+
+    def after_pins(self, registry: str, pins: Sequence[tuple[Plan, Identity | None]], deadline: Deadline) -> None:
+        """The same for several: all at once, as a request that nobody repeats for a while is given up."""
+        durable = [(plan, held) for plan, held in pins if plan.durable]
+        asked: dict[LeaseAddress, float | None] = {}
+        begun: Completions = {}
+        for plan, held in durable:
+            note = plan.notes.pop(WING, None)
+            if held is None or note is None:
+                return  # the pin has failed, and the lease, if there is one, is released
+            address = LeaseAddress(registry, self._session.connection.cluster, *held, plan.lease)
+            asked[address] = note.ttl
+            begun |= note.completions
+        self._wait(asked, begun, durable_deadline() if asked else deadline)
+
+    def make_durable(self, addresses: Iterable[LeaseAddress], deadline: Deadline, ttl: float | None = None) -> None:
+        """Have the registry hold copies of its own in place of what some leases hold now, and wait until it does.
+
+        Args:
+            addresses: the leases.
+            deadline: for all together.
+            ttl: seconds that each is to live from then on; None for the ttl that it has.
+
+        Raises:
+            WrongClusterError: a lease is another cluster's.
+            LeaseError: one has ended, was lost, or was never there; `OwnerGoneError` if the owner of an object is dead.
+            UnsupportedReferenceError: what it holds can't be copied.
+            RegistryUnavailableError: the copies don't exist in time, or could not be made.
+        """
+        asked: dict[LeaseAddress, float | None] = dict.fromkeys(addresses, ttl)
+        for address in asked:
+            self._session.check_cluster(address)
+        self._wait(asked, {}, deadline)
+
+    def shut_down(self, registry: str, shards: int) -> None:
+        """A copy owner ends when nobody has a copy any more: a process that has resolved one keeps it."""
+        import ray
+
+        for shard in range(shards):
+            self._owners.pop((registry, shard), None)
             try:
-                topology = contact.topology(self._connected, self._registry, start=False)
-            except NoRegistryError:
-                raise lost(next(iter(self._left.values()))) from None
-            self._listen(topology)
-            if not self._left:
-                return
-            env = env or _ray.surroundings()
-            failed = bool(self._in_vain)
-            replies = self._ask(topology, env)
-            if not self._left:
-                return
-            if time.monotonic() > self._deadline:
-                raise self._late(replies)
-            if STALE in replies.values():
-                contact.forget_topology(self._connected, self._registry)
-            if failed or not self._bells:
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S if not failed else _LONGEST_PAUSE_IN_VAIN_S)
+                owner.find(registry, shard).retire()
+            except (ValueError, ray.exceptions.RayActorError):
+                continue  # it doesn't run: nothing was durable there
 
-    def _listen(self, topology: Topology) -> None:
-        """Hear which adopters are done."""
-        for bell, rung in _rung(self._bells, max(0.0, min(self._deadline - time.monotonic(), _ASKS_S))).items():
-            shard, lease = self._bells.pop(bell)
-            address = self._left.get(lease)
-            if address is None:
-                continue
-            if rung and epoch_of(rung) == address.epoch:
-                self._done[lease].add(shard)
-                if self._done[lease].issuperset(topology.everywhere(lease)):
-                    del self._left[lease]
-            else:
-                self._in_vain.add((shard, lease))
-                _adopters.pop((self._connected, self._registry, shard), None)
+    def close(self) -> None:
+        """Nobody waits for copies any more."""
+        self._closed.set()
+        self._owners.clear()
 
-    def _ask(self, topology: Topology, env: str) -> dict[int, Any]:
-        """Ask the shards that are not known to hold copies yet; what they reply."""
-        theirs: dict[int, list[LeaseAddress]] = {}
-        for address in self._left.values():
-            for shard in topology.everywhere(address.lease):
-                if shard not in self._done[address.lease]:
-                    theirs.setdefault(shard, []).append(address)
-        calls = {}
-        for shard, asked in theirs.items():
-            rows = [
-                (each.lease, each.epoch, each.generation, self._ttl, (shard, each.lease) in self._in_vain)
-                for each in asked
-            ]
-            calls[shard] = (rows, env, topology.version)
-        replies = contact.ask_each(
-            self._connected, self._registry, "make_durable", calls, self._deadline, start=False, patience_s=_ASKS_S
-        )
-        if STALE in replies.values():
-            return replies
-        found: dict[bytes, list[Any]] = {lease: [True] * len(self._done[lease]) for lease in self._left}
-        for shard, asked in theirs.items():
-            reply = replies[shard]
-            answers, bells = reply if isinstance(reply, tuple) else ([reply] * len(asked), [None] * len(asked))
-            for address, answer, bell in zip(asked, answers, bells, strict=True):
-                found[address.lease].append(answer)
-                if isinstance(reply, tuple):
-                    self._in_vain.discard((shard, address.lease))
-                if answer is True:
-                    self._done[address.lease].add(shard)
-                elif bell is not None:
-                    self._bells[bell] = (shard, address.lease)
-        for lease, answers in found.items():
-            address = self._left[lease]
-            if _is_done(address, answers, comes=address.soon and time.monotonic() < self._comes_by):
-                del self._left[lease]
-        return replies
+    def _prepare(self, plan: Plan) -> None:
+        """Refuse what can't be copied. The lease gets its own ttl when it is durable; until then another, in case its maker dies."""
+        refuse_mortals(plan.refs)
+        ttl = plan.terms.ttl
+        plan.notes[WING] = _Note(ttl)
+        if ttl is not None:
+            plan.terms = plan.terms._replace(ttl=max(ttl, durable_timeout_s()))
 
-    def _late(self, replies: dict[int, Any]) -> RegistryUnavailableError:
-        silent = sorted(shard for shard, reply in replies.items() if isinstance(reply, Silence))
-        why = f"shard(s) {silent} don't answer" if silent else "the objects don't exist yet, or copying takes longer"
-        return RegistryUnavailableError(
-            f"{len(self._left)} lease(s) of registry {self._registry!r} are not durable after {self._timeout:g} s: {why}; "
-            "allow a longer time (init(durable_timeout=...))"
-        )
+    def _send(self, registry: str, plan: Plan, env: str) -> list[int]:
+        """Send copy requests to the copy owners of a lease's holders; to those of which shards."""
+        import ray
 
-
-def _rung(bells: Iterable[Any], timeout_s: float) -> dict[Any, bytes]:
-    """Wait until all of these have rung, or the time is over: of those that have, the identity of the shard that holds the copies.
-
-    Nothing where no shard does, or where the adopter has died.
-    """
-    found: dict[Any, bytes] = {}
-    waiting = list(bells)
-    for bell in _ray.wait(waiting, len(waiting), timeout_s) if waiting else ():
+        sent_to: list[int] = []
+        if self._session.connection.client:
+            return sent_to
+        completions: Completions = plan.notes[WING].completions
         try:
-            found[bell] = _ray.get(bell, _READS_S) or b""
-        except Exception:
-            logger.debug("an adopter has died; its shard is asked", exc_info=True)
-            found[bell] = b""
-    return found
+            holders = self._session.registry(registry).verbs(start=False).holders(plan.lease)
+            waited = list(dict.fromkeys(actors.only_objects(plan.refs)))
+            ready = not waited or len(objects.wait(waited, len(waited), 0)) == len(waited)
+            call = CopyCall(plan.lease, env, at_home=len(holders) > 1, ready=ready)
+            for shard in holders:
+                completions[self._owner(registry, shard).make_copies(call, plan.refs)] = (shard, plan.lease)
+                sent_to.append(shard)
+        except (NoRegistryError, ValueError, ray.exceptions.RayError):
+            # Its shard sends it the request, or the pin says what is wrong.
+            logger.debug("a copy owner can't be reached", exc_info=True)
+        return sent_to
+
+    def _owner(self, registry: str, shard: int) -> CopyMaker:
+        """A shard's copy owner.
+
+        Raises:
+            ValueError: it doesn't run.
+        """
+        found = self._owners.get((registry, shard))
+        if found is None:
+            found = owner.find(registry, shard)
+            if len(self._owners) >= _MOST_OWNERS:
+                self._owners.clear()
+            self._owners[(registry, shard)] = found
+        return found
+
+    def _wait(self, asked: dict[LeaseAddress, float | None], begun: Completions, deadline: Deadline) -> None:
+        """Wait until leases are durable; see `make_durable`. For each the ttl that it then gets."""
+        by_registry: dict[str, list[LeaseAddress]] = {}
+        for address in asked:
+            by_registry.setdefault(address.registry, []).append(address)
+        try:
+            for registry, theirs in by_registry.items():
+                for start in range(0, len(theirs), _AT_ONCE):
+                    some = {address: asked[address] for address in theirs[start : start + _AT_ONCE]}
+                    Waiting(self._session.registry(registry), some, begun, deadline, self._check, self._forget).wait()
+        except SafeRefsError as error:
+            raise error.with_traceback(None) from None  # the frames below know it, and so would keep what they know
+
+    def _check(self) -> None:
+        """Whether somebody still waits.
+
+        Raises:
+            RegistryUnavailableError: nobody does.
+        """
+        gone = given_up.get()
+        if gone is not None and gone.is_set():
+            raise RegistryUnavailableError("the caller no longer waits for copies")
+        if self._closed.is_set():
+            raise RegistryUnavailableError("Ray was shut down in this process while it waited for copies")
+
+    def _forget(self, registry: str, shard: int) -> None:
+        """A shard's copy owner did not deliver: it may have died."""
+        self._owners.pop((registry, shard), None)
 
 
-def _is_done(address: LeaseAddress, answers: Sequence[Any], *, comes: bool) -> bool:
-    """Whether a lease is durable, by what its holders say; False if it is not yet, or if its pin may still come."""
-    for answer in answers:
-        if isinstance(answer, Unfit):
-            raise _error(address, answer)
-        if isinstance(answer, SafeRefsError) and not isinstance(answer, (LeaseNotFoundError, LeaseLostError)):
-            raise answer
-    if False in answers or Silence.LATE in answers:
-        return False
-    if True in answers:
-        if not all(answer is True for answer in answers):
-            # They get the lease from the others when they are back, and copies then.
-            logger.warning("lease %s is durable at some of its replicas only; the others are down", address.short_id)
-        return True
-    refusals = [answer for answer in answers if isinstance(answer, SafeRefsError)]
-    if comes:
-        return False
-    if refusals and RECOVERING not in answers:
-        raise refusals[0]
-    if all(answer is Silence.ABSENT for answer in answers):
-        raise lost(address)
-    return False
+class _Note:
+    """What is kept of a durable lease between `before_pin` and `after_pin`.
+
+    Attributes:
+        ttl: the ttl that it gets when it is durable; None for none.
+        completions: of the copy requests that were sent already.
+    """
+
+    def __init__(self, ttl: float | None) -> None:
+        self.ttl = ttl
+        self.completions: Completions = {}
 
 
-def _error(address: LeaseAddress, unfit: Unfit) -> SafeRefsError:
-    if unfit.why is Why.GONE:
-        return OwnerGoneError.of(address.short_id, address.registry, time.time())
-    if unfit.why is Why.UNSUPPORTED:
-        return UnsupportedReferenceError(
-            f"lease {address.short_id} can't be made durable: {unfit.reason}", kind="durable"
-        )
-    return RegistryUnavailableError(
-        f"lease {address.short_id} could not be made durable, as its objects could not be copied: {unfit.reason}"
-    )
+def refuse_mortals(references: Iterable[Any]) -> None:
+    """Refuse actors that die with their creators.
+
+    Raises:
+        UnsupportedReferenceError: there is one.
+    """
+    for handle in actors.only_actors(references):
+        if actors.is_mortal(handle):
+            raise UnsupportedReferenceError.of(
+                handle,
+                f"{handle!r}, which can't be made durable, as it dies with the process that created it, and actors can't be copied",
+                'create it with lifetime="detached", or pass it without durable=True',
+                kind="ray.actor.ActorHandle",
+            )

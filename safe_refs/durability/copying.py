@@ -1,89 +1,81 @@
-"""The tasks that copy objects: they run on the node that has the data and with the maker's runtime environment, and nowhere else.
+"""The tasks that copy objects. They run on the node that has the data, with the runtime environment of the process that asked.
 
-A copy is what a task returns that is given the object: Ray writes it from the value that it maps from the store, so that the data
-goes over memory once. References inside the value are told by the hook that Ray's own unpickler calls for each (`_ray.met_inside`); a
-value that has some is read once more when they are copied, with the copies in their place.
+A copy is what a task returns that gets the object as its argument: Ray writes it from the value that it maps from the store, so that
+the data passes through memory once. A hook that Ray's own unpickler calls for each reference (`objects.met_inside`) finds the
+references inside the value. If there are any, the value is read a second time after they have been copied, with the copies in their
+place.
 
-What always holds: what a task returns is owned by whoever submitted it, the adopter; no task returns anything but a copy in a copy's
-place: Ray may run it once more when a copy is lost, and the original is gone by then.
+    object without references:   duplicate ── (copy, Inside([]))
+    object with references:      duplicate ── (NoCopy, Inside([...])) ── … those are copied … ── rebuild ── (copy, True)
+    error of a failed task:      duplicate ── (NoCopy, ErrorInside()) ── fail_alike ── (the same error)
+
+What always holds: the copy owner submits these tasks, and so owns what they return. In a copy's place a task returns a copy and
+nothing else, or `NoCopy`, which no reader ever gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import Enum
+import functools
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _ray
+from .._ray import actors, objects
+from .wire import NotCopyable, Why
 
 if TYPE_CHECKING:
     import ray
 
     Ref = ray.ObjectRef[Any]
 
-_FETCH_S = 600.0  # the object is there, but it may have to come from a slow disk or another node
+_FETCH_S = 600.0  # the object exists, but it may have to come from a slow disk or another node
 
 
 class Inside(NamedTuple):
-    """What was met in a value: references of objects. An empty one says that the value is copied already."""
+    """The references of objects that were met in a value. If there are none, the value is copied already."""
 
     refs: list[Ref]
-
-
-class Why(Enum):
-    """What kept an object from being copied: its owner is dead; what it is, or holds; anything else that went wrong."""
-
-    GONE = 1
-    UNSUPPORTED = 2
-    FAILED = 3
-
-
-class Unfit(NamedTuple):
-    """Why an object can't be copied, and in words for people."""
-
-    why: Why
-    reason: str
 
 
 class ErrorInside(NamedTuple):
     """The value is an error: the task that was to make it has failed, or was cancelled."""
 
 
-class Held(NamedTuple):
-    """What stands where no copy was made. Nobody ever gets it."""
+class NoCopy(NamedTuple):
+    """Stands where no copy was made."""
 
 
-def duplicate(refs: list[Ref]) -> tuple[Any, Inside | Unfit | ErrorInside]:
-    """A copy of an object, if nothing inside it has to be copied first; and what was met inside."""
+def duplicate(refs: list[Ref]) -> tuple[Any, Inside | NotCopyable | ErrorInside]:
+    """Copy an object, unless something inside it has to be copied first; and say what was met inside."""
     import ray
 
     try:
-        with _ray.met_inside() as met:
-            value = _ray.value(refs[0], _FETCH_S)
+        with objects.met_inside() as met:
+            value = objects.value(refs[0], _FETCH_S)
+    # The order matters: a task may have failed with an error of its own that looks like one of Ray's below.
     except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError):
-        return Held(), ErrorInside()  # also where the task's own error looks like one of those below
+        return NoCopy(), ErrorInside()
     except (ray.exceptions.ObjectLostError, ray.exceptions.ReferenceCountingAssertionError) as error:
-        return Held(), Unfit(Why.GONE, _first_line(error))
+        return NoCopy(), NotCopyable(Why.GONE, _first_line(error))
     except (
         ray.exceptions.GetTimeoutError,
         ray.exceptions.RaySystemError,
         ray.exceptions.ObjectStoreFullError,
     ) as error:
-        return Held(), Unfit(Why.FAILED, _first_line(error))
+        return NoCopy(), NotCopyable(Why.FAILED, _first_line(error))
     except ray.exceptions.RayError:
-        return Held(), ErrorInside()
+        return NoCopy(), ErrorInside()
     mortal = mortal_actor(met)
     if mortal is not None:
-        return Held(), mortal
-    inside = list({ref.binary(): ref for ref in _ray.objects(met)}.values())
-    return (Held() if inside else value), Inside(inside)
+        return NoCopy(), mortal
+    inside = list({ref.binary(): ref for ref in actors.only_objects(met)}.values())
+    return (NoCopy() if inside else value), Inside(inside)
 
 
-def mortal_actor(references: Iterable[Any]) -> Unfit | None:
-    """Why these references of objects and actors can't be kept alive, if there is an actor among them that dies with its creator."""
-    for handle in _ray.actors(references):
-        if _ray.is_mortal(handle):
-            return Unfit(
+def mortal_actor(references: Iterable[Any]) -> NotCopyable | None:
+    """Why these references can't be kept alive, if there is an actor among them that dies with its creator."""
+    for handle in actors.only_actors(references):
+        if actors.is_mortal(handle):
+            return NotCopyable(
                 Why.UNSUPPORTED,
                 f"it holds a handle of an actor, {handle!r}, which dies with the process that created it, and can't be copied: "
                 'create it with lifetime="detached", or leave the handle out',
@@ -92,14 +84,59 @@ def mortal_actor(references: Iterable[Any]) -> Unfit | None:
 
 
 def rebuild(refs: list[Ref], copies: dict[bytes, Ref]) -> tuple[Any, bool]:
-    """A copy of an object, with copies in the place of the references inside it, by the objects' ids; and that it went well."""
-    with _ray.met_inside(copies):
-        return _ray.value(refs[0], _FETCH_S), True
+    """Copy an object with copies in the place of the references inside it (by the objects' ids); and say that it went well."""
+    with objects.met_inside(copies):
+        return objects.value(refs[0], _FETCH_S), True
 
 
 def fail_alike(refs: list[Ref]) -> Any:
-    """A copy of an error."""
-    return _ray.value(refs[0], _FETCH_S)
+    """Copy an error: raise it."""
+    return objects.value(refs[0], _FETCH_S)
+
+
+def submit(task: Callable[..., Any], ref: Ref, args: tuple[Any, ...], *, env: str, node: str | None) -> tuple[Ref, Ref]:
+    """Have Ray run one of these tasks.
+
+    Args:
+        task: which.
+        ref: the object that it copies.
+        args: what else it gets.
+        env: what it needs to be like the process that asked; see `objects.surroundings`.
+        node: where it should run; None for any node.
+
+    Returns:
+        The reference of the copy, and that of what the task says of it; of `fail_alike`, twice the former.
+    """
+    from ray.runtime_env import RuntimeEnv
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    options: dict[str, Any] = {
+        "name": f"safe_refs.{task.__name__}",
+        "num_cpus": 0,
+        "num_returns": 1 if task is fail_alike else 2,
+        # Ray must not run it again: when a copy is lost with its node, the original is gone.
+        "max_retries": 0,
+    }
+    if node is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    runtime_env = _runtime_env(env)
+    if runtime_env:
+        options["runtime_env"] = RuntimeEnv(**runtime_env)
+    made = _remote(task).options(**options).remote([ref], *args)
+    return (made, made) if task is fail_alike else made
+
+
+@functools.lru_cache(maxsize=64)
+def _runtime_env(surroundings: str) -> dict[str, Any]:
+    return objects.runtime_env_for(surroundings)
+
+
+@functools.cache  # of three tasks
+def _remote(task: Callable[..., Any]) -> Any:
+    """A task for Ray, which pickles it once."""
+    import ray
+
+    return ray.remote(task)
 
 
 def _first_line(error: Exception) -> str:

@@ -153,6 +153,9 @@ class Verbs:
             raise self.registry.no_answer(deadline)
         if reply in (NotNow.STALE, NotNow.CLOSING):
             self.registry.forget_layout()
+        if reply is NotNow.CLOSING:
+            # It has the same layout until it is gone: asking again at once would only keep it busy.
+            self.registry.pause(deadline)
 
 
 def parts(answers: Sequence[int | Any], refs: list[Ref]) -> list[list[Ref] | None]:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import msgpack
+
 from .._ray import client as ray_client
 from .._ray import cluster, objects, workers
 from ..config import Deadline
@@ -22,7 +24,7 @@ from .here import Here
 from .hooks import Asks, Layout
 from .records import Identity
 from .shard import Shard, actor_name
-from .wire import PACKED, ReleaseCall, pack
+from .wire import NOT_TEXT, PACKED, ReleaseCall
 from .wire import Silence as Silence  # other modules import it from here, too
 
 A = TypeVar("A")
@@ -50,7 +52,7 @@ class Call(Generic[A]):
     __slots__ = ("args", "method")
 
     def __init__(self, method: Callable[Concatenate[Any, P], A], *args: P.args, **kwargs: P.kwargs) -> None:
-        packed = [pack(each) if type(each) in PACKED else each for each in args]  # type: ignore[arg-type] # it is one of those
+        packed = [msgpack.packb(each, unicode_errors=NOT_TEXT) if type(each) in PACKED else each for each in args]
         if getattr(method, "is_remote", False):
             self.method, self.args = "part", (method.__qualname__, *packed)
         else:
@@ -88,8 +90,12 @@ class Registry:
             known = self.here.directory.find(self.name, start=start)
             if known is None:
                 raise NoRegistryError
-            self._layout, self._verbs = known, None
+            self.use_layout(known)
         return known
+
+    def use_layout(self, layout: Layout) -> None:
+        """Go by this layout, until it turns out to be out of date."""
+        self._layout, self._verbs = layout, None
 
     def verbs(self, *, start: bool) -> Asks:
         """What to ask it by; errors as for `layout`."""
@@ -258,7 +264,11 @@ class Registry:
                 if not start:
                     raise NoRegistryError from None
             # It may have been shut down since this process heard of it. What starts now is a new one, which others have to find.
-            self.here.directory.find(self.name, start=True)
+            found = self.here.directory.find(self.name, start=True)
+            if found is not None and shard >= found.shards and self.knows_layout:
+                # Another process has started it with fewer shards.
+                self.forget_layout()
+                raise NoRegistryError
             actor, args = self.here.start(self.name, shard)
             try:
                 handle = cluster.methods_known(cluster.start_actor(name, actor, args, place=shard), Shard)

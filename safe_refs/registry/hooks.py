@@ -221,11 +221,24 @@ class ClientPart:
     def after_pin(self, registry: str, plan: Plan, held: Identity | None, deadline: Deadline) -> None:
         """The registry holds the lease, or (None) the pin has failed, or was given up. Only the former may raise."""
 
+    def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
+        """Several leases are about to be pinned in one call; as `before_pin`."""
+        for plan in plans:
+            self.before_pin(registry, plan)
+
+    def after_pins(self, registry: str, pins: Sequence[tuple[Plan, Identity | None]], deadline: Deadline) -> None:
+        """Several leases were to be pinned in one call; as `after_pin`."""
+        for plan, held in pins:
+            self.after_pin(registry, plan, held, deadline)
+
     def resolved(self, address: LeaseAddress, refs: Sequence[Ref]) -> None:
         """This process has got references from a registry."""
 
     def released(self, registry: str, leases: Sequence[bytes]) -> None:
         """This process has ended leases."""
+
+    def shut_down(self, registry: str, shards: int) -> None:
+        """This process has shut a registry down, which had that many shards: none of their actors lives any more."""
 
     def close(self) -> None:
         """The connection is gone, or this is a forked child: keep nothing, end threads. Must not wait, nor call Ray."""
@@ -272,27 +285,52 @@ class Layout(Protocol):
     def shards(self) -> int:
         """How many shards there are."""
 
+    @property
+    def replicas(self) -> int:
+        """How many of them hold each lease."""
+
 
 class Asks(Protocol):
     """What asks a registry once, for its layout: `asking.Verbs` says what each method does."""
 
     layout: Layout
 
-    def holders(self, lease: bytes) -> Sequence[int]: ...
-    def by_shard(self, leases: Iterable[bytes]) -> dict[int, list[bytes]]: ...
-    def pin_once(self, plans: Sequence[Plan], deadline: Deadline) -> list[Identity | SafeRefsError | None]: ...
-    def resolve_once(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref] | None]: ...
-    def ask_once(self, question: Question[A], deadline: Deadline) -> A | SafeRefsError | None: ...
+    def holders(self, lease: bytes) -> Sequence[int]:
+        """The shards that a lease is pinned at."""
+
+    def by_shard(self, leases: Iterable[bytes]) -> dict[int, list[bytes]]:
+        """Leases by the shards that may hold them."""
+
+    def pin_once(self, plans: Sequence[Plan], deadline: Deadline) -> list[Identity | SafeRefsError | None]:
+        """Begin leases."""
+
+    def resolve_once(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref] | None]:
+        """What leases hold."""
+
+    def ask_once(self, question: Question[A], deadline: Deadline) -> A | SafeRefsError | None:
+        """Ask about one lease."""
+
     def release_once(
         self, rows: Sequence[tuple[Sequence[bytes], Origin]], ended: set[bytes], deadline: Deadline
-    ) -> bool | None: ...
+    ) -> bool | None:
+        """End leases."""
 
 
 class Directory(Protocol):
     """How a process finds the layout of registries."""
 
     def find(self, registry: str, *, start: bool) -> Layout | None:
-        """The layout of a registry; None if it doesn't run, and isn't to be started."""
+        """The layout of a registry; None if it doesn't run, and isn't to be started.
+
+        Raises:
+            ValueError: this process asks for another layout than it has.
+        """
+
+    def found(self, registry: str) -> Layout | None:
+        """The layout that a registry has, whatever this process asks for; None if it doesn't run."""
+
+    def forget(self, registry: str) -> None:
+        """A registry has been shut down: it has no layout any more."""
 
 
 class OneShard(NamedTuple):
@@ -300,11 +338,19 @@ class OneShard(NamedTuple):
 
     version: int = 0
     shards: int = 1
+    replicas: int = 1
 
 
 class Always:
     """The directory of the core by itself: each registry has one shard."""
 
     def find(self, registry: str, *, start: bool) -> Layout | None:
-        """See `Directory`."""
+        """See `Directory`, as for all below."""
         return OneShard()
+
+    def found(self, registry: str) -> Layout | None:
+        """Always the same."""
+        return OneShard()
+
+    def forget(self, registry: str) -> None:
+        """Whether it runs isn't known here."""

@@ -58,9 +58,8 @@ class Wanted(NamedTuple):
 
     def row(self, *, counts: bool) -> ResolveRow:
         """It, for a call to a shard: as a use that counts, or only to look whether it does."""
-        return ResolveRow(
-            self.address.lease, identity(self.address), self.slot, self.take, self.asker, self.use if counts else b""
-        )
+        lease, asked = self.address.lease, Identity(self.address.epoch, self.address.generation)
+        return ResolveRow(lease, asked, self.slot, self.take, self.asker, self.use if counts else b"")
 
 
 class Question(Generic[A]):

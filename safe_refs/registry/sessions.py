@@ -1,7 +1,7 @@
 """All that this process keeps for one connection to a cluster.
 
-A `Session` is this process's connection; what it keeps of each registry is in a `Registry`. All of it goes with the connection, and in
-a forked child.
+A `Session` is this process's connection; what it keeps of each registry is in a `Registry`. All of it goes with the connection, and
+in a forked child.
 
 What always holds: a session is complete before anybody else sees it; a lease of another cluster is never asked for.
 """
@@ -25,12 +25,11 @@ from .records import Identity
 from .requests import Plan, Wanted
 
 _MOST_REGISTRIES = 64  # that a session remembers
-_MOST_SESSIONS = (
-    8  # of which all but the newest are of connections that are gone, unless this process is several Ray Clients
-)
+_MOST_SESSIONS = 8
 
-_lock = threading.Lock()  # guards changes of `_sessions`, which is replaced whole, so that it may be read at any time
-_sessions: dict[workers.Connection, Session] = {}
+# By connection; at most _MOST_SESSIONS. The lock guards its changes: it is replaced whole, so that it may be read at any time.
+_lock = threading.Lock()
+known: dict[workers.Connection, Session] = {}
 
 
 def current() -> Session | None:
@@ -39,36 +38,47 @@ def current() -> Session | None:
     Raises:
         RegistryUnavailableError: Ray isn't initialized here.
     """
-    return _sessions.get(workers.connection())
+    return known.get(workers.connection())
 
 
 def are_known() -> bool:
     """Whether there is a session, so that `current` asks nobody."""
-    return bool(_sessions)
+    return bool(known)
 
 
 def add(session: Session) -> Session:
     """Keep a session; the one that another thread was quicker to add, if there is one. Sessions of connections that are gone end."""
-    global _sessions
+    global known
     with _lock:
-        found = _sessions.get(session.connection)
-        if found is not None:
-            session.close()
-            return found
-        kept = {each: known for each, known in _sessions.items() if session.connection.client and each.client}
-        while len(kept) >= _MOST_SESSIONS:
-            del kept[next(iter(kept))]
-        gone = [known for each, known in _sessions.items() if each not in kept]
-        _sessions = {**kept, session.connection: session}
-    for known in gone:
-        known.close()
-    return session
+        found = known.get(session.connection)
+        if found is None:
+            # A process may be several Ray Clients at once; otherwise it has one connection at a time.
+            kept = {each: other for each, other in known.items() if session.connection.client and each.client}
+            while len(kept) >= _MOST_SESSIONS:
+                del kept[next(iter(kept))]
+            gone = [other for each, other in known.items() if each not in kept]
+            known = {**kept, session.connection: session}
+        else:
+            gone = [session]
+    for other in gone:
+        other.close()
+    return found or session
+
+
+def drop(connection: workers.Connection) -> None:
+    """The session of a connection ends, if there is one."""
+    global known
+    with _lock:
+        gone = known.get(connection)
+        known = {each: other for each, other in known.items() if each != connection}
+    if gone is not None:
+        gone.close()
 
 
 def _forget() -> None:
     """A forked child has none of the threads, and its locks may be held for ever by threads that it doesn't have."""
-    global _lock, _sessions
-    _lock, _sessions = threading.Lock(), {}
+    global _lock, known
+    _lock, known = threading.Lock(), {}
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -100,29 +110,35 @@ class Session(Here):
         self._lock = threading.Lock()  # guards `_registries`
         self._registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
 
-    def before_pin(self, registry: str, plan: Plan) -> None:
-        """A lease is about to be pinned, by a caller that waits."""
-        if plan.borrowed or plan.durable:
-            for part in self.parts:
-                part.before_pin(registry, plan)
+    def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
+        """Leases are about to be pinned, in one call, by a caller that waits."""
+        plans = [plan for plan in plans if plan.borrowed or plan.durable]
+        for part in self.parts if plans else ():
+            if len(plans) == 1:
+                part.before_pin(registry, plans[0])
+            else:
+                part.before_pins(registry, plans)
 
     def after_pins(self, registry: str, pins: Sequence[tuple[Plan, Identity | None]], deadline: Deadline) -> None:
         """The registry of that identity holds a lease, or (None) the pin has failed, of each."""
-        for plan, held in pins:
-            if plan.borrowed or plan.durable:
-                for part in self.parts:
-                    part.after_pin(registry, plan, held, deadline)
+        pins = [pin for pin in pins if pin[0].borrowed or pin[0].durable]
+        for part in self.parts if pins else ():
+            part.after_pins(registry, pins, deadline)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
         """Have a lease pinned soon; what goes wrong, somebody else is told. By itself, a session pins at once."""
         self.sender.pin(registry, plan, deadline)
 
+    async def post_async(self, registry: str, plan: Plan, deadline: Deadline) -> None:
+        """`post`, awaited: by itself, a session has a thread do it, as for the two below."""
+        await asyncio.to_thread(self.post, registry, plan, deadline)
+
     async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
-        """`sender.pin`, awaited: by itself, a session has a thread do it."""
+        """`sender.pin`, awaited."""
         return await asyncio.to_thread(self.sender.pin, registry, plan, deadline)
 
     async def resolve_async(self, row: Wanted, deadline: Deadline) -> list[Any]:
-        """`sender.resolve`, awaited; likewise."""
+        """`sender.resolve`, awaited."""
         return await asyncio.to_thread(self.sender.resolve, row, deadline)
 
     def registry(self, name: str) -> Registry:

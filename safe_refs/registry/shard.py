@@ -223,12 +223,12 @@ class Shard:
         An owner learns of a process that resolved a reference from here only once this one has let go in order: killing the actor
         before that would take those live references along.
         """
-        self.is_closing = True
+        self.is_closing, until = True, time.monotonic() + call.patience_s
         with self.lock:
             owners = self._owners.known_to()
             ended = self.table.end_all(call.origin)
         self.parts.closing(call.patience_s)
-        self._owners.wait_until_forgotten(owners, call.patience_s)
+        self._owners.wait_until_forgotten(owners, until - time.monotonic())
         return ended
 
     def lose(self, leases: Sequence[bytes], why: str) -> None:

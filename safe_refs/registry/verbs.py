@@ -43,7 +43,8 @@ def wanted(address: LeaseAddress, here: Here, *, slot: int | None, take: bool) -
     Raises:
         WrongClusterError: it is another cluster's.
     """
-    here.check_cluster(address)
+    if address.cluster != here.connection.cluster:
+        here.check_cluster(address)
     # It is worth the time to look up which line ends a lease, not which lines only read it.
     asker = here.origin() if take else Origin(here.connection.job, here.node, here.pid, "by loading")
     return Wanted(address, slot, take, asker, os.urandom(8))
@@ -82,7 +83,7 @@ def resolve(registry: Registry, row: Wanted, deadline: Deadline) -> list[Ref]:
     def opened(answer: Any) -> Any:
         return (answer[1] if type(answer[0][0]) is int else answer[0][0]) if isinstance(answer, tuple) else answer
 
-    question = Question[list[Ref]](row.address, call, opened, in_turn=row.take)
+    question: Question[list[Ref]] = Question(row.address, call, opened, in_turn=row.take)
     try:
         refs = _live(registry, question, deadline)
     except UnopenedActorError:
@@ -112,7 +113,8 @@ def renew(registry: Registry, address: LeaseAddress, ttl: float | None, deadline
         return Call(Shard.renew, RenewCall(version, address.lease, identity(address), ttl, number))
 
     # The first holder counts the renewals, and the others go by its number: two renewals at once can't be taken in different orders.
-    _live(registry, Question[int](address, call, _as_it_is, in_turn=True), deadline)
+    question: Question[int] = Question(address, call, _as_it_is, in_turn=True)
+    _live(registry, question, deadline)
 
 
 def expires_in_s(registry: Registry, address: LeaseAddress, deadline: Deadline) -> float | None:
@@ -121,7 +123,8 @@ def expires_in_s(registry: Registry, address: LeaseAddress, deadline: Deadline) 
     def call(version: int, _: bool, __: int) -> Call[Any]:
         return Call(Shard.expires_in_s, ExpiresCall(version, address.lease, identity(address)))
 
-    return _live(registry, Question[tuple[float | None]](address, call, _as_it_is, in_turn=False), deadline)[0]
+    question: Question[tuple[float | None]] = Question(address, call, _as_it_is, in_turn=False)
+    return _live(registry, question, deadline)[0]
 
 
 def _as_it_is(answer: Any) -> Any:

@@ -21,7 +21,7 @@ C = TypeVar("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_NOT_TEXT = "surrogatepass"  # names of files may hold bytes that are no text
+NOT_TEXT = "surrogatepass"  # names of files may hold bytes that are no text
 
 
 class NotNow(enum.Enum):
@@ -86,7 +86,7 @@ class PinCall(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> PinCall:
         """The call that travelled as bytes."""
-        version, rows = msgpack.unpackb(data, unicode_errors=_NOT_TEXT, use_list=False)
+        version, rows = msgpack.unpackb(data, unicode_errors=NOT_TEXT, use_list=False)
         return cls(version, [PinRow(a, b, Terms(*c), Origin(*d), e, f) for a, b, c, d, e, f in rows])
 
 
@@ -119,7 +119,7 @@ class ResolveCall(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes) -> ResolveCall:
         """The call that travelled as bytes."""
-        version, rows = msgpack.unpackb(data, unicode_errors=_NOT_TEXT, use_list=False)
+        version, rows = msgpack.unpackb(data, unicode_errors=NOT_TEXT, use_list=False)
         return cls(version, [ResolveRow(a, Identity(*b), c, d, Origin(*e), f) for a, b, c, d, e, f in rows])
 
 
@@ -162,14 +162,8 @@ class CloseCall(NamedTuple):
     patience_s: float
 
 
-# The calls that travel as bytes.
+# The calls that travel as bytes, packed by `calls.Call`.
 PACKED = frozenset({PinCall, ResolveCall})
-
-
-def pack(call: PinCall | ResolveCall) -> bytes:
-    """A call as bytes."""
-    data: bytes = msgpack.packb(call, unicode_errors=_NOT_TEXT)
-    return data
 
 
 def unpacked(

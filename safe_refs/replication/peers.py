@@ -1,7 +1,8 @@
-"""A shard's calls to the other shards of its registry: news, recovery after a restart, moves when the registry grows.
+"""A shard's calls to the other shards of its registry: recovery after a restart, news, moves when the registry grows.
 
-All of it runs in one thread of the shard's. What always holds: the rules (`replication`) are touched under the shard's lock only, and
-no call is made under it; what could not be delivered is still owed.
+All of it runs in one thread of the shard. What always holds: the rules are used under the shard's lock only, and no call is waited
+for under it; every wait has a timeout, and a shard that doesn't answer keeps no other from being told; what could not be delivered is
+still owed; recovery ends, whatever fails.
 """
 
 from __future__ import annotations
@@ -9,204 +10,252 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _ray
-from .leases import LeaseTable
-from .replication import Parcel, Replica
-from .topology import actor_name
+from ..registry.calls import Call
+from ..registry.records import Identity
+from ..registry.shard import Shard
+from . import control_store
+from .links import Links, unless_unopened
+from .rules import Rules
+
+if TYPE_CHECKING:
+    from .part import Replication
 
 logger = logging.getLogger("safe_refs.registry")
 
-_MOST_AT_ONCE = 200  # leases in a parcel; a few milliseconds of the receiver's time
-_CALL_TIMEOUT_S = 10.0
+_MOST_AT_ONCE = 200  # leases in a call; a few milliseconds of the receiver's time
+_MOST_CALLS = 50  # with news for one shard, before the others get theirs
 _RECOVERY_TIMEOUT_S = 30.0  # a peer that isn't back by then is not waited for
-_PAUSE_S = 0.1
+_AGAIN_S = 0.1  # between two rounds of asking those that are not back
+_PAUSE_S = 0.2  # before what could not be delivered is tried again
+_BREATH_S = 0.05  # so that news travel together
+_LONGEST_PAUSE_S = 3600.0
+
+
+class _Moving(NamedTuple):
+    """A growth that this shard moves leases for: by its version, and the leases that are yet to be given to their new holders."""
+
+    version: int
+    left: list[bytes]
 
 
 class Peers:
     """What the peers' thread of a shard does.
 
     Args:
-        registry: name of the registry.
-        replica: the shard's side of replication.
-        table: what it holds.
-        lock: guards both.
-        using: held while this thread has references in its hands.
-        pack: a parcel of some leases, for another shard. Called under both locks.
-        unpack: take a parcel. Called under both locks.
-        passed_on: another shard has got some leases from here.
+        shard: whose thread it is.
+        part: its part, whose methods the others' calls run, too.
+        rules: the part's rules.
     """
 
-    def __init__(
-        self,
-        registry: str,
-        replica: Replica[Any],
-        table: LeaseTable[Any],
-        lock: threading.Lock,
-        using: threading.Lock,
-        pack: Callable[[Sequence[bytes]], Parcel],
-        unpack: Callable[[Parcel], None],
-        passed_on: Callable[[Sequence[bytes]], None],
-    ) -> None:
-        self._registry = registry
-        self._replica = replica
-        self._table = table
-        self._lock = lock
-        self._using = using
-        self._pack = pack
-        self._unpack = unpack
-        self._passed_on = passed_on
-        self._handles: dict[int, Any] = {}
+    def __init__(self, shard: Shard, part: Replication, rules: Rules[Any]) -> None:
+        self._shard = shard
+        self._part = part
+        self._rules = rules
+        self._calls = type(part)  # whose methods the other shards are called by
+        self._links = Links(shard)
+        self._wake = threading.Event()
+        # By shard, the leases that it is to be asked for, as they are lost here. Guarded by the shard's lock. At most what this shard
+        # held.
+        self._wanted_back: dict[int, dict[bytes, None]] = {}
+        # The shards that are yet to be told that the topology has changed. Guarded by the shard's lock. A shard 0 that restarts in
+        # the middle of a growth may have told nobody of it.
+        self._unaware = set(rules.others()) if shard.number == 0 and rules.topology.before else set[int]()
+        self._moving = _Moving(0, [])
+        self._recovers_by = time.monotonic() + _RECOVERY_TIMEOUT_S
+        self._is_settled = False  # the verdict of the recovery, `_is_lossy`, is known
+        self._is_lossy = False
+        self._new: Identity | None = None  # that the registry has, as leases may be lost
 
-    def recover(self) -> bool:
-        """Get back from the others what this shard held; True if leases may be lost, as too few could tell."""
-        deadline = time.monotonic() + _RECOVERY_TIMEOUT_S
-        while self._replica.to_hear and time.monotonic() < deadline:
-            for shard in sorted(self._replica.to_hear):
-                begun, heard = time.monotonic(), self._hear(shard)
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wake.set()
+
+    def announce(self) -> None:
+        """This shard has changed the topology: the others are to look."""
+        with self._shard.lock:
+            self._unaware.update(self._rules.others())
+        self._wake.set()
+
+    def want_back(self, number: int, leases: Sequence[bytes]) -> None:
+        """Have another shard pass on leases that are lost here. Under the shard's lock."""
+        self._wanted_back.setdefault(number, {}).update(dict.fromkeys(leases))
+        self._wake.set()
+
+    def run(self) -> None:
+        """The thread. May be run again after an error, and goes on where it was."""
+        if self._rules.is_recovering:
+            self._recover()
+        while not self._shard.is_closing:
+            self._wake.clear()
+            behind = self._announce()
+            behind |= self._ask_back()
+            behind |= self._tell()
+            behind |= self._move()
+            self._wake.wait(_PAUSE_S if behind else _LONGEST_PAUSE_S)
+            time.sleep(_BREATH_S)
+
+    # A restarted shard.
+
+    def _recover(self) -> None:
+        """Get back from the others what this shard held. If too few could tell, the registry begins a new epoch."""
+        while self._rules.unheard and time.monotonic() < self._recovers_by and not self._shard.is_closing:
+            for number in sorted(self._rules.unheard):
+                begun, heard = time.monotonic(), None
+                try:
+                    heard = self._hear(number)
+                except Exception:
+                    logger.warning("shard %d can't be asked; it is asked again", number, exc_info=True)
                 if heard is not None:
-                    logger.info("%d lease(s) from shard %d in %.2f s", heard, shard, time.monotonic() - begun)
-            if self._replica.to_hear:
-                time.sleep(_PAUSE_S)
-        with self._lock:
-            lossy = self._replica.settle()
-        if lossy:
+                    logger.info("%d lease(s) from shard %d in %.2f s", heard, number, time.monotonic() - begun)
+            if self._rules.unheard:
+                time.sleep(_AGAIN_S)
+        # What follows asks the control store, and may fail: each step is done once, however often the thread is run again.
+        if not self._is_settled:
+            with self._shard.lock:
+                self._is_lossy, self._is_settled = self._rules.recovered(), True
+        if self._is_lossy and self._new is None:
             logger.warning(
                 "shard %d of registry %r has restarted, and the others could not tell all that it held: leases may be lost",
-                self._replica.shard,
-                self._registry,
+                self._shard.number,
+                self._shard.registry,
             )
-        return lossy
+            self._new = control_store.new_epoch(self._shard.registry)
+        self._part.look()  # the registry may have grown meanwhile
+        with self._shard.lock:
+            self._rules.end_recovery(self._new)
 
-    def _hear(self, shard: int) -> int | None:
-        """Take from one other shard what it shares with this one; None if it can't be asked now."""
-        told = self._call(shard, "shared_with", self._replica.shard)
-        if told is None:
+    def _hear(self, number: int) -> int | None:
+        """Take from another shard what it shares with this one: how many leases; None if it can't be asked now."""
+        shared = self._links.ask(number, Call(self._calls.shared_with, self._shard.number))
+        if shared is None:
             return None
-        leases, complete = told
-        for start in range(0, len(leases), _MOST_AT_ONCE):
-            if not self._each(leases[start : start + _MOST_AT_ONCE], partial(self._fetch, shard)):
+        leases, complete = shared
+        for batch in _batches(leases):
+            if not unless_unopened(batch, partial(self._fetch, number)):
                 return None
-        if self._call(shard, "told", self._replica.shard, default=True) is None:
+        if self._links.ask(number, Call(self._calls.peer_is_complete, self._shard.number)) is None:
             return None
-        with self._lock:
-            self._replica.hear(shard, complete)
+        with self._shard.lock:
+            self._rules.heard(number, complete)
         return len(leases)
 
-    def tell(self) -> bool:
+    # News.
+
+    def _announce(self) -> bool:
+        """Tell the others that the topology has changed; whether some don't know yet."""
+        with self._shard.lock:
+            unaware, self._unaware = self._unaware, set()
+        still = {number for number in unaware if not self._links.ask(number, Call(self._calls.look_again))}
+        with self._shard.lock:
+            self._unaware |= still
+            return bool(self._unaware)
+
+    def _ask_back(self) -> bool:
+        """Ask other holders for what is lost here; whether some could not be asked."""
+        with self._shard.lock:
+            wanted, self._wanted_back = self._wanted_back, {}
+        for number, leases in wanted.items():
+            if not self._links.ask(number, Call(self._calls.repair, list(leases), [self._shard.number])):
+                with self._shard.lock:
+                    self._wanted_back.setdefault(number, {}).update(leases)
+        with self._shard.lock:
+            return bool(self._wanted_back)
+
+    def _tell(self) -> bool:
         """Deliver news; whether some are owed still."""
-        with self._lock:
-            owing = self._replica.owing()
-        for shard in owing:
-            while True:
-                with self._lock:
-                    news = self._replica.take_news(shard, _MOST_AT_ONCE)
+        with self._shard.lock:
+            owing = self._rules.owing()
+        for number in owing:
+            for _ in range(_MOST_CALLS):
+                with self._shard.lock:
+                    news = self._rules.take_news(number, _MOST_AT_ONCE)
                 if not news:
                     break
-                if not self._deliver(shard, news):
-                    with self._lock:
-                        self._replica.give_back(shard, news)
+                delivered = False
+                try:
+                    delivered = self._delivers(number, news)
+                finally:
+                    if not delivered:
+                        with self._shard.lock:
+                            self._rules.give_back(number, news)
+                if not delivered:
                     break
-        with self._lock:
-            return bool(self._replica.owing())
+        with self._shard.lock:
+            return bool(self._rules.owing())
 
-    def move(self) -> None:
-        """The registry has grown: give leases to the shards that hold them from now on, and let go of those that are theirs alone."""
-        with self._lock:
-            waiting = self._replica.misplaced()
-        moved = 0
-        while waiting:
-            batch, waiting = waiting[:_MOST_AT_ONCE], waiting[_MOST_AT_ONCE:]
+    # The registry grows.
+
+    def _move(self) -> bool:
+        """Give leases to the shards that hold them from now on, and let go of those that are theirs alone; whether it is to go on.
+
+        One pass: what belongs to a shard that doesn't answer is left for the next. Shard 0 is told that all has moved until it has
+        ended the growth, because it may forget that in a crash.
+        """
+        rules, number = self._rules, self._shard.number
+        with self._shard.lock:
+            topology = rules.topology
+            if number >= topology.before:
+                self._moving = _Moving(0, [])
+                return False
+            if self._moving.version != topology.version:
+                self._moving = _Moving(topology.version, rules.misplaced())
+        if self._moving.left:
+            self._moving = _Moving(topology.version, self._moved_on(self._moving.left))
+            if self._moving.left:
+                return True
+            logger.info("shard %d has moved its leases to %d shards", number, topology.shards)
+        if number == 0:
+            version: int | None = self._part.has_moved(0, topology.version)
+        else:
+            version = self._links.ask(0, Call(self._calls.has_moved, number, topology.version))
+        if version is not None and version > rules.topology.version:
+            self._part.look()
+        return bool(rules.topology.before)
+
+    def _moved_on(self, leases: Sequence[bytes]) -> list[bytes]:
+        """Give leases to their new holders; those that some could not be given to."""
+        away: set[int] = set()
+        left: list[bytes] = []
+        for batch in _batches(leases):
             by_shard: dict[int, list[bytes]] = {}
             for lease in batch:
-                for shard in self._replica.newcomers(lease):
-                    by_shard.setdefault(shard, []).append(lease)
-            for shard, leases in by_shard.items():
-                while not self._deliver(shard, leases):
-                    time.sleep(_PAUSE_S)
-            with self._lock:
-                moved += self._replica.drop_moved(batch)
-        logger.info("shard %d has moved %d lease(s) away", self._replica.shard, moved)
+                for number in self._rules.newcomers(lease):
+                    by_shard.setdefault(number, []).append(lease)
+            missed: set[bytes] = set()
+            for number, theirs in by_shard.items():
+                if self._shard.is_closing or number in away or not self._delivers(number, theirs):
+                    away.add(number)
+                    missed.update(theirs)
+            left += [lease for lease in batch if lease in missed]
+            with self._shard.lock:
+                self._rules.drop_moved([lease for lease in batch if lease not in missed])
+        return left
 
-    def look_again(self) -> None:
-        """Tell all others that the topology has changed."""
-        for shard in self._replica.others():
-            self._call(shard, "look_again")
+    # Records.
 
-    def _deliver(self, shard: int, leases: Sequence[bytes]) -> bool:
-        """Tell a shard what there is to say of some leases now."""
+    def _delivers(self, number: int, leases: Sequence[bytes]) -> bool:
+        """Tell a shard what there is to say of some leases now; whether it has taken that."""
+        return unless_unopened(leases, partial(self._give, number))
 
-        def tell(some: Sequence[bytes]) -> bool:
-            def call(handle: Any) -> Any:
-                with self._using, self._lock:
-                    return handle.receive.remote(self._pack(some), self._table.epoch, self._table.generation)
-
-            return bool(self._call(shard, call))
+    def _give(self, number: int, leases: Sequence[bytes]) -> bool:
+        def news() -> Call[bool]:
+            return Call(self._calls.receive, self._part.packed(leases), self._shard.table.identity)
 
         try:
-            return self._each(leases, tell)
+            return self._links.send(number, news) is True
         finally:
-            self._passed_on(leases)
+            # Also if there was no answer, as it may have got them.
+            with self._shard.lock:
+                self._part.passed_on(leases)
 
-    def _fetch(self, shard: int, leases: Sequence[bytes]) -> bool:
-        """Take what a shard says of some leases."""
-        return bool(self._call(shard, "parcel", leases, take=self._unpack_reply))
+    def _fetch(self, number: int, leases: Sequence[bytes]) -> bool:
+        """Take what a shard says of some leases; whether it has answered."""
+        return self._links.fetch(number, Call(self._calls.records, leases), self._part.unpack)
 
-    def _each(self, leases: Sequence[bytes], what: Callable[[Sequence[bytes]], bool]) -> bool:
-        """Do something for leases together, and without those that hold what can't be opened any more; whether it was done."""
-        try:
-            return what(leases)
-        except _ray.UnopenedActorError:
-            if len(leases) == 1:
-                logger.info(
-                    "lease %s holds an actor of a job that has ended: it stays where it is", leases[0][:4].hex()
-                )
-                return True
-        half = len(leases) // 2
-        return self._each(leases[:half], what) and self._each(leases[half:], what)
 
-    def _unpack_reply(self, reply: Any) -> bool:
-        with self._using:
-            parcel = Parcel(*_ray.get(reply, _CALL_TIMEOUT_S))
-            with self._lock:
-                self._unpack(parcel)
-            del parcel
-        return True
-
-    def _call(
-        self,
-        shard: int,
-        method: str | Callable[[Any], Any],
-        *args: Any,
-        default: Any = None,
-        take: Callable[[Any], Any] | None = None,
-    ) -> Any:
-        """Call another shard and wait for its answer; None if there is none now.
-
-        Args:
-            shard: which.
-            method: its name; or what calls it, given the handle.
-            args: its arguments.
-            default: the answer where it is None.
-            take: what fetches the answer, once it is there; otherwise it is fetched here.
-        """
-        import ray
-
-        try:
-            handle = self._handles.get(shard)
-            if handle is None:
-                name = actor_name(self._registry, shard)
-                handle = self._handles[shard] = ray.get_actor(name, namespace=_ray.NAMESPACE)
-            waiting = method(handle) if callable(method) else getattr(handle, method).remote(*args)
-            if take is not None:
-                ray.wait([waiting], timeout=_CALL_TIMEOUT_S, fetch_local=False)
-            reply = _ray.get(waiting, _CALL_TIMEOUT_S) if take is None else take(waiting)
-        except ray.exceptions.RayTaskError:
-            raise
-        except (ValueError, ray.exceptions.RayError):
-            self._handles.pop(shard, None)
-            return None
-        return default if reply is None else reply
+def _batches(leases: Sequence[bytes]) -> list[Sequence[bytes]]:
+    return [leases[start : start + _MOST_AT_ONCE] for start in range(0, len(leases), _MOST_AT_ONCE)]

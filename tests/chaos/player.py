@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ray
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import objects
 
 from . import values
 from .values import Stamp
@@ -231,7 +231,7 @@ class Player:
             reply.slot = slot
             begun = time.monotonic()
             try:
-                value = _ray.get(ref, GET_TIMEOUT_S)  # which keeps no reference of a read that failed
+                value = objects.get(ref, GET_TIMEOUT_S)  # which keeps no reference of a read that failed
             finally:
                 reply.get_s = max(reply.get_s, time.monotonic() - begun)
             wrong = values.complaint(value, stamp)

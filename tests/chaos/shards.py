@@ -6,7 +6,7 @@ import time
 from typing import Any, NamedTuple
 
 import safe_refs
-from safe_refs.registry.topology import actor_name
+from safe_refs.registry.shard import actor_name
 
 _ANSWER_S = 5.0
 _POLL_S = 0.05

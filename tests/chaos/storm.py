@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import safe_refs
-from safe_refs import _ray
+from safe_refs._ray import store
 
 from . import faults
 from .cluster import STORE_BYTES, Cluster
@@ -56,7 +56,7 @@ def storm(parameters: Parameters, say: Say = lambda _: None) -> Report:
         troupe.end()
         _check_left(report, nodes, rules, "when all players had gone")
         report.payloads = len(ledger.payloads)
-        report.spilled_bytes = _ray.store_usage().spilled_bytes
+        report.spilled_bytes = store.store_usage().spilled_bytes
         safe_refs.shutdown(timeout=30)
     finally:
         nodes.close()
@@ -119,7 +119,7 @@ def _check_left(report: Report, nodes: Cluster, rules: Rules, when: str) -> None
         time.sleep(0.2)
     for number in live:
         report.note(Verdict("leaked", f"is live {when}"), f"payload {number}")
-    while (left := _ray.store_usage().primary_bytes + nodes.spilled_bytes()) > _MARKS_BYTES:
+    while (left := store.store_usage().primary_bytes + nodes.spilled_bytes()) > _MARKS_BYTES:
         if time.monotonic() > deadline:
             report.note(Verdict("leaked", f"{left} bytes {when}"), "the stores")
             report.left = _who_holds()

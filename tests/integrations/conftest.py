@@ -1,4 +1,4 @@
-"""A maker and a reader: two jobs. The first lives on, with nothing in its hands, while the second reads what it left in a file."""
+"""Fixtures of tests with other libraries: two jobs, and a watch that allows for what the libraries leave."""
 
 from __future__ import annotations
 
@@ -9,56 +9,15 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 import safe_refs
-from tests.conftest import PRELUDE, RAYS_MARKS, run_python
+from tests.integrations.jobs import JOB, MAKE, READ, HandOver
 from tests.integrations.store import pinned, pinned_once
-
-_PRELUDE = PRELUDE + "from tests.integrations.store import pinned, pinned_from, pinned_once\n"
-
-# It makes the thing twice: once without a payload, to show that it then goes, and once with. The first time it waits until all is
-# computed: Ray now and then leaves behind what a task returns if nobody wants it any more by then.
-_MAKE = """
-path, size, limit = args[0], int(args[1]), int(args[2])
-thing = make()
-finish(thing)
-held = pinned_from(size)
-del thing
-gc.collect()
-alone = pinned_once(limit)
-with open(path, "wb") as file:
-    safe_refs.dump(make(), file)
-gc.collect()
-print(json.dumps([held, alone, pinned_from(size)]), flush=True)
-sys.stdin.readline()
-"""
-_READ = """
-with open(args[0], "rb") as file:
-    payload = file.read()
-value = use(safe_refs.loads(payload))
-gc.collect()
-print(json.dumps([value, pinned(), safe_refs.release(payload)]))
-"""
-
-
-class HandOver(Protocol):
-    """Hand what `make()` returns from one job to another, by a file, and return what `use` there makes of it."""
-
-    def __call__(self, make: str, use: str, *, size: int, left: int = 0) -> Any:
-        """Run both jobs, with the maker alive all the time.
-
-        What is checked: without a payload the thing goes as soon as its maker lets go of it; with one it stays, and is good in the
-        other job; when that one has released the payload, no lease and no byte is left.
-
-        Args:
-            make: Python code that defines `make()`, and `finish(thing)`, which waits until all of the thing is computed.
-            use: Python code that defines `use(thing)`, whose result is JSON; `payload` is there, too.
-            size: how many bytes of the store the thing takes, at least.
-            left: how many bytes the library may keep in the maker for itself.
-        """
+from tests.support.processes import run_python
+from tests.support.store import RAYS_MARKS
 
 
 @pytest.fixture
@@ -69,8 +28,8 @@ def hand_over(ray_cluster: str, tmp_path: Path) -> HandOver:
         path, log = tmp_path / "thing.payload", tmp_path / "maker.log"
         before = pinned()
         limit, size = before + left + RAYS_MARKS, before + size
-        maker = _PRELUDE + textwrap.dedent(make) + _MAKE
-        reader = _PRELUDE + textwrap.dedent(use) + _READ
+        maker = JOB + textwrap.dedent(make) + MAKE
+        reader = JOB + textwrap.dedent(use) + READ
         with (
             log.open("w") as errors,
             subprocess.Popen(

@@ -6,28 +6,23 @@ job ends.
 
 from __future__ import annotations
 
-import time
-
-from safe_refs import _ray
-from tests.conftest import SETTLE_S
+from safe_refs._ray import store
+from tests.support.store import SETTLE_S
+from tests.support.waiting import comes
 
 
 def pinned() -> int:
     """Bytes that Ray may not drop."""
-    return _ray.store_usage().primary_bytes
+    return store.store_usage().primary_bytes
 
 
 def pinned_once(limit_bytes: int, timeout_s: float = SETTLE_S) -> int:
     """Bytes that are pinned, once they are no more than this, or the time is over."""
-    deadline = time.monotonic() + timeout_s
-    while (now := pinned()) > limit_bytes and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return now
+    comes(lambda: pinned() <= limit_bytes, timeout_s)
+    return pinned()
 
 
 def pinned_from(least_bytes: int, timeout_s: float = SETTLE_S) -> int:
     """Bytes that are pinned, once they are as many as this, or the time is over."""
-    deadline = time.monotonic() + timeout_s
-    while (now := pinned()) < least_bytes and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return now
+    comes(lambda: pinned() >= least_bytes, timeout_s)
+    return pinned()

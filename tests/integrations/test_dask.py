@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Driver
-from tests.integrations.conftest import HandOver
+from tests.integrations.jobs import HandOver
+from tests.integrations.libraries import DASK
+from tests.support.processes import Driver
 
 pytestmark = pytest.mark.integrations
-
-ON_RAY = """
-import dask
-import dask.array
-import dask.bag
-import dask.dataframe
-import numpy as np
-import pandas as pd
-import ray.util.dask
-dask.config.set(scheduler=ray.util.dask.ray_dask_get)
-"""
 
 
 def test_persisted_collections_go_to_another_job(cluster: str, hand_over: HandOver) -> None:
     """An array, a frame, a bag and a delayed value, in one payload: the other job computes on what the first one has computed."""
     found = hand_over(
-        ON_RAY
+        DASK
         + """
 def make():
     return {
@@ -37,7 +27,7 @@ def make():
 def finish(things):
     dask.compute(*(thing.sum() for thing in things.values()))
 """,
-        ON_RAY
+        DASK
         + """
 def use(things):
     handles = len(safe_refs.inspect(payload).handles)
@@ -55,7 +45,7 @@ def use(things):
 def test_a_collection_that_is_not_persisted_goes_as_its_graph(cluster: str, driver: Driver) -> None:
     """Nothing has been computed, so nothing is held; what is put off on top of a persisted collection holds that one's chunks."""
     found = driver(
-        ON_RAY
+        DASK
         + """
 lazy = dask.array.arange(1000, chunks=250) * 2
 graph, payload = safe_refs.dumps(lazy), safe_refs.dumps(lazy.persist() + 1)

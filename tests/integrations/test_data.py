@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Driver
-from tests.integrations.conftest import HandOver
+from tests.integrations.jobs import HandOver
+from tests.integrations.libraries import DATA
+from tests.support.processes import Driver
 
 pytestmark = pytest.mark.integrations
-
-QUIETLY = """
-import logging
-import ray.data
-ray.data.DataContext.get_current().enable_progress_bars = False
-logging.getLogger("ray.data").setLevel(logging.ERROR)
-"""
 
 
 def test_a_materialized_dataset_goes_to_another_job(cluster: str, hand_over: HandOver) -> None:
     """The other job counts, sums and goes on computing, on the blocks that the first one made: not one of them is in the file."""
     found = hand_over(
-        QUIETLY
+        DATA
         + """
 def make():
     return ray.data.range(200_000, override_num_blocks=4).map_batches(lambda rows: {"n": rows["id"] * 2}).materialize()
@@ -28,7 +22,7 @@ def make():
 def finish(dataset):
     pass  # it was when it was materialized
 """,
-        QUIETLY
+        DATA
         + """
 def use(dataset):
     evens = dataset.filter(lambda row: row["n"] % 4 == 0)
@@ -45,7 +39,7 @@ def use(dataset):
 def test_a_lazy_dataset_goes_as_its_plan(cluster: str, driver: Driver) -> None:
     """Nothing has been computed, so nothing is held: it is a plain pickle. What it starts from is held, if that lies in the store."""
     held = driver(
-        QUIETLY
+        DATA
         + """
 lazy = ray.data.range(1000).map(lambda row: {"n": row["id"] + 1})
 plan = safe_refs.dumps(lazy)

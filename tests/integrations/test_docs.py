@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.test_docs import OTHERS, blocks, run_block
+from tests.support.examples import OTHERS, blocks, run_block
 
 pytestmark = pytest.mark.integrations
 

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Driver
-from tests.integrations.test_dask import ON_RAY
-from tests.integrations.test_data import QUIETLY
+from tests.integrations.libraries import DASK, DATA, MODIN
+from tests.support.processes import Driver
 
 pytestmark = pytest.mark.integrations
 
-MODIN = """
-import modin.config
-modin.config.Engine.put("ray")
-import modin.pandas as pd
-"""
 THINGS = {
     "dataset": (
-        QUIETLY,
+        DATA,
         'ray.data.range(20_000, override_num_blocks=4).map_batches(lambda rows: {"n": rows["id"] * 2}).materialize()',
         'sum(row["n"] for row in thing.take_all())',
         399_980_000,
     ),
     "dask": (
-        ON_RAY,
+        DASK,
         "(dask.array.arange(20_000, chunks=5_000) * 2).persist()",
         "int(thing.sum().compute())",
         399_980_000,

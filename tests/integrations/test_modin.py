@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Driver
-from tests.integrations.conftest import HandOver
+from tests.integrations.jobs import HandOver
+from tests.integrations.libraries import MODIN
+from tests.support.processes import Driver
 
 pytestmark = pytest.mark.integrations
-
-ON_RAY = """
-import warnings
-import modin.config
-import modin.pandas as pd
-import numpy as np
-modin.config.Engine.put("ray")
-modin.config.NPartitions.put(2)
-warnings.simplefilter("ignore")  # Modin says what it leaves to pandas
-"""
 
 
 def test_a_frame_goes_to_another_job(cluster: str, hand_over: HandOver) -> None:
     """A frame and a series come back as Modin's own, and compute there; also in a task, although Modin itself would give pandas'."""
     found = hand_over(
-        ON_RAY
+        MODIN
         + """
 from modin.utils import execute
 
@@ -41,7 +32,7 @@ def make():
 def finish(things):
     pass
 """,
-        ON_RAY
+        MODIN
         + """
 @ray.remote
 def in_task(payload):
@@ -75,7 +66,7 @@ def test_what_of_modin_is_carried_otherwise(cluster: str, driver: Driver) -> Non
     Other picklers get what Modin gives them, and handles can stand in for references.
     """
     found = driver(
-        ON_RAY
+        MODIN
         + """
 frame = pd.DataFrame({"a": np.arange(1000)}) + 1
 try:
@@ -105,7 +96,7 @@ print(json.dumps([
 def test_labels_of_all_kinds_come_back(cluster: str, driver: Driver) -> None:
     """Index, columns, dtypes and names are the same afterwards, whatever pandas allows there."""
     differing = driver(
-        ON_RAY
+        MODIN
         + """
 import pandas
 n = np.arange(100)

@@ -12,12 +12,13 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import _ray, aio
-from tests.conftest import RAYS_MARKS, SETTLE_S
-from tests.integrations.conftest import HandOver
-from tests.shards import stopped
-from tests.test_aio import Ticks
-from tests.test_registry import wait_until
+from safe_refs import aio
+from safe_refs._ray import store
+from tests.integrations.jobs import HandOver
+from tests.support.loops import Ticks
+from tests.support.shards import stopped
+from tests.support.store import RAYS_MARKS, SETTLE_S
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integrations
 serve = pytest.importorskip("ray.serve", reason="`make test-integrations` installs Ray Serve", exc_type=ImportError)
@@ -112,7 +113,7 @@ def test_payloads_pass_between_deployments_and_leave_nothing(reader: Any) -> Non
 
     In the end no lease and no byte is left.
     """
-    before = _ray.store_usage()
+    before = store.store_usage()
     under_way: collections.deque[Any] = collections.deque()
     objects, leases = [], []
     for number in range(REQUESTS):
@@ -120,7 +121,7 @@ def test_payloads_pass_between_deployments_and_leave_nothing(reader: Any) -> Non
         if len(under_way) == AT_ONCE:
             assert under_way.popleft().result(timeout_s=60) == number - AT_ONCE + 1
         if number % AT_ONCE == AT_ONCE - 1:
-            objects.append(_ray.store_usage().objects - before.objects)
+            objects.append(store.store_usage().objects - before.objects)
             figures = safe_refs.stats()
             assert figures is not None
             leases.append(figures.live_leases)
@@ -129,7 +130,7 @@ def test_payloads_pass_between_deployments_and_leave_nothing(reader: Any) -> Non
     assert max(leases) <= AT_ONCE
     assert max(objects) <= 2 * AT_ONCE  # what was released goes a moment later
     assert safe_refs.leases() == []
-    after = _ray.wait_for_store(before.used_bytes + RAYS_MARKS, SETTLE_S)
+    after = store.wait_for_store(before.used_bytes + RAYS_MARKS, SETTLE_S)
     assert after.used_bytes <= before.used_bytes + RAYS_MARKS
     assert after.objects <= before.objects
 

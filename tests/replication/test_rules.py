@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from safe_refs.registry.replication import Replica
+from safe_refs.registry.topology import Topology
 
 from safe_refs import _ray
 from safe_refs.registry import contact, releasing
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.replication import Replica
 from safe_refs.registry.shard import STALE
-from safe_refs.registry.topology import Topology
 from tests.support.rules import ME, A, B, C, Clock, make_table, pin
 
 TOPOLOGY = Topology(version=1, shards=2, replicas=2)

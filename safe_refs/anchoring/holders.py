@@ -1,0 +1,86 @@
+"""What a process that anchors asks of the shards that hold a lease.
+
+What always holds: no registry is started; where there is none, or no shard answers, that is an answer; every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from .._ray import workers
+from ..config import Deadline
+from ..errors import RegistryUnavailableError
+from ..registry.calls import Call, NoRegistryError
+from .part import Anchoring, GiveBack
+
+if TYPE_CHECKING:
+    from ..registry.hooks import Asks
+    from ..registry.sessions import Session
+
+_ASKS_PAUSE_S = 0.01
+
+
+def is_current(session: Session) -> bool:
+    """Whether this process is still connected to what the session is of. A thread that calls Ray after that may start another Ray."""
+    try:
+        return workers.connection() == session.connection
+    except RegistryUnavailableError:
+        return False
+
+
+class Holders:
+    """The shards that hold leases, as a session finds them.
+
+    Args:
+        session: whose registries are asked.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def of(self, registry: str, lease: bytes) -> set[int]:
+        """The shards that a lease is pinned at; none if the registry doesn't run."""
+        verbs = self._verbs(registry)
+        return set() if verbs is None else set(verbs.holders(lease))
+
+    def unanchored(self, registry: str, leases: Collection[bytes], deadline: Deadline) -> set[bytes] | None:
+        """Ask a registry to anchor these leases soon: which are unanchored still, at one holder at least; None if none answers."""
+        verbs = self._verbs(registry)
+        if verbs is None:
+            return None
+        calls = {
+            shard: Call(Anchoring.anchor_now, theirs) for shard, theirs in verbs.by_shard(leases).items() if theirs
+        }
+        replies = self._session.registry(registry).ask(calls, deadline)
+        answers = [reply for reply in replies.values() if isinstance(reply, list)]
+        return {lease for reply in answers for lease in reply} if answers else None
+
+    def anchor_now(self, registry: str, leases: Collection[bytes], deadline: Deadline) -> bool:
+        """Have a registry anchor what it holds and handed out of these leases; whether that is done in time."""
+        while True:
+            left = self.unanchored(registry, leases, deadline)
+            if not left:
+                return left is not None
+            if deadline.is_over():
+                return False
+            leases = left
+            time.sleep(_ASKS_PAUSE_S)
+
+    def give_back(self, registry: str, lease: bytes, ids: Collection[bytes], relay: int) -> None:
+        """Have all shards that may hold a lease give objects of it back to this process, in a relay's stead. Doesn't wait.
+
+        What comes back is dropped at once: what counts is that Ray has told this process of it. A shard that is gone holds nothing.
+        """
+        verbs = self._verbs(registry)
+        if verbs is not None:
+            call = GiveBack(list(ids), relay)
+            shards = verbs.by_shard([lease])
+            self._session.registry(registry).tell({shard: Call(Anchoring.give_back, call) for shard in shards})
+
+    def _verbs(self, registry: str) -> Asks | None:
+        try:
+            return self._session.registry(registry).verbs(start=False)
+        except (NoRegistryError, ValueError):
+            return None

@@ -1,0 +1,117 @@
+"""A borrower's loans on their way back: the thread that has the clients' relay give them back, so that `dumps` need not wait.
+
+Until the relay has given a reference back, the borrower's hold depends on the relay. If the relay dies before that, or does not
+respond, a shard that holds the lease gives the reference back in its stead.
+
+What always holds: no reference is kept here, only keys and ids. Nothing calls Ray once the process has left the session's cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .holders import Holders, is_current
+from .relays import Relays
+
+if TYPE_CHECKING:
+    from ..registry.sessions import Session
+
+logger = logging.getLogger("safe_refs")
+
+_WATCH_S = 0.5  # then a relay should have given back
+_ANSWER_S = 10.0  # a relay that starts takes a second or two
+_IDLE_S = 5.0  # then the thread ends
+
+
+class Lent(NamedTuple):
+    """What a relay is to give back: its key there, the lease that holds the same, and the ids of the objects."""
+
+    relay: int
+    key: bytes
+    registry: str
+    lease: bytes
+    ids: tuple[bytes, ...]
+
+
+class Loans:
+    """The loans of one session.
+
+    Args:
+        session: whose they are.
+        relays: how to call relays.
+        holders: how to ask shards.
+    """
+
+    def __init__(self, session: Session, relays: Relays, holders: Holders) -> None:
+        self._session = session
+        self._relays = relays
+        self._holders = holders
+        # Guards what follows. Its lock is reentrant: a signal's handler may call `dumps` in the middle of another.
+        self._changed = threading.Condition(threading.RLock())
+        # Not bounded here: each is put there by a `dumps` that has waited for its relay, and the thread takes all at once.
+        self._queue: deque[Lent] = deque()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def return_later(self, lent: Lent) -> None:
+        """Have a relay give back, from a thread."""
+        with self._changed:
+            if self._thread is None and not self._is_closed:
+                thread = threading.Thread(target=self._run, name="safe_refs-loans", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the machine has no more threads, or Python is coming to its end
+                    self.ask_back(lent)
+                    return
+                self._thread = thread
+            self._queue.append(lent)
+            self._changed.notify_all()
+
+    def ask_back(self, lent: Lent) -> None:
+        """Have a shard that holds the lease give back in the relay's stead, and so anchor this process.
+
+        The relay has died before it did; or it waits without success for the owner's question. This happens if another process
+        lends the same object to the relay while the relay's last report is still on its way. The owner reads that report last, and
+        believes that the relay no longer has the object.
+        """
+        self._holders.give_back(lent.registry, lent.lease, lent.ids, lent.relay)
+
+    def close(self) -> None:
+        """The connection is gone: the thread ends by itself. Takes no lock, as a forked child may have it held for ever."""
+        self._is_closed = True
+        self._queue = deque()
+
+    def _run(self) -> None:
+        asked: deque[tuple[float, int, Any, list[Lent]]] = deque()  # when, which relay, its reply, what it is to give
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._queue) or self._is_closed, _WATCH_S if asked else _IDLE_S)
+                begun = list(self._queue)
+                self._queue.clear()
+                if self._is_closed or not (begun or asked):
+                    self._thread = None
+                    return
+            try:
+                if not is_current(self._session):
+                    asked.clear()  # that cluster is left
+                    continue
+                self._take_back(begun, asked)
+            except Exception:
+                logger.debug("a relay could not be asked to give back", exc_info=True)  # Ray is gone from this process
+
+    def _take_back(self, begun: list[Lent], asked: deque[tuple[float, int, Any, list[Lent]]]) -> None:
+        by_relay: dict[int, list[Lent]] = {}
+        for lent in begun:
+            by_relay.setdefault(lent.relay, []).append(lent)
+        now = time.monotonic()
+        for relay, theirs in by_relay.items():
+            asked.append((now, relay, self._relays.give(relay, [lent.key for lent in theirs]), theirs))
+        while asked and now - asked[0][0] > _WATCH_S:
+            _, relay, reply, theirs = asked.popleft()
+            if not self._relays.answer(relay, reply, _ANSWER_S):
+                for lent in theirs:
+                    self.ask_back(lent)

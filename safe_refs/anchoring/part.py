@@ -1,0 +1,194 @@
+"""The shard's part: which leases depend on a process, what has been handed out, and the remote methods that borrowers call.
+
+What always holds: what is kept of a lease goes when the lease ends (`ended`). Without anchoring (turned off, or a Ray that lacks
+the calls for it) the part notes only which leases depend on the borrowers that pinned them, so that `leases()` can say so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._ray import actors, counts, workers
+from .._ray.counts import Touch
+from ..registry.calls import Call
+from ..registry.hooks import Began, Loop, ShardPart, remote
+from ..registry.wire import NotNow, PinRow, ResolveRow
+from .handed_out import HandedOut
+from .relays import Relays
+from .rounds import Rounds
+from .unanchored import Unanchored
+
+if TYPE_CHECKING:
+    import ray
+
+    from ..registry.shard import Shard
+
+    Ref = ray.ObjectRef[Any]
+
+
+class GiveBack(NamedTuple):
+    """Give objects back in a relay's stead: their ids, and the relay's number."""
+
+    ids: Sequence[bytes]
+    relay: int
+
+
+class Anchoring(ShardPart):
+    """What anchoring adds to a shard.
+
+    Args:
+        shard: whose part it is.
+        anchors: whether this registry anchors, if Ray lets it; False by `SAFE_REFS_ANCHORING=0` where the registry starts.
+    """
+
+    def __init__(self, shard: Shard, anchors: bool) -> None:
+        self._table = shard.table
+        self._lock = shard.lock
+        self._anchors = anchors and counts.can_anchor()
+        self._relays = Relays()
+        # Both are guarded by the shard's lock; their bounds stand in their files.
+        self._unanchored = Unanchored(shard.table.clock)
+        self._handed_out = HandedOut(self._held_ids, lambda: self._table.usage.references)
+        self._me: Any = None  # the shard's own handle, once it is needed; only the rounds' thread touches it
+        self._rounds = Rounds(shard.table, self._unanchored, shard.lock, shard.using, self._relays, self._call_touch)
+
+    # Events, under the shard's lock.
+
+    def pinned(self, lease: bytes, began: Began) -> None:
+        """A lease that a borrower pinned depends on it; and so does one that came from another shard, until it is anchored here."""
+        if began.borrower and (self._anchors or not began.from_shard):
+            self._unanchored.note(lease, began.borrower, from_shard=began.from_shard)
+            self._rounds.nudge()
+
+    def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool) -> None:
+        """Another process has got references, which its owner must come to know."""
+        if self._anchors:
+            self._handed_out.note(map(actors.id_of, items))
+            self._pass_on(lease, soon=soon)
+
+    def replaced(self, lease: bytes) -> None:
+        """The copies' owner itself has brought them: nothing depends on the maker any more."""
+        self._unanchored.forget(lease)
+
+    def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
+        """Nothing is kept of a lease that isn't held here any more."""
+        self._unanchored.forget(lease)
+        if self._handed_out and not self._table.live:
+            self._handed_out.drop_unheld()
+
+    def depends_on(self, lease: bytes) -> bytes:
+        """The process that a lease depends on."""
+        return self._unanchored.depends_on(lease)
+
+    def figures(self) -> Mapping[str, int]:
+        """How many leases are unanchored; and a shard counts as recovering while leases depend on another shard."""
+        return {"unanchored": len(self._unanchored), "recovering": int(self._unanchored.from_shards() > 0)}
+
+    def _pass_on(self, lease: bytes, *, soon: bool) -> None:
+        # A take, or the last use, has ended the lease already: nothing is to be anchored that isn't held any more.
+        if lease in self._table.live:
+            self._unanchored.note(lease, soon=soon)
+            self._rounds.nudge()
+
+    # Events, without the lock.
+
+    def pinning(self, row: PinRow, refs: Sequence[Ref]) -> None:
+        """A borrower pins objects that were handed out: report to the owners who has got them, before the call is answered.
+
+        The answer to this call would send what Ray knows here about their readers to the borrower.
+        """
+        if not row.borrower or not self._anchors:
+            return
+        with self._lock:
+            found = [ref for ref in refs if actors.id_of(ref) in self._handed_out] if self._handed_out else []
+        waiting = counts.touchable({actors.id_of(ref): ref for ref in found}.values())
+        if waiting:
+            self._note_reported(waiting, self._rounds.anchor(waiting))
+
+    def doubts(self, row: ResolveRow) -> NotNow | None:
+        """A lease that depends on a dead process may hold nothing: that shows in a moment."""
+        if not self._anchors:
+            return None
+        with self._lock:
+            process = self._unanchored.depends_on(row.lease)
+        return NotNow.DOUBTFUL if process and workers.is_surely_dead(process) else None
+
+    def threads(self) -> Sequence[Loop]:
+        """The rounds, and what takes back the loans."""
+        if not self._anchors:
+            return ()
+        return (Loop("anchoring", self._rounds.run), Loop("returning", self._rounds.returner.run))
+
+    def closing(self, patience_s: float) -> None:
+        """Drop what a round has in its hands."""
+        if self._anchors:
+            self._rounds.close(patience_s)
+
+    # Calls from other processes, and from the rounds' thread.
+
+    @remote
+    def anchor_now(self, leases: Sequence[bytes]) -> list[bytes]:
+        """Anchor these leases soon; which of them are unanchored still."""
+        with self._lock:
+            waiting = [lease for lease in leases if lease in self._unanchored]
+            for lease in waiting:
+                self._unanchored.note(lease, soon=True)
+            self._rounds.nudge()
+        return waiting
+
+    @remote
+    def give_back(self, call: GiveBack) -> list[Ref]:
+        """Objects that some live lease holds, for a process whose relay didn't give them back; no use of the leases.
+
+        The relay gets them, too, so that their owners ask it: what it still knows of them comes to its end.
+        """
+        wanted = set(call.ids)
+        found: dict[bytes, Ref] = {}
+        with self._lock:
+            for lease in list(self._table.live):
+                theirs = {actors.id_of(ref): ref for ref in actors.only_objects(self._table.items_of(lease))}
+                mine = {id_: ref for id_, ref in theirs.items() if id_ in wanted and id_ not in found}
+                if mine:
+                    found.update(mine)
+                    self._pass_on(lease, soon=True)
+        refs = list(found.values())
+        key = os.urandom(8)
+        self._relays.hold(call.relay, key, refs, [])
+        self._relays.give(call.relay, [key])
+        return refs
+
+    @remote
+    def touch(self) -> list[Touch]:
+        """Take the counts of the round's batch to zero and up again. No other call is carried out meanwhile."""
+        refs, touched = self._rounds.touch_batch()
+        self._note_reported(refs, touched)
+        return touched
+
+    def _call_touch(self) -> Any:
+        if self._me is None:
+            self._me = _own_handle()
+        return _call_self(self._me, Anchoring.touch)
+
+    def _note_reported(self, refs: Sequence[Ref], touched: Sequence[Touch]) -> None:
+        with self._lock:
+            self._handed_out.reported(
+                actors.id_of(ref) for ref, state in zip(refs, touched, strict=True) if state is Touch.REPORTED
+            )
+
+    def _held_ids(self) -> set[bytes]:
+        return {*map(actors.id_of, self._table.items()), *self._rounds.in_hand()}
+
+
+def _own_handle() -> Any:
+    """The handle of the actor that this process is."""
+    import ray
+
+    return ray.get_runtime_context().current_actor
+
+
+def _call_self(me: Any, method: Callable[[Any], Any]) -> Any:
+    """Call a method of a part of the very shard that this process is; the reply."""
+    call = Call(method)
+    return getattr(me, call.method).remote(*call.args)

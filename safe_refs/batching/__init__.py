@@ -1,0 +1,27 @@
+"""Many requests at once, and requests for which nobody waits: how the requests of a process get to the registry.
+
+A call to a shard takes 1.4 to 2 ms, most of it Ray's own. So requests that are made at the same time share calls:
+
+    thread A ──► leads: sends its own request at once ─────────────► shard ┐
+    thread B ──► waits ┐                                                   │ one call at a time
+    thread C ──► waits ├─ gathered while A's call is under way             │ for each kind of request
+    thread D ──► posts ┘                                                   │ and each registry
+       B leads: one call with the requests of B and C ─────────────► shard ┤
+       thread `safe_refs-sending` leads: one call with D's ────────► shard ┘  and then D's callback
+
+What it costs: a lone thread pays for one lock and three functions. For a pin that nobody waits for, the caller's thread pays 50 µs of
+Python and the sending thread 35. There is at most one idle thread for each kind of request and registry; it ends after 30 s.
+
+What is lost without it (the core then uses `registry.direct`): threads do not share calls, `dumps_many` and `loads_many` make one
+call for each lease, `wait=False` and `pipeline` wait, and `aio` needs a thread for each request. The benchmarks in
+`benchmarks/README.md` compare these ways: together, a lease costs 11 to 15 µs; by itself, a whole call.
+
+Files:
+- `groups`: `Group` (which requests go together, and who sends them) and `Batched` (which request goes to which group).
+- `queues`: the half of `Group` that a single thread does not need: the queues, and the thread for posted requests.
+- `unacknowledged`: `Unacknowledged`: pins that nobody waits for, until the registry acknowledges them; `flush`; a process's end.
+- `futures`: the same requests, awaited in an event loop.
+
+Parts, which `assembly` makes: `Batched(session)` is the session's `sender` (see `registry.hooks.Sender`); `Unacknowledged(session)`
+needs the sender, and its `close` is to be called before the session's. There is no part in the shard.
+"""

@@ -1,0 +1,257 @@
+"""What replication adds to a shard: it follows the topology, and agrees with the other holders of each lease.
+
+What always holds: the rules (`rules.Rules`) are used under the shard's lock only; nothing here waits for another shard, which the
+peers' thread does (`peers.Peers`); only shard 0 writes the topology of a registry that runs.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .._ray import actors, workers
+from ..errors import SafeRefsError
+from ..registry.hooks import Began, Loop, ShardPart, remote
+from ..registry.records import Identity
+from ..registry.shard import Shard
+from ..registry.wire import Granted, NotNow
+from . import control_store
+from .control_store import Joined
+from .peers import Peers
+from .records import Records
+from .rules import Rules
+from .topology import Topology
+
+if TYPE_CHECKING:
+    import ray
+
+    Ref = ray.ObjectRef[Any]
+
+_WRITES_WITHIN_S = 1.0  # another thread's write of the topology
+
+
+class Growth(enum.Enum):
+    """How far a growth is that was asked for.
+
+    DONE: there are so many shards, and every lease is in its place. UNDER_WAY: leases are moving. WAIT: shard 0 can't begin it yet,
+    because another growth is under way, or because it has just restarted; ask again.
+    """
+
+    DONE = 1
+    UNDER_WAY = 2
+    WAIT = 3
+
+
+class Replication(ShardPart):
+    """The part of a shard whose registry has, or may get, several.
+
+    Args:
+        shard: of which.
+        joined: what the control store said when it started.
+    """
+
+    def __init__(self, shard: Shard, joined: Joined) -> None:
+        self._shard = shard
+        self._rules: Rules[Ref] = Rules(shard.number, joined.topology, shard.table, joined.restarted, time.monotonic)
+        self._peers = Peers(shard, self, self._rules)
+        self._writing = threading.Lock()  # guards the decision that the topology is to change, and its writing
+        self.limits_changed()
+
+    # What happens to leases here, under the shard's lock.
+
+    def pinned(self, lease: bytes, began: Began) -> None:
+        """See `ShardPart`, as for all below. Clients pin at all holders; one that came back may have missed it."""
+        if self._rules.pinned(lease, from_shard=began.from_shard):
+            self._peers.wake()
+
+    def changed(self, leases: Sequence[bytes]) -> None:
+        """The other holders are owed it."""
+        if self._rules.changed(leases):
+            self._peers.wake()
+
+    def replaced(self, lease: bytes) -> None:
+        """Other holders make copies of their own, except those that came back meanwhile."""
+        if self._rules.replaced(lease):
+            self._peers.wake()
+
+    def lost(self, leases: Sequence[bytes]) -> None:
+        """Other holders may still have it, and are asked for it."""
+        for shard, theirs in self._rules.lost(leases).items():
+            self._peers.want_back(shard, theirs)
+
+    def limits_changed(self) -> None:
+        """The table gets this shard's share."""
+        topology = self._rules.topology
+        self._shard.table.set_limits(self._shard.limits.share(topology.shards, topology.replicas))
+
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+        """A shard that recovers does not know what it doesn't have; and another holder may have granted this very use."""
+        return self._rules.excuse(lease, use, refusal)
+
+    def figures(self) -> Mapping[str, int]:
+        """A shard that recovers, or whose registry grows, counts as recovering."""
+        topology = self._rules.topology
+        is_recovering = self._rules.is_recovering or bool(topology.before)
+        return {"shards": topology.shards, "replicas": topology.replicas, "recovering": int(is_recovering)}
+
+    # Without the lock.
+
+    def admit(self, version: int) -> NotNow | None:
+        """A process that goes by another topology has to look it up again. If it is a newer one, it is this shard that looks."""
+        if version > self._rules.topology.version:
+            self.look()
+        # 0 is nobody's version: of a call that doesn't depend on the topology.
+        return None if version in (0, self._rules.topology.version) else NotNow.STALE
+
+    def threads(self) -> Sequence[Loop]:
+        """The peers' thread."""
+        return (Loop("peers", self._peers.run),)
+
+    def closing(self, patience_s: float) -> None:
+        """Not in the middle of writing a topology: the process that closes the registry is about to delete it."""
+        if self._writing.acquire(timeout=max(patience_s, 0.0)):
+            self._writing.release()
+        self._peers.wake()
+
+    # Calls from processes.
+
+    @remote
+    def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
+        """Those shards don't have these leases, or have lost them: this one passes them on as soon as it can."""
+        with self._shard.lock:
+            self._rules.missed(leases, shards)
+        self._peers.wake()
+        return True
+
+    @remote
+    def grow(self, shards: int) -> Growth:
+        """Let the registry grow to so many shards, which run already. Only shard 0 is asked, again and again until it is DONE."""
+        self.look()
+        topology = self._rules.topology
+        if topology.shards >= shards:
+            return Growth.UNDER_WAY if topology.before else Growth.DONE
+        if self._rules.is_recovering:
+            return Growth.WAIT
+        with self._shard.lock:
+            new = self._rules.grow(shards)
+        return Growth.UNDER_WAY if new is not None and self._write(new) else Growth.WAIT
+
+    # Calls from other shards.
+
+    @remote
+    def look_again(self) -> bool:
+        """The topology has changed."""
+        self.look()
+        return True
+
+    @remote
+    def shared_with(self, shard: int) -> tuple[list[bytes], bool]:
+        """For a shard that came back: ids of what it should hold, and whether that is all that this one ever shared with it."""
+        with self._shard.lock:
+            return self._rules.shared_with(shard)
+
+    @remote
+    def records(self, leases: Sequence[bytes]) -> Records:
+        """What there is to say of some leases; nothing of those that the asking shard could not open."""
+        openable = self._openable(leases)
+        with self._shard.lock:
+            found = self.packed(openable)
+            self.passed_on(openable)
+        return found
+
+    @remote
+    def peer_is_complete(self, shard: int) -> bool:
+        """A shard that came back has taken all that it should hold."""
+        with self._shard.lock:
+            self._rules.shared_all(shard)
+        return True
+
+    @remote
+    def receive(self, records: Records, identity: Identity) -> bool:
+        """News from another shard, and the registry's identity as it knows it."""
+        with self._shard.lock:
+            self.unpack(records, identity)
+        return True
+
+    @remote
+    def has_moved(self, shard: int, version: int) -> int:
+        """A shard has moved all leases for the growth of that version; the version that this shard, the first, goes by."""
+        with self._shard.lock:
+            new = self._rules.has_moved(shard, version)
+        if new is not None:
+            self._write(new)
+        return self._rules.topology.version
+
+    # For the peers' thread.
+
+    def look(self) -> None:
+        """Look the topology up."""
+        found = control_store.topology(self._shard.registry)
+        with self._shard.lock:
+            self._take(found)
+
+    def packed(self, leases: Sequence[bytes]) -> Records:
+        """What another shard is to be told of leases. Under the lock."""
+        return self._rules.records(leases)._replace(sender=workers.own_address())
+
+    def passed_on(self, leases: Sequence[bytes]) -> None:
+        """Another shard has got these leases' records. Under the lock."""
+        for lease in leases:
+            if items := self._shard.table.items_of(lease):
+                self._shard.parts.resolved(lease, items, soon=True)
+
+    def unpack(self, records: Records, identity: Identity | None = None) -> None:
+        """Merge another shard's records. Under the lock.
+
+        What is new here, and copies that have taken the place of what was here, came from the sender's process: the leases depend on
+        it until the owners know this one.
+        """
+        shard = self._shard
+        live = [record._replace(items=tuple(actors.interned(record.items))) for record in records.live]
+        undurable = {
+            record.lease
+            for record in live
+            if record.terms.durable is not None
+            and (held := shard.table.live.get(record.lease)) is not None
+            and held.terms.durable is None
+        }
+        from_sender = undurable.union(self._rules.received(records._replace(live=live), identity))
+        for record in live:
+            if record.lease in shard.table.live:
+                borrower = records.sender if record.lease in from_sender else b""
+                shard.parts.pinned(record.lease, Began(borrower, from_shard=True))
+        self._peers.wake()
+
+    def _openable(self, leases: Sequence[bytes]) -> list[bytes]:
+        """Those of these leases that hold no actor with a dead owner: another shard could not open its handle, and the lease ends."""
+        owners: dict[bytes, set[bytes]] = {}
+        with self._shard.lock:
+            for lease in leases:
+                held = self._shard.table.find(lease)
+                if held is not None and any(map(actors.is_actor_handle, held.items)):
+                    owners[lease] = set(filter(None, held.owners))
+        dead = {owner for owner in set[bytes]().union(*owners.values()) if workers.is_surely_dead(owner)}
+        return [lease for lease in leases if dead.isdisjoint(owners.get(lease, ()))]
+
+    def _write(self, new: Topology) -> bool:
+        """Write the next topology, and go by it; False if another is next, or the registry is being shut down."""
+        if not self._writing.acquire(timeout=_WRITES_WITHIN_S):
+            return False
+        try:
+            is_next = new.version == self._rules.topology.version + 1
+            if not is_next or self._shard.is_closing or not control_store.change(self._shard.registry, new):
+                return False
+            with self._shard.lock:
+                self._take(new)
+        finally:
+            self._writing.release()
+        self._peers.announce()
+        return True
+
+    def _take(self, found: Topology | None) -> None:
+        if self._rules.take_topology(found):
+            self.limits_changed()
+            self._peers.wake()

@@ -1,0 +1,1 @@
+"""Anchoring: owners learn who borrows their objects."""

@@ -1,0 +1,1 @@
+"""Ray Client (`ray://`): what works there, and how its leases end."""

@@ -1,0 +1,1 @@
+"""Durable leases: copies that the registry owns."""

@@ -1,0 +1,1 @@
+"""The faces: the demo, the documentation, the benchmarks, and the house itself."""

@@ -1,0 +1,94 @@
+"""Programs that are Ray Clients (`ray://`), each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NAMESPACE = "safe_refs-tests"
+# Seconds for which the server waits for a client that is gone without a word; 30 unless told otherwise. The client tells it.
+GRACE_S = 2
+LONG_GRACE_S = 120  # for clients that end in order, whose servers don't wait
+
+Client = Callable[..., Any]
+
+PRELUDE = """
+import asyncio, gc, json, os, pickle, sys, time
+import ray
+import safe_refs
+from safe_refs import SafeRef, aio
+from tests.support.waiting import comes
+port, *args = sys.argv[1:]
+for _ in range(5):
+    try:
+        ray.init("ray://127.0.0.1:" + port, logging_level="error", log_to_driver=False)
+        break
+    except ConnectionError:  # now and then Ray's server for a client fails to start
+        time.sleep(1)
+from ray.util.client.common import ClientActorHandle, ClientObjectRef
+
+def error_of(call, *args):
+    try:
+        call(*args)
+    except safe_refs.SafeRefsError as error:
+        return type(error).__name__
+    return None
+"""
+
+
+def start(port: int, code: str, *args: str, grace_s: int = GRACE_S) -> subprocess.Popen[str]:
+    """Begin a client's program."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code), str(port), *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_CLIENT_RECONNECT_GRACE_PERIOD": str(grace_s)},
+    )
+
+
+def said(program: subprocess.Popen[str], timeout_s: float = 90) -> Any:
+    """The line that a client's program has printed, as JSON."""
+    assert program.stdout is not None
+    ready, _, _ = select.select([program.stdout], [], [], timeout_s)
+    line = program.stdout.readline() if ready else ""
+    if not line:
+        program.kill()
+        raise AssertionError(f"the client said nothing:\n{program.communicate()[1]}")
+    return json.loads(line)
+
+
+def end(program: subprocess.Popen[str]) -> None:
+    """Let a client's program come to its end, or kill it."""
+    try:
+        program.communicate("\n", timeout=60)
+    except subprocess.TimeoutExpired:
+        program.kill()
+        program.communicate()
+        raise
+
+
+def answers(port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and so on."""
+    theirs = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return theirs + [each for child in theirs for each in descendants(child)]
