@@ -7,22 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from safe_refs.config import Limits
+from safe_refs.envelope import LeaseAddress
 from safe_refs.errors import SafeRefsError
 from safe_refs.registry.leases import LeaseTable
+from safe_refs.registry.requests import Question
 from safe_refs.registry.wire import NotNow, Silence
 from safe_refs.replication.merging import Ask, Inquiry, Pinning, Releasing, Repair
 from safe_refs.replication.rules import Rules
 
 from .model import EARLY, LEASES, TAKES, TOPOLOGY, Choice, Op, Status
-from .shards import LOST, NOT_FOUND
 
 SENT: Status = ("sent", False)
 IDLE: Status = ("idle",)
 
 
+_EARLY = LeaseAddress("r", b"c" * 28, b"e" * 8, 1, b"l" * 16, soon=True)
+
+
 def waits_for(refusal: SafeRefsError) -> bool:
-    """Whether who has a payload whose pin was not acknowledged asks again."""
-    return refusal in (NOT_FOUND, LOST)
+    """Whether who has a payload whose pin was not acknowledged asks again, as `verbs` do it."""
+    return Question[Any](_EARLY, lambda *_: None, lambda _: NotNow.STALE, in_turn=False).awaits(refusal)
 
 
 @dataclass

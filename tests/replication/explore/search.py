@@ -157,7 +157,7 @@ class Explorer(Steps):
 
     def _violation(self, last: World, before: World | None, parents: dict[World, World | None]) -> ViolationError:
         """The error with the trace that leads to a state."""
-        problem = self._problem
+        problem, self._tells = self._problem, True
         way = [last]
         step = before if before is not None else parents[last]
         while step is not None:

@@ -51,7 +51,8 @@ class ShardSteps(Whole):
                         label + ", and the answer is lost",
                         self._moved(world, {other: got, shard: back}, network=arrived, book=fewer),
                     )
-        yield from self._anchor(world, shard, network)
+        if self.scope.borrowed:
+            yield from self._anchor(world, shard, network)
         # Recovery.
         if not shown.recovering:
             return
@@ -102,10 +103,8 @@ class ShardSteps(Whole):
                 has_other = any(
                     self.shards.shown[world[shard]].leases[lease] for shard in (0, 1) if shard not in dependent
                 )
-                after = self._forgetful(book, lease, sum(1 << shard for shard in dependent))
-                if "safe" not in fates and not has_other:
-                    after = told(after, lease, after.stories[lease]._replace(risk=True))
-                after = after._replace(deaths=book.deaths - 1)
+                risk = story.risk or ("safe" not in fates and not has_other)
+                after = told(book._replace(deaths=book.deaths - 1), lease, story._replace(risk=risk))
                 yield f"the maker of {NAMES[lease]} dies, {', '.join(fates)}", self._moved(world, moved, book=after)
 
     def _settled(

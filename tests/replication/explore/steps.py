@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from safe_refs.errors import SafeRefsError
-from safe_refs.registry.wire import Silence
+from safe_refs.registry.wire import NotNow, Silence
 from safe_refs.replication.merging import Ask, Repair
 
 from .clients import begin, given_up, go_on, with_call
@@ -65,7 +65,7 @@ class Steps(ShardSteps):
             elif call[0] == "done":
                 there = with_call(op, shard, ("here", call[1]))
                 yield (
-                    f"{what} is answered by shard {shard}: {call[1]}",
+                    f"{what} is answered by shard {shard}: {self._said(call[1])}",
                     self._go_on(world, number, there, book, network),
                 )
         if book.lates or (book.deaths and op.kind == "pin"):
@@ -122,6 +122,8 @@ class Steps(ShardSteps):
         if answer in (NOT_FOUND, LOST) and self.shards.shown[world[shard]].recovering:
             self._problem = f"not found while recovering: shard {shard} says {self._said(answer)} of {NAMES[op.lease]}"
         world = self._moved(world, {shard: state})
+        if answer in (NotNow.DOUBTFUL, NOT_FOUND, LOST) and not op.only_looks:
+            book = self._forgetful(book, op.lease, 1 << shard)  # it does not know of this use, at first
         for doubled in (False, True)[: 1 + (book.doubles > 0 and not op.only_looks)]:
             if doubled:
                 network = _with_orphans(network, [(shard, call)])
@@ -165,8 +167,9 @@ class Steps(ShardSteps):
     ) -> tuple[str, World]:
         """A client's time is over. What is under way may arrive all the same."""
         left = self._under_way(world, number, op, book)
-        late = sum(1 << shard for shard in (0, 1) if op.calls[shard][0] in ("sent", "done"))
-        book = self._forgetful(book, op.lease, late)
+        if op.kind != "pin":  # one that is not answered in time promises nothing
+            late = sum(1 << shard for shard in (0, 1) if op.calls[shard][0] in ("sent", "done"))
+            book = self._forgetful(book, op.lease, late)
         book = book._replace(lates=book.lates - 1) if book.lates else book._replace(deaths=book.deaths - 1)
         after = self._go_on(world, number, given_up(op), book, _with_orphans(network, left))
         return f"{what} is not answered in time", after

@@ -8,6 +8,8 @@ from .clients import Scope
 from .model import LEASES, READS, Book, Client, Interned, Network, Op, World, told
 from .shards import ENDED, LOST, NOT_FOUND, OWN, Shards
 
+_WORDS = {id(NOT_FOUND): "not found", id(LOST): "lost", id(ENDED): "ended", id(OWN): "ended by its own use"}
+
 
 class Whole:
     """The parts of all states of a scope, numbered. What breaks a property is kept as the problem."""
@@ -19,6 +21,7 @@ class Whole:
         self.networks: Interned[Network] = Interned()
         self.books: Interned[Book] = Interned()
         self._problem = ""
+        self._tells = False  # the labels of steps are wanted whole: for a trace
         call = self.shards.calls
         self._send_news, self._tell, self._give_up = call(("send news",)), call(("tell",)), call(("give up",))
 
@@ -77,9 +80,10 @@ class Whole:
         return tuple(parts_of)  # type: ignore[return-value] # of the same length
 
     def _said(self, answer: Any) -> str:
-        """An answer, for a trace."""
-        known = {id(NOT_FOUND): "not found", id(LOST): "lost", id(ENDED): "ended", id(OWN): "ended by its own use"}
-        return known.get(id(answer), str(answer))
+        """An answer, in words."""
+        if isinstance(answer, bytes):
+            return "held"
+        return _WORDS.get(id(answer)) or str(answer)
 
     def _name(self, call: int) -> str:
-        return " ".join(str(part) for part in self.shards.calls.values[call])
+        return " ".join(str(part) for part in self.shards.calls.values[call]) if self._tells else ""
