@@ -175,14 +175,9 @@ class Peers:
                     news = self._rules.take_news(number, _MOST_AT_ONCE)
                 if not news:
                     break
-                delivered = False
-                try:
-                    delivered = self._delivers(number, news)
-                finally:
-                    if not delivered:
-                        with self._shard.lock:
-                            self._rules.give_back(number, news)
-                if not delivered:
+                if not self._delivers(number, news):
+                    with self._shard.lock:
+                        self._rules.give_back(number, news)
                     break
         with self._shard.lock:
             return bool(self._rules.owing())
@@ -238,8 +233,14 @@ class Peers:
     # Records.
 
     def _delivers(self, number: int, leases: Sequence[bytes]) -> bool:
-        """Tell a shard what there is to say of some leases now; whether it has taken that."""
-        return unless_unopened(leases, partial(self._give, number))
+        """Tell a shard what there is to say of some leases now; whether it has taken that. Never raises."""
+        try:
+            return unless_unopened(leases, partial(self._give, number))
+        except Exception:
+            logger.warning(
+                "shard %d can't be told of %d lease(s); it is tried again", number, len(leases), exc_info=True
+            )
+            return False
 
     def _give(self, number: int, leases: Sequence[bytes]) -> bool:
         def news() -> Call[bool]:
