@@ -9,7 +9,6 @@ several: all are held when `finish` returns, or none.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -274,6 +273,8 @@ def resolve_many(
 
 async def reach(settings: config.Settings) -> None:
     """See to it that this process knows its registry, so that nothing has to wait for that in an event loop."""
+    import asyncio  # takes a while, and most processes never need it
+
     from .registry import sessions
 
     here = sessions.current() if sessions.are_known() else None
@@ -286,6 +287,8 @@ async def resolve_async(
     address: LeaseAddress, timeout: float | timedelta | None, *, slot: int | None, take: bool
 ) -> list[Any]:
     """`resolve`, awaited."""
+    import asyncio
+
     from .registry import sessions
     from .registry.verbs import wanted
 

@@ -125,7 +125,7 @@ def test_the_registry_takes_nothing_while_it_is_being_shut_down(cluster: str) ->
     actor: Any = ray.get_actor("registry:default", namespace="safe_refs")
 
     def close(shard: Any) -> None:
-        shard._closing = True
+        shard.is_closing = True
 
     ray.get(actor.__ray_call__.remote(close), timeout=20)
     killer = threading.Timer(0.5, lambda: ray.kill(actor, no_restart=True))
@@ -143,7 +143,7 @@ def test_an_owner_believed_dead_is_asked_again_for_a_new_lease() -> None:
     table.bury(b"one")
     table.pin(B, ["a"], [b"one"], safe_refs_terms(), ME)
     table.release(A, ME)
-    assert table.owners() == [b"one"]
+    assert table.owners.living() == [b"one"]
     assert table.bury(b"one") == 1
 
 
