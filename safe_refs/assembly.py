@@ -68,7 +68,7 @@ class Client(Session):
         super().__init__(connection, TopologyDirectory(), _start, _verbs)
         # First: what anchors at the end of the process is to run after what flushes then, and hooks run in the reverse order.
         borrower = Borrower(self)
-        self.sender = Batched(self)
+        self.sender = self._batched = Batched(self)
         self.unacknowledged = Unacknowledged(self)
         self.copies = Copies(self)
         self.parts = (borrower, self.copies)
@@ -83,11 +83,11 @@ class Client(Session):
 
     async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
         """`sender.pin`, awaited."""
-        return await futures.pin(self.sender, self.registry(registry), plan, deadline)
+        return await futures.pin(self._batched, self.registry(registry), plan, deadline)
 
     async def resolve_async(self, row: Wanted, deadline: Deadline) -> list[Any]:
         """`sender.resolve`, awaited."""
-        return await futures.resolve(self.sender, row, deadline)
+        return await futures.resolve(self._batched, row, deadline)
 
     def close(self) -> None:
         """The connection is gone."""

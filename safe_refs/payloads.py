@@ -9,7 +9,6 @@ several: all are held when `finish` returns, or none.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -74,7 +73,9 @@ class Transaction:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._client = client()
+        from .registry import sessions
+
+        self._client = sessions.known.get(workers.connection()) or client()
         self._registry = asked.settings.registry
         self.deadline = Deadline(time.monotonic() + asked.settings.timeout_s, asked.settings.timeout_s)
         self.prepared: list[Prepared] = []
@@ -100,7 +101,7 @@ class Transaction:
         from .registry.requests import Plan
 
         client, asked = self._client, self._asked
-        registry = client.registry(self._registry)
+        registry = client.registries.get(self._registry) or client.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
         lease, borrowed = os.urandom(16), list[Any]()
         # A Ray Client can't tell what it borrows: the shard sees what the client's server owns.
@@ -109,7 +110,8 @@ class Transaction:
                 borrowed = workers.borrowed(refs)
             except ValueError as error:
                 raise _ownerless(error, refs) from None
-        plan = Plan(lease, refs, asked.terms, client.origin(), borrowed, asked.durable)
+        borrower = client.address if borrowed or client.connection.client else b""
+        plan = Plan(lease, refs, asked.terms, client.origin(), borrowed, borrower, asked.durable)
         address = LeaseAddress(
             self._registry, client.connection.cluster, epoch, generation, lease, soon=not asked.waits
         )
@@ -274,6 +276,8 @@ def resolve_many(
 
 async def reach(settings: config.Settings) -> None:
     """See to it that this process knows its registry, so that nothing has to wait for that in an event loop."""
+    import asyncio  # takes a while, and most processes never need it
+
     from .registry import sessions
 
     here = sessions.current() if sessions.are_known() else None
@@ -286,6 +290,8 @@ async def resolve_async(
     address: LeaseAddress, timeout: float | timedelta | None, *, slot: int | None, take: bool
 ) -> list[Any]:
     """`resolve`, awaited."""
+    import asyncio
+
     from .registry import sessions
     from .registry.verbs import wanted
 

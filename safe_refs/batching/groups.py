@@ -63,7 +63,8 @@ class Group(GroupQueue[W, A]):
                     self._leader, self._leads_until = lead, deadline.at
             if is_first:
                 return self._alone(what, deadline)
-            lead = request = Request[W, A](what, deadline)
+            request: Request[W, A] = Request(what, deadline)
+            lead = request
             return self._ask_with_others(request)
         finally:
             # Whether this thread leads is looked up here, not remembered: Ctrl-C may come between any two lines above.

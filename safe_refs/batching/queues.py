@@ -90,14 +90,11 @@ class GroupQueue(Generic[W, A]):
         self._inside = inside
         self._lock = threading.Lock()  # guards all that follows; held for microseconds
         self._called = threading.Condition(self._lock)  # the thread for posted requests waits for it
-        self._leader: object = (
-            None  # a thread has a call under way: its request, or a mark of its own; None: nobody has
-        )
+        # A thread has a call under way: its request, or, where that goes alone, a mark for it. None: no thread has.
+        self._leader: object = None
         self._leads_until = 0.0  # by then that call ends, in monotonic seconds
         self._waiting = deque[Request[W, A]]()  # at most one for each thread of the process
-        self._posted = deque[
-            Request[W, A]
-        ]()  # bounded by those who post: `Unacknowledged`, and the tasks of event loops
+        self._posted = deque[Request[W, A]]()  # bounded by those who post: `Unacknowledged`, and tasks of event loops
         self._under_way: list[Request[W, A]] = []  # in the leader's shared call: at most AT_ONCE
         self._clerk: Request[Any, Any] = Request(None, Deadline(0.0, 0.0))  # stands for the thread when that leads
         self._thread: threading.Thread | None = None

@@ -188,15 +188,15 @@ def test_leases_end_when_their_last_owner_dies(table: LeaseTable[str]) -> None:
     """A lease whose every owner is dead ends; one that still holds something of a living owner stays."""
     pin(table, A, "x", owner=b"one")
     table.pin(B, ["y", "z"], [b"one", b"two"], Terms(), ME)
-    assert [(owner, table.sample(owner)) for owner in table.owners()] == [(b"one", "x"), (b"two", "z")]
+    assert [(owner, table.sample(owner)) for owner in table.owners.living()] == [(b"one", "x"), (b"two", "z")]
     assert table.bury(b"one") == 1
     with pytest.raises(OwnerGoneError, match="died with the process"):
         resolve(table, A)
     assert resolve(table, B) == ("y", "z")
-    assert table.owners() == [b"two"]
+    assert table.owners.living() == [b"two"]
     assert table.bury(b"two") == 1
     assert table.bury(b"two") == 0
-    assert table.owners() == []
+    assert table.owners.living() == []
     assert table.stats().owner_gone == 2
 
 

@@ -160,7 +160,7 @@ class RulesMachine(RuleBasedStateMachine):
         """A process dies that owned objects, and the registry hears of it."""
         self.let_time_work()
         self.table.expire()
-        dead = {owner} | (set(OWNERS) - set(self.table.owners()))
+        dead = {owner} | (set(OWNERS) - set(self.table.owners.living()))
         self.table.bury(owner)
         for shadow in self.book.values():
             if shadow.end is None and owner in shadow.owners and dead.issuperset(shadow.owners):

@@ -6,7 +6,7 @@ import pytest
 from safe_refs.registry.replication import Replica
 from safe_refs.registry.topology import Topology
 
-from safe_refs._ray import workers
+from safe_refs import _ray
 from safe_refs.registry import contact, releasing
 from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.shard import STALE
@@ -123,7 +123,7 @@ def test_an_end_counts_though_another_shard_says_that_the_registry_has_grown(mon
     )
     topologies = iter([Topology(2, shards=3, before=1), Topology(3, shards=3)])
     replies = iter([{0: [True], 2: STALE}, {2: [False]}])
-    monkeypatch.setattr(_ray, "connection", lambda: workers.Connection(b"c" * 28, "01000000"))
+    monkeypatch.setattr(_ray, "connection", lambda: _ray.Connection(b"c" * 28, "01000000"))
     monkeypatch.setattr(contact, "topology", lambda *_, **__: next(topologies))
     monkeypatch.setattr(contact, "ask_each", lambda *_, **__: next(replies))
     assert releasing.release_ids("any", [([moved], ME)], 5.0) == {moved}

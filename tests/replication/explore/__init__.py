@@ -28,8 +28,8 @@ around one call (`Story.risk`), and what is left of a lease whose maker died bef
 
 from __future__ import annotations
 
-from .clients import GRANTS, Scope, as_the_client
-from .model import Op
+from .clients import Scope
 from .search import Explorer, ViolationError
+from .shards import NOT_FOUND
 
-__all__ = ["GRANTS", "Explorer", "Op", "Scope", "ViolationError", "as_the_client"]
+__all__ = ["NOT_FOUND", "Explorer", "Scope", "ViolationError"]

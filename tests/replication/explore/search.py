@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from .clients import Scope
 from .model import DOWN, NAMES, Network, World
-from .shards import epoch_of
+from .shards import identity_of
 from .steps import Steps
 
 
@@ -111,8 +111,16 @@ class Explorer(Steps):
             for shard in up:
                 shown = self.shards.shown[world[shard]]
                 at = shown.leases[lease]
-                lost = shown.epoch != epoch_of(story.epoch)
-                kinds.append(at[0] if at else "recovering" if shown.recovering else "lost" if lost else "not found")
+                lost = at == ("lost",) or shown.epoch != identity_of(story.epoch).epoch
+                kinds.append(
+                    at[0]
+                    if at and at[0] != "lost"
+                    else "recovering"
+                    if shown.recovering
+                    else "lost"
+                    if lost
+                    else "not found"
+                )
             if not self._may_have_ended(lease, story):
                 if "ended" in kinds:
                     self._problem = f"early end: {name} has ended on a shard, and nobody ended it"
@@ -149,7 +157,7 @@ class Explorer(Steps):
 
     def _violation(self, last: World, before: World | None, parents: dict[World, World | None]) -> ViolationError:
         """The error with the trace that leads to a state."""
-        problem = self._problem
+        problem, self._tells = self._problem, True
         way = [last]
         step = before if before is not None else parents[last]
         while step is not None:

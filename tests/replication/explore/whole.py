@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .clients import Scope
-from .model import LEASES, TOPOLOGY, Book, Client, Interned, Network, Op, World
-from .shards import Shards
+from .model import LEASES, READS, Book, Client, Interned, Network, Op, World, told
+from .shards import ENDED, LOST, NOT_FOUND, OWN, Shards
+
+_WORDS = {id(NOT_FOUND): "not found", id(LOST): "lost", id(ENDED): "ended", id(OWN): "ended by its own use"}
 
 
 class Whole:
@@ -12,18 +16,18 @@ class Whole:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.shards = Shards(scope.table, scope.replica, scope.uses, scope.limits)
+        self.shards = Shards(scope.table, scope.rules, scope.uses, scope.limits)
         self.clients: Interned[Client] = Interned()
         self.networks: Interned[Network] = Interned()
         self.books: Interned[Book] = Interned()
-        self._holders = tuple(TOPOLOGY.holders(lease) for lease in LEASES)
         self._problem = ""
+        self._tells = False  # the labels of steps are wanted whole: for a trace
         call = self.shards.calls
         self._send_news, self._tell, self._give_up = call(("send news",)), call(("tell",)), call(("give up",))
 
     def first(self) -> World:
         """Two empty shards, and clients that have done nothing yet."""
-        book = Book(self.scope.crashes, self.scope.deaths, self.scope.doubles)
+        book = Book(self.scope.crashes, self.scope.deaths, self.scope.doubles, self.scope.lates)
         a, b, c = (self.clients(Client(program)) for program in self.scope.programs)
         shards = (self.shards.start(0, 1, False), self.shards.start(1, 1, False))
         return (*shards, a, b, c, self.networks(Network()), self.books(book))
@@ -33,11 +37,26 @@ class Whole:
         shown = [self.shards.shown[world[shard]] for shard in (0, 1)]
         return (
             network == Network()
-            and not any(shard.recovering or LEASES[lease] in shard.news for shard in shown)
+            and not any(self._is_out(world, shard, lease) or LEASES[lease] in shown[shard].news for shard in (0, 1))
             and not any(
-                (op := self.clients.values[client].op) is not None and op.lease == lease and op.kind != "resolve"
+                (op := self.clients.values[client].op) is not None and op.lease == lease and op.kind not in READS
                 for client in world[2:5]
             )
+        )
+
+    def _is_out(self, world: World, shard: int, lease: int) -> bool:
+        """Whether a shard can't speak for a lease: it is down or recovering, or doubts what it holds."""
+        shown = self.shards.shown[world[shard]]
+        return shown.recovering or shown.depends[lease] in ("safe", "gone")
+
+    def _forgetful(self, book: Book, lease: int, shards: int) -> Book:
+        """Those shards (a bit each) may not know what they should of a lease: if that is both, nothing is promised about it."""
+        if not self.scope.is_shaky:
+            return book
+        story = book.stories[lease]
+        crashed = story.crashed | shards
+        return told(
+            book, lease, story._replace(crashed=crashed, risk=not self.scope.strict and (story.risk or crashed == 3))
         )
 
     def _both_out(self, world: World) -> bool:
@@ -60,5 +79,11 @@ class Whole:
             parts_of[6] = self.books(book)
         return tuple(parts_of)  # type: ignore[return-value] # of the same length
 
+    def _said(self, answer: Any) -> str:
+        """An answer, in words."""
+        if isinstance(answer, bytes):
+            return "held"
+        return _WORDS.get(id(answer)) or str(answer)
+
     def _name(self, call: int) -> str:
-        return " ".join(str(part) for part in self.shards.calls.values[call])
+        return " ".join(str(part) for part in self.shards.calls.values[call]) if self._tells else ""

@@ -1,0 +1,174 @@
+"""Durability works with no other wing: a registry of the core and of this one."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import safe_refs
+from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, config
+from safe_refs._ray import cluster, workers
+from safe_refs.durability.owner import SafeRefsCopyOwner, owner_name
+from safe_refs.registry import sessions
+from safe_refs.registry.shard import Shard, actor_name
+from tests.durability.alone import DurableSession
+
+MB = 2**20
+
+
+def wait_until(condition: Any, within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"what was waited for did not come within {within_s:g} s"
+        time.sleep(0.02)
+
+
+def value(ref: Any) -> Any:
+    return ray.get(ref, timeout=30)
+
+
+@pytest.fixture
+def alone(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[DurableSession]:
+    """A session whose registry is the test's own, in place of the usual one."""
+    name = f"alone-{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv("SAFE_REFS_REGISTRY", name)
+    session = DurableSession()
+    monkeypatch.setattr(sessions, "_sessions", {session.connection: session})
+    yield session
+    shard: Any = cluster.named_actor(actor_name(name), Shard)
+    assert value(shard.stats.remote()).live_leases == 0
+    ray.kill(shard)
+    session.copies.shut_down(name, 1)
+    gc.collect()
+    wait_until(lambda: not runs(owner_name(name, 0)))
+    session.close()
+
+
+def runs(name: str) -> bool:
+    try:
+        ray.get_actor(name, namespace=cluster.NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def copy_owner() -> Any:
+    return cluster.named_actor(owner_name(config.registry_name(), 0), SafeRefsCopyOwner)
+
+
+class Maker:
+    """Owns objects."""
+
+    def give(self) -> list[Any]:
+        return [ray.put(["given", ray.put("inside")])]
+
+
+def test_what_is_durable_outlives_its_objects(alone: DurableSession) -> None:
+    """The copies are the copy owner's, objects inside objects, too; shared ones are copied once."""
+    shared = ray.put("shared")
+    payload = safe_refs.dumps({"a": ray.put([shared, 1]), "b": ray.put([shared, 2])}, durable=True)
+    me = workers.owner_of(shared)
+    del shared
+    gc.collect()
+    loaded = safe_refs.loads(payload)
+    owners = {workers.owner_of(ref) for ref in loaded.values()}
+    assert len(owners) == 1
+    assert me not in owners
+    (first, one), (second, two) = value(loaded["a"]), value(loaded["b"])
+    assert (one, two) == (1, 2)
+    assert first == second
+    assert value(first) == "shared"
+    assert safe_refs.release(payload) == 1
+    assert value(second) == "shared", "what was resolved stays good"
+
+
+def test_a_second_lease_is_copied_beside_its_pin(alone: DurableSession) -> None:
+    """The copy owner runs by then, and the maker sends it the request itself; a ttl counts from when the copies exist."""
+    safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
+    payload = safe_refs.dumps([ray.put(number) for number in range(20)], durable=True, ttl=3.0)
+    assert [value(ref) for ref in safe_refs.loads(payload)] == list(range(20))
+    assert value(copy_owner().copying.remote()) == 0
+    assert 2.0 < (safe_refs.expires_in_s(payload) or 0.0) <= 3.0
+    wait_until(lambda: value(copy_owner().owned.remote()) == 20)
+    safe_refs.release(payload)
+    wait_until(lambda: value(copy_owner().owned.remote()) == 0)
+
+
+def test_many_at_once_and_a_lease_that_exists(alone: DurableSession) -> None:
+    """Of an owner that is killed then."""
+    maker: Any = ray.remote(num_cpus=0)(Maker).remote()
+    (ref,) = value(maker.give.remote())
+    handle = safe_refs.pin(ref)
+    alone.copies.make_durable([handle.address], config.durable_deadline(60))
+    alone.copies.make_durable([handle.address], config.durable_deadline(60))
+    many = safe_refs.dumps_many([ray.put(number) for number in range(50)], durable=True)
+    ray.kill(maker)
+    del ref
+    gc.collect()
+    given, inside = value(handle.resolve())
+    assert (given, value(inside)) == ("given", "inside")
+    assert [value(safe_refs.loads(payload)) for payload in many] == list(range(50))
+    assert safe_refs.release([handle, *many]) == 51
+
+
+def test_what_cannot_be_copied_is_refused(alone: DurableSession) -> None:
+    """An actor that dies with its creator, beside an object or inside it; an object that never comes."""
+    actor: Any = ray.remote(num_cpus=0)(Maker).remote()
+    with pytest.raises(UnsupportedReferenceError, match="detached"):
+        safe_refs.dumps([ray.put(1), actor], durable=True)
+    with pytest.raises(UnsupportedReferenceError, match="detached"):
+        safe_refs.dumps(ray.put({"actor": actor}), durable=True)
+
+    @ray.remote(num_cpus=0)
+    def never() -> None:
+        time.sleep(600)
+
+    pending = never.remote()
+    with safe_refs.pin(pending) as handle, pytest.raises(RegistryUnavailableError, match="not durable after 1 s"):
+        alone.copies.make_durable([handle.address], config.durable_deadline(1))
+    ray.cancel(pending, force=True)
+    wait_until(lambda: value(copy_owner().copying.remote()) == 0)
+
+
+def test_the_death_of_the_only_copy_owner_ends_the_lease(alone: DurableSession) -> None:
+    """Another one starts for the next."""
+    payload = safe_refs.dumps(ray.put("copied"), durable=True)
+    os.kill(value(copy_owner().where.remote())[1], signal.SIGKILL)
+
+    def is_gone() -> bool:
+        try:
+            safe_refs.loads(payload)
+        except OwnerGoneError:
+            return True
+        return False
+
+    wait_until(is_gone)
+    again = safe_refs.dumps(ray.put("again"), durable=True)
+    assert value(safe_refs.loads(again)) == "again"
+    safe_refs.release(again)
+
+
+def test_a_copy_owner_stays_until_nobody_has_a_copy(alone: DurableSession) -> None:
+    """And its actor and thread carry names that say whose they are."""
+    payload = safe_refs.dumps(ray.put("copied"), durable=True)
+    loaded = safe_refs.loads(payload)
+    pid = value(copy_owner().where.remote())[1]
+    assert "SafeRefsCopyOwner" in Path(f"/proc/{pid}/cmdline").read_text()
+    # Linux keeps 15 characters of a thread's name, where Python passes it on at all.
+    safe_refs.release(payload)
+    copy_owner().retire.remote()
+    time.sleep(2)
+    assert value(loaded) == "copied"
+    del loaded
+    gc.collect()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    safe_refs.release(safe_refs.dumps(ray.put("another"), durable=True))
