@@ -5,13 +5,13 @@ that millisecond. When the process ends, the risk is acceptable, and its other t
 hook that runs before Ray tells the owners that this process is gone:
 
     how it ends                      what safe_refs has                              where
-    exit_actor, SIGTERM (worker)     Ray's function that ends the work, replaced     `_before_exit`
-    end of a driver's script         `atexit`: what was registered last runs first   `_before_exit`, before Ray's own
+    exit_actor, SIGTERM (worker)     Ray's function that ends the work, replaced     `_before_exit`, by `_ray.exits`
+    end of a driver's script         `atexit`, before Ray's own                      `_before_exit`, by `_ray.exits`
     last handle of an actor dropped  nothing is called: a thread looks               `OrderlyEnd._watch`, see `delaying`
     ray.kill, SIGKILL, a lost node   nothing: the leases are lost, and the registry says so
 
-Hooks are registered once in a process, when its first session begins. Whatever is registered later runs earlier; so pins that nobody
-waited for are acknowledged by then.
+The hook is registered once in a process, when the first lease depends on it, and asks all sessions that anchor. Pins that nobody
+waited for are acknowledged before it runs.
 
 What always holds: nothing here raises into the user's code. An end is delayed only in processes on which leases depend: by about
 0.1 s, by a second or two if a relay has to start, and by at most _END_S on a very busy machine.
@@ -19,7 +19,6 @@ What always holds: nothing here raises into the user's code. An end is delayed o
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import sys
@@ -83,12 +82,11 @@ class OrderlyEnd:
         self._thread: threading.Thread | None = None
         self._tidied_at = self._gave_backlog_at = float("-inf")
         self._is_closed = False
-        if not session.connection.client:
-            _register(self)
 
     def note(self, refs: Sequence[Ref], registry: str, lease: bytes) -> None:
         """A lease of these references depends on this process."""
         self.dependents.note([actors.id_of(ref) for ref in refs], registry, lease)
+        _register(self)
         is_actor = workers.is_actor()
         if not is_actor and not (self.dependents.is_full() and time.monotonic() - self._tidied_at >= _TIDY_S):
             return
@@ -225,17 +223,13 @@ class OrderlyEnd:
 # one that is dropped goes. The lock guards it; it is reentrant, as a signal that ends the process may come while a session begins.
 _lock = threading.RLock()
 _all: weakref.WeakSet[OrderlyEnd] = weakref.WeakSet()
-_hooked = False  # a process's hooks are registered once; a forked child inherits them
 
 
 def _register(end: OrderlyEnd) -> None:
-    global _hooked
-    with _lock:
-        _all.add(end)
-        if not _hooked:
-            _hooked = True
+    if end not in _all:
+        with _lock:
+            _all.add(end)
             exits.call_before_exit(_before_exit)
-            atexit.register(_before_exit)
 
 
 def _before_exit() -> None:
