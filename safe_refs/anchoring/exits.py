@@ -75,17 +75,17 @@ class OrderlyEnd:
         self._relays = relays
         self._holders = holders
         self.dependents = Dependents()
-        self._ending = (
-            threading.RLock()
-        )  # held by the thread that anchors at the end: others that end the process wait for it
+        # Held by the thread that anchors at the end: others that end the process wait for it. Both are reentrant, because of signals.
+        self._ending = threading.RLock()
         self._starting = threading.RLock()  # guards `_thread`: whether a thread runs, and is to go on
         self._thread: threading.Thread | None = None
-        self._tidied_at = self._gave_backlog_at = float("-inf")
+        self._tidied_at = self._gave_backlog_at = self._noted_at = float("-inf")
         self._is_closed = False
 
     def note(self, refs: Sequence[Ref], registry: str, lease: bytes) -> None:
         """A lease of these references depends on this process."""
         self.dependents.note([actors.id_of(ref) for ref in refs], registry, lease)
+        self._noted_at = time.monotonic()
         _register(self)
         is_actor = workers.is_actor()
         if not is_actor and not (self.dependents.is_full() and time.monotonic() - self._tidied_at >= _TIDY_S):
@@ -98,11 +98,11 @@ class OrderlyEnd:
                     thread = threading.Thread(target=self._watch, args=(watch,), name="safe_refs-exit", daemon=True)
                 else:
                     thread = threading.Thread(target=self._tidy_once, name="safe_refs-tidy", daemon=True)
+                self._thread = thread
                 try:
                     thread.start()
                 except RuntimeError:
-                    return  # the machine has no more threads just now: the next note tries again
-                self._thread = thread
+                    self._thread = None  # the machine has no more threads just now: the next note tries again
 
     def backlog(self) -> list[Ref]:
         """Some references of leases that depend on this process, and that it still has; none if there were some a moment ago."""
@@ -213,7 +213,7 @@ class OrderlyEnd:
             except Exception:
                 logger.debug("could not look whether this actor ends", exc_info=True)  # Ray is gone from this process
             with self._starting:
-                if not len(self.dependents):
+                if not len(self.dependents) and time.monotonic() - self._noted_at > _TIDY_S:
                     self._thread = None  # the next note starts another
                     break
         watch.end()
