@@ -135,7 +135,7 @@ class Group(GroupQueue[W, A]):
         except Exception as error:
             # Whatever it was: each sends its request again, by itself, and gets its own error.
             logger.debug("a call for several requests has failed: %r", error)
-        self._answer(batch, answers)
+        self._answer(mine, batch, answers)
 
 
 class Batched:
