@@ -220,8 +220,14 @@ async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
         transaction.prepare(pickled.writing.refs or (), pickled)
         await transaction.pin_async()
         return payload_of(transaction.finish()[0])
+    except GeneratorExit:
+        transaction.undo()  # the loop is gone, and can't be blocked any more
+        raise
     except BaseException:
-        transaction.undo()
+        # A thread does it, as it may have to look for the registry, which has perhaps just died.
+        import asyncio
+
+        await asyncio.shield(asyncio.to_thread(transaction.undo))
         raise
 
 

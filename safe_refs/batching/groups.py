@@ -135,7 +135,7 @@ class Group(GroupQueue[W, A]):
         except Exception as error:
             # Whatever it was: each sends its request again, by itself, and gets its own error.
             logger.debug("a call for several requests has failed: %r", error)
-        self._answer(batch, answers)
+        self._answer(mine, batch, answers)
 
 
 class Batched:
@@ -250,7 +250,7 @@ class Batched:
 
     def _pin_group(self, name: str) -> Group[Plan, Identity]:
         registry = self.session.registry(name)
-        return self._begin(self._pins, registry, partial(verbs.pin, registry), partial(_pin_together, registry))
+        return self._begin(self._pins, registry, partial(_pin, registry), partial(_pin_together, registry))
 
     def _resolve_group(self, name: str) -> Group[Wanted, list[Ref]]:
         registry = self.session.registry(name)
@@ -284,6 +284,14 @@ def _gone(registry: str) -> RegistryUnavailableError:
         f"the connection to Ray by which registry {registry!r} was asked has ended: call ray.init(address=...) for the cluster, and "
         "try again"
     )
+
+
+def _pin(registry: Registry, plan: Plan, deadline: Deadline) -> Identity:
+    # Nearly always the first call decides; `verbs.pin` asks until one does.
+    answer = registry.verbs(start=True).pin_once([plan], deadline)[0]
+    if isinstance(answer, SafeRefsError):
+        raise answer
+    return verbs.pin(registry, plan, deadline) if answer is None else answer
 
 
 def _pin_together(

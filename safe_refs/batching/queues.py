@@ -149,9 +149,11 @@ class GroupQueue(Generic[W, A]):
         if posted:
             self._background.run(partial(self._report, posted))
 
-    def _answer(self, batch: Sequence[Request[W, A]], answers: Sequence[A | Exception | None]) -> list[Request[W, A]]:
-        """Give requests their answers, and return those that were posted."""
-        posted: list[Request[W, A]] = []
+    def _answer(
+        self, leader: object, batch: Sequence[Request[W, A]], answers: Sequence[A | Exception | None]
+    ) -> list[Request[W, A]]:
+        """Give requests their answers, pass the lead on, and return the requests that were posted."""
+        posted, waiters = list[Request[W, A]](), list[threading.Lock]()
         with self._lock:
             for request, answer in zip(batch, answers, strict=True):
                 if request.is_over:
@@ -164,24 +166,30 @@ class GroupQueue(Generic[W, A]):
                 if request.then is not None:
                     posted.append(request)
                 elif request.waiter is not None:
-                    request.waiter.release()
+                    waiters.append(request.waiter)
+            self._next(leader)  # before the others wake, who would compete with the next leader for the interpreter
+            for waiter in waiters:
+                waiter.release()
         return posted
 
     def _pass_on(self, leader: object) -> None:
         """The leader's call has ended: let another one lead, if there is something to send."""
         with self._lock:
-            if self._leader is not leader:
-                return  # it took so long that another one leads by now
-            self._again()
-            self._leader = None
-            if self._posted and self._is_idle:
-                self._call_thread()  # it takes along all that wait
-            while self._waiting and self._leader is None:
-                heir = self._waiting.popleft()
-                waiter, heir.waiter = heir.waiter, None
-                if waiter is not None and not heir.is_over:
-                    self._leader, self._leads_until = heir, heir.deadline.at
-                    waiter.release()
+            self._next(leader)
+
+    def _next(self, leader: object) -> None:  # under the lock
+        if self._leader is not leader:
+            return  # it took so long that another one leads by now
+        self._again()
+        self._leader = None
+        if self._posted and self._is_idle:
+            self._call_thread()  # it takes along all that wait
+        while self._waiting and self._leader is None:
+            heir = self._waiting.popleft()
+            waiter, heir.waiter = heir.waiter, None
+            if waiter is not None and not heir.is_over:
+                self._leader, self._leads_until = heir, heir.deadline.at
+                waiter.release()
 
     def _is_free(self) -> bool:  # under the lock
         """Whether nobody leads; or the leader's thread was interrupted so that it could not pass the lead on."""
@@ -254,9 +262,8 @@ class GroupQueue(Generic[W, A]):
         except BaseException as error:
             # Whatever it was, also what ends a thread: each request is sent again, by itself, and gets its own error.
             logger.debug("a call for several requests has failed: %r", error)
-        posted = self._answer(batch, answers)
+        posted = self._answer(self._clerk, batch, answers)
         del batch, answers  # the references of those that waited are theirs alone from here on
-        self._pass_on(self._clerk)
         again = [each for each in posted if each.answer is OPEN]
         self._report([each for each in posted if each.answer is not OPEN])
         del posted
