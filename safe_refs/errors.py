@@ -7,6 +7,8 @@ class for each way to end; `RegistryUnavailableError`, `RegistryFullError` and `
 What always holds: each error has its facts as attributes, a message with the cause and what to do about it, and survives
 `pickle`, `cloudpickle` and the border of a Ray task. No error carries a payload or a token, only a lease's short id (the first
 eight of its 32 hexadecimal digits), which resolves nothing. Times are seconds since the epoch by the registry's clock.
+
+More than 350 lines: one class for each way to fail, and most of each is its documentation.
 """
 
 from __future__ import annotations

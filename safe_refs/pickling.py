@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from . import envelope, payloads, places, terms
+from . import asks, envelope, payloads, places, terms
 from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
 from .handle import slot_values
@@ -273,5 +273,5 @@ def write_or_release(file: WritableFile, data: bytes) -> None:
         file.write(data)
     except BaseException:
         if envelope.is_payload(data):
-            payloads.release_later(envelope.find(data).header.address)
+            asks.release_later(envelope.find(data).header.address)
         raise

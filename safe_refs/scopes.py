@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from . import config, payloads
+from . import asks, config, payloads
 from .envelope import LeaseAddress
 from .errors import LeaseError, RegistryUnavailableError
 from .terms import Surrounding, closed, current, open_scope, opened
@@ -180,7 +180,7 @@ class KeepAlive:
         if self._stop is not None:
             raise RuntimeError("this keepalive is renewing already: call keepalive() again for another")
         for address in self._addresses:
-            payloads.renew(address, self._ttl, None)
+            asks.renew(address, self._ttl, None)
         self._error, self._failure, self._stop = None, None, threading.Event()
         self._thread = threading.Thread(target=self._renew, args=(self._stop,), name="safe_refs-keepalive", daemon=True)
         self._thread.start()
@@ -201,7 +201,7 @@ class KeepAlive:
             begun, failure = time.monotonic(), None
             for address in list(alive):
                 try:
-                    payloads.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
+                    asks.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
                 except LeaseError as error:
                     alive.remove(address)
                     self._error = self._error or error

@@ -16,7 +16,7 @@ from ..registry.calls import Call, NoRegistryError
 from .part import Anchoring, GiveBack
 
 if TYPE_CHECKING:
-    from ..registry.hooks import Asks
+    from ..registry.protocols import Asks
     from ..registry.sessions import Session
 
 _ASKS_PAUSE_S = 0.01

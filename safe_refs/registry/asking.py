@@ -13,7 +13,7 @@ from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry
-from .hooks import Layout
+from .protocols import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Wanted
 from .shard import Shard

@@ -21,7 +21,7 @@ from .._ray import cluster, objects, workers
 from ..config import Deadline
 from ..errors import RegistryUnavailableError
 from .here import Here
-from .hooks import Asks, Layout
+from .protocols import Asks, Layout
 from .records import Identity
 from .shard import Shard, actor_name
 from .wire import NOT_TEXT, PACKED, ReleaseCall

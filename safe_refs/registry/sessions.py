@@ -20,7 +20,7 @@ from .asking import Verbs
 from .calls import Registry
 from .direct import Direct
 from .here import Here, Start
-from .hooks import Asks, Directory, Layout, Sender
+from .protocols import Asks, Directory, Layout, Sender
 from .records import Identity
 from .requests import Plan, Wanted
 
