@@ -15,7 +15,7 @@ TESTS = ROOT / "tests"
 
 # Rooms from top to bottom: a file imports what stands in its own room or below, never above. Wings stand side by side.
 WINGS = {"batching", "replication", "durability", "anchoring"}
-ABOVE = ["cli", "demo", "aio", "__init__", "faces", "pickling", "handle", "payloads", "assembly"]
+ABOVE = ["cli", "demo", "aio", "__init__", "faces", "pickling", "handle", "asks", "payloads", "assembly"]
 # The chain that a reference goes through, and what stands beside it.
 CHAIN = ("pickling", "slots", "payloads", "registry.calls", "registry.asking", "registry.shard", "registry.leases")
 MOST_LINES = 350

@@ -13,7 +13,7 @@ PACKAGE = Path(safe_refs.__file__).parent
 ROOMS = {
     "face": ("__init__", "cli", "aio", "admin", "lifetimes", "scopes", "pipelines"),
     "pickling": ("pickler", "pickling", "engine", "slots", "kinds", "others", "places"),
-    "leases": ("handle", "payloads", "assembly", "terms"),
+    "leases": ("handle", "asks", "payloads", "assembly", "terms"),
     "ground": ("errors", "config", "envelope", "threads", "_version"),
 }
 
