@@ -25,9 +25,14 @@ class DurableShard(Shard):
 
 
 class DurableSession(Session):
-    """A session of such registries, for this process's connection."""
+    """A session of such registries, for this process's connection.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the registry that the test uses.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
         super().__init__(workers.connection(), Always(), lambda registry, _: Start(DurableShard, (registry,)))
         self.copies = Copies(self)
         self.parts = (self.copies,)
