@@ -1,8 +1,8 @@
 """What one shard owes the others, what it does when something happens to a lease, and when it knows enough to say "not found". Pure.
 
 A lease with replicas lives on several shards, and clients talk to all of them. If a client can't reach one of them (the shard is
-down, or the client dies half-way), the others pass the change on: each change of a lease that can't be derived from a clock is *news*.
-A shard owes its news to every other holder of the lease, until that holder has received them. A shard that comes back empty asks all
+down, or the client dies half-way), the others pass the change on. Each change of a lease that can't be derived from a clock is *news*:
+a shard owes its news to every other holder of the lease, until that holder has received them. A shard that comes back empty asks all
 others for what it should hold.
 
 ```
@@ -303,7 +303,7 @@ class Rules(Generic[T]):
         )
 
     def _owe_returned(self, leases: Iterable[bytes]) -> bool:
-        """This shard has learned of a change that reaches all holders anyway: it is news for those that came back lately; whether any.
+        """This shard has learned of a change that reaches all holders anyway: news for those that came back lately, if there are any.
 
         Such a shard may have received the change before its crash, and have asked here before this shard knew of it: then nobody
         else would send it again.
