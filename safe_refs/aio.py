@@ -187,17 +187,18 @@ async def _made(make: Callable[[], T]) -> T:
         found = make()
         with lock:
             made.append(found)
-            if gone:
-                _end(found)
+            is_left = gone
+        if is_left:
+            _end(found)
         return found
 
     try:
         return await asyncio.to_thread(run)
     except BaseException:
         with lock:
-            gone = True
-            for found in made:
-                _end(found)
+            gone, left = True, list(made)
+        for found in left:
+            _end_later(found)
         raise
 
 
@@ -209,7 +210,7 @@ async def _durably(make: Callable[[], T]) -> T:
 
     def answer(found: T | None, error: BaseException | None) -> None:
         if future.done():
-            _end(found)
+            _end_later(found)
         elif error is not None:
             future.set_exception(error)
         else:
@@ -236,6 +237,14 @@ async def _durably(make: Callable[[], T]) -> T:
     except BaseException:
         gone.set()
         raise
+
+
+def _end_later(made: Any) -> None:
+    """End leases from an event loop: a thread does it, as it may have to look for the registry."""
+    try:
+        asyncio.get_running_loop().run_in_executor(None, _end, made)
+    except RuntimeError:  # the loop has ended, or its threads have
+        _end(made)
 
 
 def _end(made: Any) -> None:

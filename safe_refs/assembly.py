@@ -66,12 +66,10 @@ class Client(Session):
 
     def __init__(self, connection: workers.Connection) -> None:
         super().__init__(connection, TopologyDirectory(), _start, _verbs)
-        # First: what anchors at the end of the process is to run after what flushes then, and hooks run in the reverse order.
-        borrower = Borrower(self)
         self.sender = self._batched = Batched(self)
         self.unacknowledged = Unacknowledged(self)
         self.copies = Copies(self)
-        self.parts = (borrower, self.copies)
+        self.parts = (Borrower(self), self.copies)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
         """Have a lease pinned soon; what goes wrong is logged, and raised by `flush`."""

@@ -73,7 +73,9 @@ class Transaction:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._client = client()
+        from .registry import sessions
+
+        self._client = sessions.known.get(workers.connection()) or client()
         self._registry = asked.settings.registry
         self.deadline = Deadline(time.monotonic() + asked.settings.timeout_s, asked.settings.timeout_s)
         self.prepared: list[Prepared] = []
@@ -99,7 +101,7 @@ class Transaction:
         from .registry.requests import Plan
 
         client, asked = self._client, self._asked
-        registry = client.registry(self._registry)
+        registry = client.registries.get(self._registry) or client.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
         lease, borrowed = os.urandom(16), list[Any]()
         # A Ray Client can't tell what it borrows: the shard sees what the client's server owns.
@@ -108,7 +110,8 @@ class Transaction:
                 borrowed = workers.borrowed(refs)
             except ValueError as error:
                 raise _ownerless(error, refs) from None
-        plan = Plan(lease, refs, asked.terms, client.origin(), borrowed, asked.durable)
+        borrower = client.address if borrowed or client.connection.client else b""
+        plan = Plan(lease, refs, asked.terms, client.origin(), borrowed, borrower, asked.durable)
         address = LeaseAddress(
             self._registry, client.connection.cluster, epoch, generation, lease, soon=not asked.waits
         )
@@ -217,8 +220,14 @@ async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
         transaction.prepare(pickled.writing.refs or (), pickled)
         await transaction.pin_async()
         return payload_of(transaction.finish()[0])
+    except GeneratorExit:
+        transaction.undo()  # the loop is gone, and can't be blocked any more
+        raise
     except BaseException:
-        transaction.undo()
+        # A thread does it, as it may have to look for the registry, which has perhaps just died.
+        import asyncio
+
+        await asyncio.shield(asyncio.to_thread(transaction.undo))
         raise
 
 

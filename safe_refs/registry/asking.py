@@ -57,7 +57,10 @@ class Verbs:
             RegistryUnavailableError: no answer in time.
         """
         refs = [ref for plan in plans for ref in plan.refs]
-        call = Call(Shard.pin, PinCall(self.layout.version, [self.pin_row(plan) for plan in plans]), refs)
+        rows = [
+            PinRow(plan.lease, len(plan.refs), plan.terms, plan.maker, plan.borrower, plan.extras) for plan in plans
+        ]
+        call = Call(Shard.pin, PinCall(self.layout.version, rows), refs)
         try:
             reply = self.registry.ask({0: call}, deadline, start=True)[0]
         except UnopenedActorError:
@@ -66,12 +69,6 @@ class Verbs:
             self.not_now(reply, deadline)
             return [None] * len(plans)
         return [self.held(each) if isinstance(each, bytes) else each for each in reply]
-
-    def pin_row(self, plan: Plan) -> PinRow:
-        """A plan, for a call to a shard. A Ray Client can't tell what its server owns, and the shard can."""
-        here = self.registry.here
-        borrower = here.address if plan.borrowed or here.connection.client else b""
-        return PinRow(plan.lease, len(plan.refs), plan.terms, plan.maker, borrower, plan.extras)
 
     def held(self, answer: bytes) -> Identity:
         """The identity in the answer to a pin, which is remembered."""

@@ -221,7 +221,7 @@ def test_an_error_keeps_nothing_alive(echo: Echo) -> None:
         Background(),
         set(),
     )
-    failing._leader = queues.Request(Pinned(), within(20))  # a call is under way
+    failing._leader, failing._leads_until = failing, within(20).at  # a call is under way
     alive: list[Any] = []
 
     def ask(what: Pinned) -> None:
@@ -404,7 +404,8 @@ def test_a_leader_that_vanished_is_replaced(echo: Echo, monkeypatch: pytest.Monk
     vanished, left = queues.Request[int, Answer](0, within(0.1)), queues.Request[int, Answer](1, within(20))
     left.waiter = threading.Lock()
     left.waiter.acquire()
-    echo.group._leader, echo.group._under_way, echo.open = vanished, [vanished, left], True
+    echo.group._leader, echo.group._leads_until, echo.open = vanished, vanished.deadline.at, True
+    echo.group._under_way = [vanished, left]
     wait_until(echo.group._is_free)
     assert echo.group.ask(2, within(20)) == ("echo", 2)
     assert left.waiter.acquire(timeout=10)

@@ -15,8 +15,10 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import aio, config
-from safe_refs.registry import outbox, pinning, posting, resolving
+from safe_refs import aio, assembly, config, terms
+from safe_refs.batching import unacknowledged
+from safe_refs.batching.groups import Batched
+from safe_refs.registry import sessions, verbs
 from tests.support.actors import borrower
 from tests.support.processes import Driver, lives
 from tests.support.shards import Start, is_whole, kill, stopped
@@ -25,17 +27,25 @@ from tests.support.values import MB, VALUE_BYTES, got, opens, value
 from tests.support.waiting import stays, until, wait_until
 
 
+def sender() -> Batched:
+    """How the requests of this process go to registries."""
+    found = assembly.client().sender
+    assert isinstance(found, Batched)
+    return found
+
+
 @pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+def gate(cluster: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """As long as it isn't set, nothing that is posted goes out."""
     event = threading.Event()
-    together = pinning.pin_together
+    group = sender()._pins.get("default") or sender()._pin_group("default")
+    together = group._together
 
     def wait_and_pin(*args: Any) -> Any:
         assert event.wait(30)
         return together(*args)
 
-    monkeypatch.setattr(pinning, "pin_together", wait_and_pin)
+    monkeypatch.setattr(group, "_together", wait_and_pin)
     return event
 
 
@@ -82,7 +92,7 @@ def test_a_reader_that_comes_too_early_waits(cluster: str, gate: threading.Event
 
 def test_a_reader_waits_up_to_a_bound(cluster: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is told that the lease isn't there."""
-    monkeypatch.setattr(resolving, "_COMES_S", 0.5)
+    monkeypatch.setattr(verbs, "COMES_S", 0.5)
     safe_refs.init()
     payload = safe_refs.dumps(ray.put("late"), wait=False)
     begun = time.monotonic()
@@ -179,7 +189,7 @@ def test_a_reader_that_comes_too_early_holds_up_no_other(cluster: str, gate: thr
 
     async def load() -> float:
         early = asyncio.ensure_future(aio.loads(coming))
-        await until(lambda: bool(outbox._aside._threads))  # it asks again, by itself
+        await until(lambda: bool(sender().background._threads))  # it asks again, by itself
         begun = time.monotonic()
         for _ in range(5):
             await aio.loads(there)
@@ -200,7 +210,7 @@ def test_flush_waits_no_longer_than_told(cluster: str) -> None:
     with stopped("default", 0):
         late = safe_refs.dumps(ray.put(2), wait=False)
         begun = time.monotonic()
-        with pytest.raises(safe_refs.RegistryUnavailableError, match="flush again"):
+        with pytest.raises(safe_refs.RegistryUnavailableError, match=r"flush\(\) again"):
             safe_refs.flush(0.3)
         assert time.monotonic() - begun < 5
     safe_refs.flush()
@@ -215,7 +225,7 @@ def test_pipeline_covers_a_block(cluster: str) -> None:
         waited = safe_refs.dumps(ray.put("waited"), wait=True)
         assert not safe_refs.inspect(waited).handles[0].address.soon
         elsewhere: list[bool] = []
-        thread = threading.Thread(target=lambda: elsewhere.append(config.waits()))
+        thread = threading.Thread(target=lambda: elsewhere.append(config.settings().waits))
         thread.start()
         thread.join()
         assert elsewhere == [True]
@@ -228,21 +238,21 @@ def test_pipeline_covers_a_block(cluster: str) -> None:
     with pytest.raises(ZeroDivisionError), safe_refs.pipeline():
         fail()
     assert len(safe_refs.leases()) == 52
-    assert config.waits()
+    assert config.settings().waits
     assert safe_refs.release([*payloads, waited]) == 52
 
 
 def test_it_is_a_setting_too(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the environment or by `init`; arguments beat them."""
     monkeypatch.setenv("SAFE_REFS_WAIT", "0")
-    assert not config.waits()
-    assert config.waits(True)
+    assert not config.settings().waits
+    assert terms.ask(None, None, None, True, None).waits
     monkeypatch.setenv("SAFE_REFS_WAIT", "1")
     monkeypatch.setattr(config._given, "wait", None)
     safe_refs.init(wait=False)
-    assert config.waits()
+    assert config.settings().waits
     monkeypatch.delenv("SAFE_REFS_WAIT")
-    assert not config.waits()
+    assert not config.settings().waits
 
 
 def test_a_scope_ends_them_too(cluster: str) -> None:
@@ -331,13 +341,16 @@ def test_a_task_may_return_what_is_not_held_yet(cluster: str) -> None:
     assert safe_refs.release(payloads) == 50
 
 
-def test_a_forked_child_has_an_outbox_of_its_own(cluster: str) -> None:
-    """It waits for nothing that its parent has posted."""
+def test_a_forked_child_waits_for_none_of_its_parents(cluster: str, gate: threading.Event) -> None:
+    """Nor does it know the session, whose threads it doesn't have; and its end doesn't wait for what the parent posted."""
     safe_refs.init()
     payload = safe_refs.dumps(ray.put(1), wait=False)
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if not posting._posts.waiting and not outbox._groups else 1)
+        safe_refs.flush(5)
+        unacknowledged._flush_at_exit()
+        os._exit(0 if not sessions.known and not unacknowledged._of_this_process() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    gate.set()
     safe_refs.flush()
     safe_refs.release(payload)
