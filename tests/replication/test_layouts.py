@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from safe_refs.replication.rules import Rules
-from safe_refs.replication.topology import Topology, grown, settled
+from safe_refs.replication.topology import Topology, completed, grown
 from tests.support.rules import Clock, make_table
 
 LEASES = [number.to_bytes(16, "big") for number in range(2000)]
@@ -45,7 +45,7 @@ def test_two_growths_at_once_come_one_after_the_other_each_with_its_own_version(
     growing = grown(first, 3)
     assert growing is not None
     assert grown(growing, 4) is None
-    done = settled(growing)
+    done = completed(growing)
     assert done == Topology(9, shards=3, replicas=2)
     assert grown(done, 3) is None
     again = grown(done, 4)
@@ -65,8 +65,8 @@ def test_a_growth_is_over_when_the_last_of_the_old_shards_has_moved_its_leases()
     back = Rules(0, growing, make_table(clock), True, clock)
     assert back.has_moved(0, growing.version) is None
     assert rules.has_moved(0, growing.version - 1) is None
-    assert rules.has_moved(0, growing.version) == back.has_moved(1, growing.version) == settled(growing)
-    assert rules.take_topology(settled(growing))
+    assert rules.has_moved(0, growing.version) == back.has_moved(1, growing.version) == completed(growing)
+    assert rules.take_topology(completed(growing))
     assert rules.has_moved(1, growing.version) is None
     assert rules.grow(4) is not None
 
