@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from safe_refs.batching.groups import Group
+from safe_refs import assembly
+from safe_refs.batching.groups import Batched, Group
 from safe_refs.config import Deadline
 from safe_refs.errors import RegistryUnavailableError
 from safe_refs.threads import Background
@@ -93,3 +94,10 @@ class Outcomes:
             self.answers.append(answer)
         else:
             self.errors.append(error)
+
+
+def sender() -> Batched:
+    """How the requests of this process go to registries."""
+    found = assembly.client().sender
+    assert isinstance(found, Batched)
+    return found
