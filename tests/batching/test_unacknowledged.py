@@ -14,6 +14,7 @@ import ray
 import safe_refs
 from safe_refs import aio, config, terms
 from safe_refs.registry import verbs
+from tests.support.groups import sender
 from tests.support.processes import Driver
 from tests.support.shards import Start, is_whole, kill, stopped
 from tests.support.store import holds, is_empty
