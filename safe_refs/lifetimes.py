@@ -174,7 +174,7 @@ def scope(*, ttl: float | timedelta | None = None, label: str | None = None, dur
     Args:
         ttl: seconds to live of leases made inside without a ttl of their own.
         label: label of those made without one of their own.
-        durable: whether those hold copies (see `dumps`) that aren't told otherwise.
+        durable: default for `durable` of `dumps` and `pin` inside.
 
     Returns:
         The scope, with `keep(target)`.
@@ -201,7 +201,7 @@ def keepalive(
         ttl: seconds (or a `timedelta`) that each renewal gives; every third of it there is one.
 
     Returns:
-        The context manager, whose `error` tells if a lease has ended under way.
+        The context manager, whose `error` says how a lease has ended meanwhile.
 
     Raises:
         LeaseError: on entering, if a lease has ended; at the end of the block, if one has ended under way.

@@ -103,7 +103,7 @@ class Transaction:
         registry = client.registries.get(self._registry) or client.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
         lease, borrowed = os.urandom(16), list[Any]()
-        # A Ray Client can't tell what it borrows: the shard sees what the client's server owns.
+        # A Ray Client doesn't know what it borrows: the shard sees what the client's server owns.
         if not client.connection.client:
             try:
                 borrowed = workers.borrowed(refs)
@@ -151,7 +151,7 @@ class Transaction:
             self._acknowledged(client.sender.pin_many(self._registry, plans, self.deadline))
 
     async def pin_async(self) -> None:
-        """`pin` of one lease, awaited. A thread of the session tells the wings, as they may wait."""
+        """`pin` of one lease, awaited. A thread of the session calls the wings, as they may wait."""
         plan = self.prepared[0].plan
         if self._asked.waits:
             self._name([await self._client.pin_async(self._registry, plan, self.deadline)])
@@ -165,7 +165,7 @@ class Transaction:
         self._client.after_pins(self._registry, pins, self.deadline)
 
     def _name(self, identities: Sequence[Identity]) -> None:
-        """A registry that has restarted since this process last heard of it: name the start that holds the lease."""
+        """Name the start of the registry that holds each lease: it may have restarted since this process last asked it."""
         for number, (each, identity) in enumerate(zip(self.prepared, identities, strict=True)):
             if identity.epoch != each.address.epoch:
                 address = each.address._replace(epoch=identity.epoch, generation=identity.generation)

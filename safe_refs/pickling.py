@@ -170,7 +170,7 @@ def loads(
         Exception: what `pickle.loads` raises.
     """
     if type(data) is bytes and data[2:4] != _THIRD_OPCODE:
-        # Some other pickle: the common case, told by two bytes.
+        # Some other pickle: the common case, seen by two bytes.
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)

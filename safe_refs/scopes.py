@@ -30,7 +30,7 @@ class Scope(Surrounding):
     Args:
         ttl: time to live, in seconds, of leases made inside without one of their own.
         label: label of leases made inside without one of their own.
-        durable: whether leases made inside hold copies, where they aren't told otherwise; None for what is so outside.
+        durable: default for `durable` of leases that are made inside; None for the default outside.
         addresses_of: gives the leases that a target names.
     """
 
@@ -118,7 +118,7 @@ class Scope(Surrounding):
         except RegistryUnavailableError:
             if error is None:
                 raise
-            # The error that ended the block is the one to tell.
+            # The error that ended the block is the one to raise.
             logger.warning("a scope could not release its leases, as the registry did not answer", exc_info=True)
 
     async def __aenter__(self) -> Scope:
@@ -209,7 +209,7 @@ class KeepAlive:
                     logger.warning("lease %s could not be renewed now; trying again", address.short_id)
                 except (
                     Exception
-                ) as error:  # whatever it is, the other leases are to be renewed, and the block is told at its end
+                ) as error:  # whatever it is, the other leases are to be renewed, and the block gets it at its end
                     failure = error
                     logger.warning("lease %s could not be renewed; trying again", address.short_id, exc_info=True)
             self._failure = failure

@@ -77,7 +77,7 @@ class Holders:
         if verbs is not None:
             call = GiveBack(list(ids), relay)
             shards = verbs.by_shard([lease])
-            self._session.registry(registry).tell({shard: Call(Anchoring.give_back, call) for shard in shards})
+            self._session.registry(registry).send({shard: Call(Anchoring.give_back, call) for shard in shards})
 
     def _verbs(self, registry: str) -> Asks | None:
         try:

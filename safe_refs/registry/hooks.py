@@ -1,6 +1,6 @@
 """What a wing may add to the core: parts of a shard, parts of a client. Both are classes whose methods do nothing until overridden.
 
-A shard tells its parts of everything that happens to a lease, whoever brought it about: a call, the clock, or another part. So a wing
+A shard announces to its parts everything that happens to a lease, whether a call did it, the clock, or another part. So a wing
 never calls another wing, and what a part keeps about a lease goes when `ended` says so. `assembly` decides which parts there are.
 """
 
@@ -60,7 +60,7 @@ class ShardPart:
     """
 
     def pinned(self, lease: bytes, began: Began) -> None:
-        """A lease has begun, or this shard was told of it once more."""
+        """A lease has begun, or was pinned once more."""
 
     def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool) -> None:
         """Another process has got these items of a lease, which may have ended by that. `soon`: it waits until the owners know it."""
@@ -120,7 +120,7 @@ class Parts:
     """All parts of a shard: what happens to a lease is announced here, by the shard or by a part. The lock is as for `ShardPart`.
 
     Args:
-        parts: in the order in which they are told.
+        parts: in the order in which they are called.
     """
 
     def __init__(self, parts: Sequence[ShardPart] = ()) -> None:

@@ -1,4 +1,4 @@
-"""What the core needs of whatever sends requests, asks shards and finds registries. The core has one of each, and wings have others."""
+"""What the core needs of whatever sends requests, asks shards and finds registries. The core has one of each; wings have others."""
 
 from __future__ import annotations
 
