@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos clean redis
+.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos house clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
 	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
+	@echo "make house        draw docs/house.svg from the code's imports"
 	@echo "make test-oldest  all tests against the oldest Ray that is supported"
 
 venv: $(VENV)/.done
@@ -97,6 +98,10 @@ SECONDS ?= 600
 SEED ?= 1
 chaos: venv
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
+
+# The picture in docs/architecture.md. A test fails if its rooms, files and arrows are not those of the code.
+house: venv
+	$(BIN)/python -m tests.support.house
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-integrations build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
