@@ -1,9 +1,9 @@
 """What one shard owes the others, what it does when something happens to a lease, and when it knows enough to say "not found". Pure.
 
 A lease with replicas lives on several shards, and clients talk to all of them. If a client can't reach one of them (the shard is
-down, or the client dies half-way), the others pass the change on. Each change of a lease that can't be derived from a clock is news:
-a shard owes its news to every other holder of the lease, until that holder has received them. A shard that comes back empty asks all
-others for what it should hold.
+down, or the client dies half-way), the others pass the change on. Each change of a lease that can't be derived from a clock is
+*news*: a shard owes its news to every other holder of the lease, until that holder has received them. A shard that comes back empty
+asks all others for what it should hold.
 
 ```
 shard 0: pin A, crashes         shard 1: A released         shard 0: comes back, empty ("recovering")
