@@ -71,11 +71,11 @@ SMALL = {
 }
 
 LARGE = {
-    "everything; a crash": (Scope(EVERYTHING, deaths=0), 450_000),
-    "renewals; a crash, a client's death, a double": (Scope(RENEWALS, doubles=1), 1_000_000),
+    "everything; a crash": (Scope(EVERYTHING, deaths=0), 604_000),
+    "renewals; a crash, a client's death, a double": (Scope(RENEWALS, doubles=1), 1_215_000),
     "pins and releases; two crashes": (Scope(PINS, crashes=2, deaths=0, both=True), 1_240_000),
-    "uses and takes; two crashes": (Scope(USES, crashes=2, deaths=0, both=True), 680_000),
-    "three uses; two crashes": (Scope(THREE_USES, crashes=2, deaths=0, uses=(None, 2)), 750_000),
+    "uses and takes; two crashes": (Scope(USES, crashes=2, deaths=0, both=True), 990_000),
+    "three uses; two crashes": (Scope(THREE_USES, crashes=2, deaths=0, uses=(None, 2)), 1_430_000),
 }
 
 
