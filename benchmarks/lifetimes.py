@@ -25,11 +25,10 @@ os.environ.setdefault(
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 )  # or Ray replaces 127.0.0.1 by the machine's own address
 
-from safe_refs.registry.topology import actor_name
-
 import safe_refs
 from benchmarks.compare import Figure, compare, machine
 from safe_refs.registry.records import Origin, Terms
+from safe_refs.registry.shard import actor_name
 
 LONGEST_STALL_MS = 50.0
 RESOLVE_RATIO = 1.2

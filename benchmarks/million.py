@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from safe_refs.registry.topology import actor_name
-
 import safe_refs
 from benchmarks.lifetimes import fill
 from benchmarks.lines import Section, small_ray, spread
+from safe_refs.registry.shard import actor_name
 
 FEW = 1_000
 _BLOCK = 400  # resolves of each, alternately, for one ratio

@@ -34,9 +34,9 @@ def _plain(rounds: int) -> tuple[list[Section], dict[str, Any]]:
 
 
 def _references(rounds: int) -> tuple[list[Section], dict[str, Any]]:
-    from benchmarks import boxes, speed
+    from benchmarks import speed
 
-    return [*speed.measure(rounds), boxes.measure(max(5, rounds // 40))], {}
+    return list(speed.measure(rounds)), {}
 
 
 def _handover(rounds: int) -> tuple[list[Section], dict[str, Any]]:

@@ -30,12 +30,12 @@ os.environ.setdefault(
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 )  # or Ray replaces 127.0.0.1 by the machine's own address
 
-from safe_refs.registry.topology import Topology, actor_name
-
 import safe_refs
 from benchmarks.compare import Figure, compare, machine
 from safe_refs import config
 from safe_refs.registry.records import Origin, Terms
+from safe_refs.registry.shard import actor_name
+from safe_refs.replication.topology import Topology
 
 REPLICAS_RATIO = 1.5
 _CLIENTS = 3
@@ -181,7 +181,7 @@ def begin(registry: str, shards: int, replicas: int) -> None:
     """Start a registry, and send new leases to it."""
     os.environ["SAFE_REFS_REGISTRY"] = registry
     safe_refs.init(shards=shards, replicas=replicas)
-    config._told.shards = config._told.replicas = None  # the next registry is another
+    config._given.shards = config._given.replicas = None  # the next registry is another
 
 
 def shard(registry: str, number: int) -> Any:
@@ -307,9 +307,9 @@ def fill(registry: str, refs: list[Any], topology: Topology) -> None:
         from safe_refs._ray import workers
 
         maker = Origin("01000000", "00" * 28, 1, "benchmark")
-        with held._lock:
+        with held.lock:
             for lease, ref in zip(leases, refs, strict=True):
-                held._table.pin(lease, [ref], [workers.owner_of(ref)], Terms(), maker)
+                held.table.pin(lease, [ref], [workers.owner_of(ref)], Terms(), maker)
 
     for start in range(0, len(refs), _AT_ONCE):
         batch = [(os.urandom(16), ref) for ref in refs[start : start + _AT_ONCE]]
@@ -337,7 +337,7 @@ def changes(leases: int) -> list[Change]:
         begun = time.perf_counter()
         safe_refs.init("changes", shards=4)
         ended = time.perf_counter()
-    config._told.shards = None
+    config._given.shards = None
     growth = calls.change("growth from 2 to 4 shards", leases, ended - begun, ended - begun)
     ended_leases = safe_refs.shutdown("changes")
     if ended_leases < leases:

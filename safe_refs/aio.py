@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from . import admin, envelope, lifetimes, payloads, pickling, pipelines, places, terms
+from . import admin, asks, envelope, lifetimes, payloads, pickling, pipelines, places, terms
 from . import handle as handle_module
 from .admin import Sort
 from .engine import BufferCallback, Pickled, pickle_object
@@ -73,7 +73,7 @@ async def dumps(
 
 async def _hold(pickled: Pickled, asked: terms.Asked) -> bytes:
     try:
-        await payloads.reach(asked.settings)
+        await asks.reach(asked.settings)
     except BaseException:
         pickled.writing.discard()
         raise
@@ -126,9 +126,9 @@ async def loads(
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     found = envelope.find(data)
-    payloads.check_kinds(found.header)
+    asks.check_kinds(found.header)
     if resolve:
-        values: Any = await payloads.resolve_async(found.header.address, timeout, slot=None, take=take)
+        values: Any = await asks.resolve_async(found.header.address, timeout, slot=None, take=take)
     else:
         values = slot_values([found.header], resolve, take, timeout)[0]
     with Reading(found.header.tag, values):
@@ -187,17 +187,18 @@ async def _made(make: Callable[[], T]) -> T:
         found = make()
         with lock:
             made.append(found)
-            if gone:
-                _end(found)
+            is_left = gone
+        if is_left:
+            _end(found)
         return found
 
     try:
         return await asyncio.to_thread(run)
     except BaseException:
         with lock:
-            gone = True
-            for found in made:
-                _end(found)
+            gone, left = True, list(made)
+        for found in left:
+            _end_later(found)
         raise
 
 
@@ -209,7 +210,7 @@ async def _durably(make: Callable[[], T]) -> T:
 
     def answer(found: T | None, error: BaseException | None) -> None:
         if future.done():
-            _end(found)
+            _end_later(found)
         elif error is not None:
             future.set_exception(error)
         else:
@@ -238,17 +239,25 @@ async def _durably(make: Callable[[], T]) -> T:
         raise
 
 
+def _end_later(made: Any) -> None:
+    """End leases from an event loop: a thread does it, as it may have to look for the registry."""
+    try:
+        asyncio.get_running_loop().run_in_executor(None, _end, made)
+    except RuntimeError:  # the loop has ended, or its threads have
+        _end(made)
+
+
 def _end(made: Any) -> None:
     if made is None:
         return
     for target in made if isinstance(made, list) else [made]:
         if isinstance(target, SafeRef) or envelope.is_payload(target):
-            payloads.release_later(lifetimes.address_of(target))
+            asks.release_later(lifetimes.address_of(target))
 
 
 async def resolve(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> Any:
     """`SafeRef.resolve`, awaited."""
-    return (await payloads.resolve_async(handle.address, timeout, slot=handle.slot, take=False))[0]
+    return (await asks.resolve_async(handle.address, timeout, slot=handle.slot, take=False))[0]
 
 
 async def get(handle: SafeRef[Any]) -> Any:

@@ -24,7 +24,8 @@ from .registry import sessions
 from .registry.asking import Verbs
 from .registry.calls import Registry
 from .registry.here import Start
-from .registry.hooks import Asks, Layout, ShardPart
+from .registry.hooks import ShardPart
+from .registry.protocols import Asks, Layout
 from .registry.records import Identity
 from .registry.requests import Plan, Wanted
 from .registry.sessions import Session
@@ -66,12 +67,10 @@ class Client(Session):
 
     def __init__(self, connection: workers.Connection) -> None:
         super().__init__(connection, TopologyDirectory(), _start, _verbs)
-        # First: what anchors at the end of the process is to run after what flushes then, and hooks run in the reverse order.
-        borrower = Borrower(self)
-        self.sender = Batched(self)
+        self.sender = self._batched = Batched(self)
         self.unacknowledged = Unacknowledged(self)
         self.copies = Copies(self)
-        self.parts = (borrower, self.copies)
+        self.parts = (Borrower(self), self.copies)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
         """Have a lease pinned soon; what goes wrong is logged, and raised by `flush`."""
@@ -83,11 +82,11 @@ class Client(Session):
 
     async def pin_async(self, registry: str, plan: Plan, deadline: Deadline) -> Identity:
         """`sender.pin`, awaited."""
-        return await futures.pin(self.sender, self.registry(registry), plan, deadline)
+        return await futures.pin(self._batched, self.registry(registry), plan, deadline)
 
     async def resolve_async(self, row: Wanted, deadline: Deadline) -> list[Any]:
         """`sender.resolve`, awaited."""
-        return await futures.resolve(self.sender, row, deadline)
+        return await futures.resolve(self._batched, row, deadline)
 
     def close(self) -> None:
         """The connection is gone."""

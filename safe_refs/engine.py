@@ -163,15 +163,48 @@ _quick = _Quick()
 def pickle_object(
     obj: Any, protocol: int | None, fix_imports: bool, buffer_callback: BufferCallback | None
 ) -> bytes | Pickled:
-    """An object pickled: just bytes where it holds no references."""
+    """An object pickled: just bytes where it holds no references.
+
+    Nearly every call goes by the pickler that this thread keeps.
+    """
     register()
-    if protocol is None and buffer_callback is None:
-        pickled = _pickle_quickly(obj)
-        if isinstance(pickled, bytes):
-            return pickled
-    else:
+    if protocol is not None or buffer_callback is not None:
         pickled = pickle_with(_standard_picklers(protocol, fix_imports), obj, buffer_callback, protocol)
-    return b"".join(pickled.pieces) if pickled.writing.refs is None else pickled
+        return b"".join(pickled.pieces) if pickled.writing.refs is None else pickled
+    if type(obj) is FunctionType and obj.__name__ == "<lambda>":
+        return _pickle_lambda(obj)
+    pickler = _quick.pickler
+    # Taken out while it works, so that a `__reduce__` that pickles something itself gets another one.
+    _quick.pickler = None
+    if pickler is None:
+        _quick.sink = Sink(watches=True)
+        pickler = pickle.Pickler(_quick.sink, PROTOCOL)
+    sink = _quick.sink
+    around = state.writing
+    state.writing = writing = Writing()
+    try:
+        pickler.dump(obj)
+    except BaseException as error:
+        writing.discard()
+        if not isinstance(error, NamesMainError) and not (
+            isinstance(error, _NEEDS_CLOUDPICKLE) and _may_be_mended(error)
+        ):
+            raise
+        sink.take()
+    finally:
+        state.writing = around
+    pieces = sink.take()
+    if not pieces or ("cloudpickle" in sys.modules and _by_value_modules()):
+        writing.discard()
+        pickled = _finish(_standard_picklers(None, True)[1], obj, None)
+        return b"".join(pickled.pieces) if pickled.writing.refs is None else pickled
+    if len(pieces) == 1 and len(pieces[0]) <= _LARGEST_FRAME:
+        # Only a pickler that met nothing large is kept: clearing a memo costs as much as it once grew to.
+        pickler.clear_memo()
+        _quick.sink, _quick.pickler = sink, pickler
+        if writing.refs is None:
+            return pieces[0]
+    return b"".join(pieces) if writing.refs is None else Pickled(pieces, writing, 0)
 
 
 def pickle_with(
@@ -263,43 +296,6 @@ def _finish(make: Callable[[Sink, Buffers | None], Any], obj: Any, buffers: Buff
     return Pickled(sink.take(), writing, 0 if buffers is None else buffers.count)
 
 
-def _pickle_quickly(obj: Any) -> Pickled | bytes:
-    """Pickle with the kept pickler of this thread: the way of nearly every call. Just bytes where they are small and all."""
-    if type(obj) is FunctionType and obj.__name__ == "<lambda>":
-        return _pickle_lambda(obj)
-    pickler = _quick.pickler
-    # Taken out while it works, so that a `__reduce__` that pickles something itself gets another one.
-    _quick.pickler = None
-    if pickler is None:
-        _quick.sink = Sink(watches=True)
-        pickler = pickle.Pickler(_quick.sink, PROTOCOL)
-    sink = _quick.sink
-    around = state.writing
-    state.writing = writing = Writing()
-    try:
-        pickler.dump(obj)
-    except BaseException as error:
-        writing.discard()
-        if not isinstance(error, NamesMainError) and not (
-            isinstance(error, _NEEDS_CLOUDPICKLE) and _may_be_mended(error)
-        ):
-            raise
-        sink.take()
-    finally:
-        state.writing = around
-    pieces = sink.take()
-    if pieces and ("cloudpickle" not in sys.modules or not _by_value_modules()):
-        if len(pieces) == 1 and len(pieces[0]) <= _LARGEST_FRAME:
-            # Only a pickler that met nothing large is kept: clearing a memo costs as much as it once grew to.
-            pickler.clear_memo()
-            _quick.sink, _quick.pickler = sink, pickler
-            if writing.refs is None:
-                return pieces[0]
-        return Pickled(pieces, writing, 0)
-    writing.discard()
-    return _finish(_standard_picklers(None, True)[1], obj, None)
-
-
 def _pickle_lambda(obj: Any) -> Pickled | bytes:
     """Cloudpickle's at once, as plain pickle would take as long to find out."""
     import cloudpickle
@@ -317,7 +313,7 @@ def _pickle_lambda(obj: Any) -> Pickled | bytes:
 
 
 def _by_value_modules() -> bool:
-    """Whether the user told cloudpickle to pickle some modules by value, which plain pickle knows nothing of."""
+    """Whether the user has registered modules with cloudpickle to be pickled by value, which plain pickle knows nothing of."""
     # Another thread may be in the middle of importing it: then nobody has registered anything yet.
     registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
     return registered is not None and bool(registered())

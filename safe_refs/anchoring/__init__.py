@@ -36,6 +36,5 @@ A borrower B pins, and then a reader R resolves:
 | `exits`, `delaying` | the orderly end of a process; the actor `SafeRefsExitDelay`, which gives an actor the time for it |
 
 Parts, for `assembly`: `part.Anchoring(shard, anchors)`, where `anchors` is `config.anchors()` of the process that starts the
-registry, and `borrower.Borrower(session)`. A session's `Borrower` has to be made before anything registers a hook for the end of
-the process that pins (an `atexit` function that flushes): hooks run in the reverse order.
+registry, and `borrower.Borrower(session)`.
 """

@@ -12,7 +12,7 @@ Elsewhere the lease depends on the process, and the registry says so; when the p
 A Ray Client has no references of its own, so it does none of this: its server's leases depend on the server.
 
 What always holds: the counts of references are as before when `after_pin` returns or raises; a pin that can't be anchored is a pin
-nevertheless; one loan at a time, so that of several leases that are pinned together only the first is anchored.
+nevertheless; one loan at a time: a `dumps` in a signal's handler, in the middle of another, begins none.
 """
 
 from __future__ import annotations
@@ -104,6 +104,9 @@ class Borrower(ClientPart):
             loan = self._begin(plan.borrowed)
             if loan is not None:
                 plan.notes[_NOTE] = loan
+
+    def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
+        """Leases that are pinned together depend on this process: each would need a loan and a touch of its own."""
 
     def after_pin(self, registry: str, plan: Plan, held: Identity | None, deadline: Deadline) -> None:
         """The registry holds the references: have their owners know it, or note that the lease depends on this process."""

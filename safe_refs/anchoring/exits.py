@@ -5,13 +5,13 @@ that millisecond. When the process ends, the risk is acceptable, and its other t
 hook that runs before Ray tells the owners that this process is gone:
 
     how it ends                      what safe_refs has                              where
-    exit_actor, SIGTERM (worker)     Ray's function that ends the work, replaced     `_before_exit`
-    end of a driver's script         `atexit`: what was registered last runs first   `_before_exit`, before Ray's own
+    exit_actor, SIGTERM (worker)     Ray's function that ends the work, replaced     `_before_exit`, by `_ray.exits`
+    end of a driver's script         `atexit`, before Ray's own                      `_before_exit`, by `_ray.exits`
     last handle of an actor dropped  nothing is called: a thread looks               `OrderlyEnd._watch`, see `delaying`
     ray.kill, SIGKILL, a lost node   nothing: the leases are lost, and the registry says so
 
-Hooks are registered once in a process, when its first session begins. Whatever is registered later runs earlier; so pins that nobody
-waited for are acknowledged by then.
+The hook is registered once in a process, when the first lease depends on it, and asks all sessions that anchor. Pins that nobody
+waited for are acknowledged before it runs.
 
 What always holds: nothing here raises into the user's code. An end is delayed only in processes on which leases depend: by about
 0.1 s, by a second or two if a relay has to start, and by at most _END_S on a very busy machine.
@@ -19,7 +19,6 @@ What always holds: nothing here raises into the user's code. An end is delayed o
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import sys
@@ -76,19 +75,18 @@ class OrderlyEnd:
         self._relays = relays
         self._holders = holders
         self.dependents = Dependents()
-        self._ending = (
-            threading.RLock()
-        )  # held by the thread that anchors at the end: others that end the process wait for it
+        # Held by the thread that anchors at the end: others that end the process wait for it. Both are reentrant, because of signals.
+        self._ending = threading.RLock()
         self._starting = threading.RLock()  # guards `_thread`: whether a thread runs, and is to go on
         self._thread: threading.Thread | None = None
-        self._tidied_at = self._gave_backlog_at = float("-inf")
+        self._tidied_at = self._gave_backlog_at = self._noted_at = float("-inf")
         self._is_closed = False
-        if not session.connection.client:
-            _register(self)
 
     def note(self, refs: Sequence[Ref], registry: str, lease: bytes) -> None:
         """A lease of these references depends on this process."""
         self.dependents.note([actors.id_of(ref) for ref in refs], registry, lease)
+        self._noted_at = time.monotonic()
+        _register(self)
         is_actor = workers.is_actor()
         if not is_actor and not (self.dependents.is_full() and time.monotonic() - self._tidied_at >= _TIDY_S):
             return
@@ -100,11 +98,11 @@ class OrderlyEnd:
                     thread = threading.Thread(target=self._watch, args=(watch,), name="safe_refs-exit", daemon=True)
                 else:
                     thread = threading.Thread(target=self._tidy_once, name="safe_refs-tidy", daemon=True)
+                self._thread = thread
                 try:
                     thread.start()
                 except RuntimeError:
-                    return  # the machine has no more threads just now: the next note tries again
-                self._thread = thread
+                    self._thread = None  # the machine has no more threads just now: the next note tries again
 
     def backlog(self) -> list[Ref]:
         """Some references of leases that depend on this process, and that it still has; none if there were some a moment ago."""
@@ -215,7 +213,7 @@ class OrderlyEnd:
             except Exception:
                 logger.debug("could not look whether this actor ends", exc_info=True)  # Ray is gone from this process
             with self._starting:
-                if not len(self.dependents):
+                if not len(self.dependents) and time.monotonic() - self._noted_at > _TIDY_S:
                     self._thread = None  # the next note starts another
                     break
         watch.end()
@@ -225,17 +223,13 @@ class OrderlyEnd:
 # one that is dropped goes. The lock guards it; it is reentrant, as a signal that ends the process may come while a session begins.
 _lock = threading.RLock()
 _all: weakref.WeakSet[OrderlyEnd] = weakref.WeakSet()
-_hooked = False  # a process's hooks are registered once; a forked child inherits them
 
 
 def _register(end: OrderlyEnd) -> None:
-    global _hooked
-    with _lock:
-        _all.add(end)
-        if not _hooked:
-            _hooked = True
+    if end not in _all:
+        with _lock:
+            _all.add(end)
             exits.call_before_exit(_before_exit)
-            atexit.register(_before_exit)
 
 
 def _before_exit() -> None:

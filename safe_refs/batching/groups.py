@@ -54,20 +54,22 @@ class Group(GroupQueue[W, A]):
         me = get_ident()
         if me in self._inside:
             return self._alone(what, deadline)
-        request: Request[W, A] = Request(what, deadline)
         self._inside.add(me)
+        lead = object()
         try:
             with self._lock:
-                leads = self._leader is None and self._gone is None
-                if leads:
-                    self._leader = request
-            if leads:
+                is_first = self._leader is None and self._gone is None
+                if is_first:
+                    self._leader, self._leads_until = lead, deadline.at
+            if is_first:
                 return self._alone(what, deadline)
+            request: Request[W, A] = Request(what, deadline)
+            lead = request
             return self._ask_with_others(request)
         finally:
             # Whether this thread leads is looked up here, not remembered: Ctrl-C may come between any two lines above.
-            if self._leader is request:
-                self._pass_on(request)
+            if self._leader is lead:
+                self._pass_on(lead)
             self._inside.discard(me)
 
     def _ask_with_others(self, request: Request[W, A]) -> A:
@@ -130,10 +132,10 @@ class Group(GroupQueue[W, A]):
             mine.error = error.with_traceback(None)
             if mine.deadline.is_over():
                 return  # the others have time left: they are queued again
-        except Exception:
+        except Exception as error:
             # Whatever it was: each sends its request again, by itself, and gets its own error.
-            logger.debug("a call for several requests has failed", exc_info=True)
-        self._answer(batch, answers)
+            logger.debug("a call for several requests has failed: %r", error)
+        self._answer(mine, batch, answers)
 
 
 class Batched:
@@ -248,7 +250,7 @@ class Batched:
 
     def _pin_group(self, name: str) -> Group[Plan, Identity]:
         registry = self.session.registry(name)
-        return self._begin(self._pins, registry, partial(verbs.pin, registry), partial(_pin_together, registry))
+        return self._begin(self._pins, registry, partial(_pin, registry), partial(_pin_together, registry))
 
     def _resolve_group(self, name: str) -> Group[Wanted, list[Ref]]:
         registry = self.session.registry(name)
@@ -282,6 +284,14 @@ def _gone(registry: str) -> RegistryUnavailableError:
         f"the connection to Ray by which registry {registry!r} was asked has ended: call ray.init(address=...) for the cluster, and "
         "try again"
     )
+
+
+def _pin(registry: Registry, plan: Plan, deadline: Deadline) -> Identity:
+    # Nearly always the first call decides; `verbs.pin` asks until one does.
+    answer = registry.verbs(start=True).pin_once([plan], deadline)[0]
+    if isinstance(answer, SafeRefsError):
+        raise answer
+    return verbs.pin(registry, plan, deadline) if answer is None else answer
 
 
 def _pin_together(

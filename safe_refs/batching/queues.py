@@ -90,11 +90,11 @@ class GroupQueue(Generic[W, A]):
         self._inside = inside
         self._lock = threading.Lock()  # guards all that follows; held for microseconds
         self._called = threading.Condition(self._lock)  # the thread for posted requests waits for it
-        self._leader: Request[W, A] | None = None  # whose thread has a call under way
+        # A thread has a call under way: its request, or, where that goes alone, a mark for it. None: no thread has.
+        self._leader: object = None
+        self._leads_until = 0.0  # by then that call ends, in monotonic seconds
         self._waiting = deque[Request[W, A]]()  # at most one for each thread of the process
-        self._posted = deque[
-            Request[W, A]
-        ]()  # bounded by those who post: `Unacknowledged`, and the tasks of event loops
+        self._posted = deque[Request[W, A]]()  # bounded by those who post: `Unacknowledged`, and tasks of event loops
         self._under_way: list[Request[W, A]] = []  # in the leader's shared call: at most AT_ONCE
         self._clerk: Request[Any, Any] = Request(None, Deadline(0.0, 0.0))  # stands for the thread when that leads
         self._thread: threading.Thread | None = None
@@ -149,9 +149,11 @@ class GroupQueue(Generic[W, A]):
         if posted:
             self._background.run(partial(self._report, posted))
 
-    def _answer(self, batch: Sequence[Request[W, A]], answers: Sequence[A | Exception | None]) -> list[Request[W, A]]:
-        """Give requests their answers, and return those that were posted."""
-        posted: list[Request[W, A]] = []
+    def _answer(
+        self, leader: object, batch: Sequence[Request[W, A]], answers: Sequence[A | Exception | None]
+    ) -> list[Request[W, A]]:
+        """Give requests their answers, pass the lead on, and return the requests that were posted."""
+        posted, waiters = list[Request[W, A]](), list[threading.Lock]()
         with self._lock:
             for request, answer in zip(batch, answers, strict=True):
                 if request.is_over:
@@ -164,32 +166,38 @@ class GroupQueue(Generic[W, A]):
                 if request.then is not None:
                     posted.append(request)
                 elif request.waiter is not None:
-                    request.waiter.release()
+                    waiters.append(request.waiter)
+            self._next(leader)  # before the others wake, who would compete with the next leader for the interpreter
+            for waiter in waiters:
+                waiter.release()
         return posted
 
-    def _pass_on(self, leader: Request[W, A]) -> None:
+    def _pass_on(self, leader: object) -> None:
         """The leader's call has ended: let another one lead, if there is something to send."""
         with self._lock:
-            if self._leader is not leader:
-                return  # it took so long that another one leads by now
-            self._again()
-            self._leader = None
-            if self._posted and self._is_idle:
-                self._call_thread()  # it takes along all that wait
-            while self._waiting and self._leader is None:
-                heir = self._waiting.popleft()
-                waiter, heir.waiter = heir.waiter, None
-                if waiter is not None and not heir.is_over:
-                    self._leader = heir
-                    waiter.release()
+            self._next(leader)
+
+    def _next(self, leader: object) -> None:  # under the lock
+        if self._leader is not leader:
+            return  # it took so long that another one leads by now
+        self._again()
+        self._leader = None
+        if self._posted and self._is_idle:
+            self._call_thread()  # it takes along all that wait
+        while self._waiting and self._leader is None:
+            heir = self._waiting.popleft()
+            waiter, heir.waiter = heir.waiter, None
+            if waiter is not None and not heir.is_over:
+                self._leader, self._leads_until = heir, heir.deadline.at
+                waiter.release()
 
     def _is_free(self) -> bool:  # under the lock
         """Whether nobody leads; or the leader's thread was interrupted so that it could not pass the lead on."""
-        return self._leader is None or self._leader.deadline.at + _MARGIN_S < time.monotonic()
+        return self._leader is None or self._leads_until + _MARGIN_S < time.monotonic()
 
     def _take_lead(self, request: Request[W, A]) -> None:  # under the lock
         self._again()
-        self._leader = request
+        self._leader, self._leads_until = request, request.deadline.at
 
     def _again(self) -> None:  # under the lock
         """Put what was in the leader's call and has no answer back into the queues, in front."""
@@ -209,8 +217,7 @@ class GroupQueue(Generic[W, A]):
     # The thread for posted requests.
 
     def _call_thread(self) -> None:  # under the lock
-        self._clerk.deadline = Deadline(time.monotonic(), 0.0)
-        self._leader, self._is_idle = self._clerk, False
+        self._leader, self._leads_until, self._is_idle = self._clerk, time.monotonic(), False
         self._called.notify()
 
     def _work(self) -> None:
@@ -235,7 +242,6 @@ class GroupQueue(Generic[W, A]):
                     return False
                 if self._posted and self._is_free():
                     self._take_lead(self._clerk)
-                    self._clerk.deadline = Deadline(time.monotonic(), 0.0)
                     break
                 self._is_idle = True
                 is_tired = not self._called.wait(_IDLE_S)
@@ -243,7 +249,9 @@ class GroupQueue(Generic[W, A]):
             self._gather(self._waiting)
             self._gather(self._posted)
             # Nobody is kept waiting by this: threads that wait leave by their own deadlines, and so do the futures of event loops.
-            self._clerk.deadline = max(self._clerk.deadline, *(each.deadline for each in self._under_way))
+            deadlines = [each.deadline for each in self._under_way]
+            self._clerk.deadline = max(Deadline(time.monotonic(), 0.0), *deadlines)
+            self._leads_until = self._clerk.deadline.at
         return True
 
     def _send_posted(self) -> None:
@@ -251,12 +259,11 @@ class GroupQueue(Generic[W, A]):
         answers: Sequence[A | Exception | None] = [None] * len(batch)
         try:
             answers = self._together([each.what for each in batch], self._clerk.deadline)
-        except BaseException:
+        except BaseException as error:
             # Whatever it was, also what ends a thread: each request is sent again, by itself, and gets its own error.
-            logger.debug("a call for several requests has failed", exc_info=True)
-        posted = self._answer(batch, answers)
+            logger.debug("a call for several requests has failed: %r", error)
+        posted = self._answer(self._clerk, batch, answers)
         del batch, answers  # the references of those that waited are theirs alone from here on
-        self._pass_on(self._clerk)
         again = [each for each in posted if each.answer is OPEN]
         self._report([each for each in posted if each.answer is not OPEN])
         del posted

@@ -99,7 +99,7 @@ class Durability(ShardPart):
         with shard.lock:
             if shard.table.alone:
                 return
-            leases = [lease for lease in shard.table.leases_of(owner) if self._are_only_copies(lease, owner)]
+            leases = [lease for lease in shard.table.owners.leases(owner) if self._are_only_copies(lease, owner)]
             shard.lose(leases, "the process that owned its copies is dead")
 
     def _are_only_copies(self, lease: bytes, owner: bytes) -> bool:

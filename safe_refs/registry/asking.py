@@ -13,7 +13,7 @@ from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry
-from .hooks import Layout
+from .protocols import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Wanted
 from .shard import Shard
@@ -57,7 +57,10 @@ class Verbs:
             RegistryUnavailableError: no answer in time.
         """
         refs = [ref for plan in plans for ref in plan.refs]
-        call = Call(Shard.pin, PinCall(self.layout.version, [self.pin_row(plan) for plan in plans]), refs)
+        rows = [
+            PinRow(plan.lease, len(plan.refs), plan.terms, plan.maker, plan.borrower, plan.extras) for plan in plans
+        ]
+        call = Call(Shard.pin, PinCall(self.layout.version, rows), refs)
         try:
             reply = self.registry.ask({0: call}, deadline, start=True)[0]
         except UnopenedActorError:
@@ -66,12 +69,6 @@ class Verbs:
             self.not_now(reply, deadline)
             return [None] * len(plans)
         return [self.held(each) if isinstance(each, bytes) else each for each in reply]
-
-    def pin_row(self, plan: Plan) -> PinRow:
-        """A plan, for a call to a shard. A Ray Client can't tell what its server owns, and the shard can."""
-        here = self.registry.here
-        borrower = here.address if plan.borrowed or here.connection.client else b""
-        return PinRow(plan.lease, len(plan.refs), plan.terms, plan.maker, borrower, plan.extras)
 
     def held(self, answer: bytes) -> Identity:
         """The identity in the answer to a pin, which is remembered."""
@@ -88,7 +85,7 @@ class Verbs:
         """What leases hold, in one call to each shard that holds some.
 
         Returns:
-            For each its references; None if that is not settled by this call: `resolve` it by itself, with the same use.
+            For each its references; None if this call does not decide: `resolve` it by itself, with the same use.
 
         Raises:
             RegistryUnavailableError: no answer in time.
@@ -103,7 +100,7 @@ class Verbs:
         return [self.resolved(row.address, refs) for row, refs in zip(rows, parts(*reply), strict=True)]
 
     def resolved(self, address: LeaseAddress, refs: list[Ref] | None) -> list[Ref] | None:
-        """References that have come from the registry, of which the client's parts are told."""
+        """References that have come from the registry. The client's parts learn of them."""
         if refs is not None:
             for part in self.registry.here.parts:
                 part.resolved(address, refs)

@@ -12,13 +12,14 @@ To add a way for a lease to end: call `end` with a new `how`, count it in `Regis
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from ..config import Limits
 from ..errors import LeaseNotFoundError, RegistryFullError
+from .indexes import ByOwner, Deadlines
+from .lease import Lease
 from .records import Identity, Origin, RegistryStats, Terms
 from .tombstones import End, Tombstones
 from .usage import Usage
@@ -26,43 +27,6 @@ from .usage import Usage
 T = TypeVar("T")
 
 _MOST_USES_REMEMBERED = 16  # of an ended lease; a hundred thousand of those are remembered
-
-
-def _nothing(lease: bytes, items: Sequence[object]) -> None:
-    """Nobody wants to know that a lease holds nothing any more."""
-
-
-class Lease(Generic[T]):
-    """A live lease.
-
-    Attributes:
-        number: its ordinal number in this table.
-        items: what it holds.
-        owners: for each item, what names the process that the item dies with; empty for none.
-        since: when it began, by the table's clock; `expires_at` is when its ttl runs out, None without one.
-        renewals: how often it was renewed.
-        used: ids of the uses that it has granted, if it counts them.
-    """
-
-    __slots__ = ("expires_at", "items", "number", "origin", "owners", "renewals", "since", "terms", "used")
-
-    def __init__(
-        self, number: int, items: tuple[T, ...], owners: tuple[bytes, ...], terms: Terms, origin: Origin, since: float
-    ) -> None:
-        self.number = number
-        self.items = items
-        self.owners = owners
-        self.terms = terms
-        self.origin = origin
-        self.since = since
-        self.expires_at = None if terms.ttl is None else since + terms.ttl
-        self.renewals = 0
-        self.used: frozenset[bytes] = frozenset()
-
-    @property
-    def uses_left(self) -> int | None:
-        """How many uses it still grants; None without a limit."""
-        return None if self.terms.uses is None else self.terms.uses - len(self.used)
 
 
 class LeaseTable(Generic[T]):
@@ -87,7 +51,7 @@ class LeaseTable(Generic[T]):
         wall: Callable[[], float],
         limits: Limits | None = None,
         alone: bool = True,
-        gone: Callable[[bytes, tuple[T, ...]], None] = _nothing,
+        gone: Callable[[bytes, tuple[T, ...]], object] = lambda lease, items: None,
     ) -> None:
         self.registry = registry
         self.identity = identity
@@ -99,9 +63,8 @@ class LeaseTable(Generic[T]):
         self._wall = wall
         self._gone = gone
         self._started = clock()
-        self._deadlines: list[tuple[float, bytes]] = []  # a heap; at most twice as long as `live`, and 64
-        self._by_owner: dict[bytes, dict[bytes, None]] = {}  # live leases of an owner's items
-        self._dead_owners: set[bytes] = set()  # of those
+        self._deadlines = Deadlines()
+        self.owners = ByOwner()
         self._pinned = 0
         self._resolved = 0
         self._ends: Counter[str] = Counter()
@@ -116,8 +79,7 @@ class LeaseTable(Generic[T]):
             terms: on what it ends by itself.
             origin: who makes it.
 
-        Returns:
-            Whether it began now.
+        Returns: whether it began now.
 
         Raises:
             LeaseError: the lease has ended already (its release overtook it): nothing is held.
@@ -130,7 +92,7 @@ class LeaseTable(Generic[T]):
         excess = self.usage.excess(items, origin.job)
         if excess is not None:
             self.usage.forget_unheld(items)
-            largest = self._largest(excess.limit.removesuffix("_per_job"), origin.job if excess.of_job else None)
+            largest = self.usage.largest(self.live.values(), excess.limit, origin.job if excess.of_job else None)
             raise RegistryFullError.of(excess.limit, excess.allowed, excess.used, excess.asked, largest)
         self.begin(lease, items, owners, terms, origin)
         return True
@@ -187,16 +149,12 @@ class LeaseTable(Generic[T]):
 
         Args:
             lease: its id.
-            asked: as for `resolve`.
+            asked: as for `resolve`, like the errors.
             ttl: seconds.
             renewals: which renewal this is, as another replica has counted it; 0 counts it here. An older one than the last changes
                 nothing.
 
-        Returns:
-            Which renewal it was, from 1.
-
-        Raises:
-            LeaseError: it isn't live.
+        Returns: which renewal it was, from 1.
         """
         held = self.living(lease, asked)
         number = renewals or held.renewals + 1
@@ -205,10 +163,7 @@ class LeaseTable(Generic[T]):
         return number
 
     def replace(self, lease: bytes, items: Sequence[T], owners: Sequence[bytes], terms: Terms) -> bool:
-        """A live lease holds other items from now on, in the same slots, on other terms; False if it isn't live.
-
-        Its ttl, if the terms have a new one, counts from now.
-        """
+        """A live lease holds other items, in the same slots, on other terms (a new ttl counts from now); False if it isn't live."""
         held = self.find(lease)
         if held is None:
             return False
@@ -228,11 +183,7 @@ class LeaseTable(Generic[T]):
         return held
 
     def living(self, lease: bytes, asked: Identity) -> Lease[T]:
-        """A lease that is live now; see `resolve` for the arguments.
-
-        Raises:
-            LeaseError: it isn't.
-        """
+        """A lease that is live now; arguments and errors as of `resolve`."""
         held = self.find(lease)
         if held is None:
             raise self.tombstones.why(lease, asked, self.identity, alone=self.alone)
@@ -249,11 +200,7 @@ class LeaseTable(Generic[T]):
         return held is not None and held.terms.uses is not None
 
     def expires_in_s(self, lease: bytes, asked: Identity) -> float | None:
-        """Seconds until a live lease's ttl runs out; None without one.
-
-        Raises:
-            LeaseError: it isn't live.
-        """
+        """Seconds until a live lease's ttl runs out; None without one. Raises as `resolve` does."""
         held = self.living(lease, asked)
         return None if held.expires_at is None else held.expires_at - self.clock()
 
@@ -262,31 +209,17 @@ class LeaseTable(Generic[T]):
         for held in self.live.values():
             yield from held.items
 
-    def owners(self) -> list[bytes]:
-        """The owners, not known to be dead, of what live leases hold."""
-        return [owner for owner in self._by_owner if owner not in self._dead_owners]
-
-    def leases_of(self, owner: bytes) -> list[bytes]:
-        """The live leases that hold an item of that owner."""
-        return list(self._by_owner.get(owner, ()))
-
     def sample(self, owner: bytes) -> T | None:
         """One of an owner's items to ask it about; None if no live lease holds one."""
-        lease = next(iter(self._by_owner.get(owner, ())), None)
-        if lease is None:
-            return None
-        held = self.live[lease]
-        return held.items[held.owners.index(owner)]
+        leases = self.owners.leases(owner)
+        return self.live[leases[0]].items[self.live[leases[0]].owners.index(owner)] if leases else None
 
     def bury(self, owner: bytes) -> int:
         """An owner has died: end each lease that has no living owner left; how many that were.
 
         A lease that holds items of other owners too stays: those can still be read.
         """
-        if owner not in self._by_owner:
-            return 0
-        self._dead_owners.add(owner)
-        ended = [lease for lease in self._by_owner[owner] if self._dead_owners.issuperset(self.live[lease].owners)]
+        ended = [lease for lease in self.owners.bury(owner) if self.owners.are_dead(self.live[lease].owners)]
         for lease in ended:
             self.end(lease, "owner_gone", "")
         return len(ended)
@@ -302,8 +235,8 @@ class LeaseTable(Generic[T]):
         """End leases whose time is over, at most so many of them; how many that were. Forget tombstones that are too old."""
         now = self.clock()
         ended = 0
-        while self._deadlines and self._deadlines[0][0] <= now and (most is None or ended < most):
-            _, lease = heapq.heappop(self._deadlines)
+        while (first := self._deadlines.first()) is not None and first <= now and (most is None or ended < most):
+            lease = self._deadlines.pop()
             held = self.live.get(lease)
             # A renewed or released lease leaves its old deadline behind: only the one it has now counts.
             if held is not None and held.expires_at is not None and held.expires_at <= now:
@@ -314,7 +247,8 @@ class LeaseTable(Generic[T]):
 
     def next_deadline_in_s(self) -> float | None:
         """Seconds until `expire` may have something to do, at least 0; None if nothing ends by time."""
-        return max(0.0, self._deadlines[0][0] - self.clock()) if self._deadlines else None
+        first = self._deadlines.first()
+        return None if first is None else max(0.0, first - self.clock())
 
     def set_limits(self, limits: Limits) -> None:
         """Take other limits from now on; what is held stays, even past them."""
@@ -340,7 +274,6 @@ class LeaseTable(Generic[T]):
         )
 
     # The steps that all of the above is made of, and that whoever merges the leases of several tables uses, too.
-
     def begin(
         self,
         lease: bytes,
@@ -372,7 +305,7 @@ class LeaseTable(Generic[T]):
 
         Args:
             lease: its id.
-            how: see `tombstones.End`, like `by`.
+            how: as in `tombstones.End`, like `by`.
             by: see `how`.
             use: the use that ended it, if it was one.
         """
@@ -402,37 +335,14 @@ class LeaseTable(Generic[T]):
         return held
 
     def _enlist(self, lease: bytes, held: Lease[T]) -> None:
-        for owner in filter(None, held.owners):
-            self._by_owner.setdefault(owner, {})[lease] = None
-            self._dead_owners.discard(owner)  # it may be asked about again: a verdict is only as good as its day
+        self.owners.add(lease, held.owners)
         self.usage.add(held.items, held.origin.job)
 
     def _unlist(self, lease: bytes, held: Lease[T]) -> None:
-        for owner in set(filter(None, held.owners)):
-            theirs = self._by_owner[owner]
-            del theirs[lease]
-            if not theirs:
-                del self._by_owner[owner]
-                self._dead_owners.discard(owner)
+        self.owners.drop(lease, held.owners)
         self.usage.drop(held.items, held.origin.job)
 
     def _note_deadline(self, lease: bytes, held: Lease[T]) -> None:
-        if held.expires_at is None:
-            return
-        heapq.heappush(self._deadlines, (held.expires_at, lease))
-        if len(self._deadlines) > 2 * len(self.live) + 64:
-            # Renewed and released leases leave their deadlines behind, which may lie far in the future.
-            self._deadlines = [(each.expires_at, id_) for id_, each in self.live.items() if each.expires_at is not None]
-            heapq.heapify(self._deadlines)
-
-    def _largest(self, what: str, job: str | None) -> tuple[tuple[str, int], ...]:
-        """The three labels (or source lines, of leases without one) that hold most; of one job, or of all."""
-        holders: Counter[str] = Counter()
-        for held in self.live.values():
-            if job is None or held.origin.job == job:
-                holders[held.terms.label or held.origin.source] += {
-                    "max_leases": 1,
-                    "max_references": len(held.items),
-                    "max_bytes": sum(self.usage.size(item) for item in set(held.items)),
-                }[what]
-        return tuple(holders.most_common(3))
+        if held.expires_at is not None:
+            all_live = ((each.expires_at, id_) for id_, each in self.live.items() if each.expires_at is not None)
+            self._deadlines.add(held.expires_at, lease, len(self.live), all_live)

@@ -11,7 +11,8 @@ from itertools import islice
 from operator import itemgetter
 from typing import Generic, TypeVar
 
-from .leases import Lease, LeaseTable
+from .lease import Lease
+from .leases import LeaseTable
 from .records import LeaseInfo, Query
 
 T = TypeVar("T")

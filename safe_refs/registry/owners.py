@@ -119,7 +119,7 @@ class Owners(ShardPart):
     def _ask(self) -> set[bytes]:
         """Ask each owner about one of its objects; those that could not be asked."""
         with self._lock:
-            owners = self._table.owners()
+            owners = self._table.owners.living()
         unreachable: set[bytes] = set()
         silent: set[bytes] = set()
         for owner in owners:

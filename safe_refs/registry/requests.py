@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..envelope import LeaseAddress
-from ..errors import SafeRefsError
+from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from .records import Identity, Origin, Terms
 from .wire import Granted, NotNow, ResolveRow
 
@@ -24,6 +24,7 @@ class Plan:
         terms: its terms.
         maker: who makes it.
         borrowed: those of `refs` that other processes own.
+        borrower: address of this process, if it doesn't own all of them or, as a Ray Client, doesn't know; else empty.
         durable: whether it is to hold copies.
         extras: see `PinRow`.
         notes: what a part of the client keeps between `before_pin` and `after_pin`, by its name.
@@ -34,6 +35,7 @@ class Plan:
     terms: Terms
     maker: Origin
     borrowed: Sequence[Any] = ()
+    borrower: bytes = b""
     durable: bool = False
     extras: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -89,6 +91,10 @@ class Question(Generic[A]):
         self.opened = opened
         self.in_turn = in_turn
         self.memory: Any = None
+
+    def awaits(self, refusal: SafeRefsError) -> bool:
+        """Whether the lease may still arrive: its maker did not wait for the pin, and no shard says that it has ended."""
+        return self.address.soon and isinstance(refusal, (LeaseNotFoundError, LeaseLostError))
 
 
 def identity(address: LeaseAddress) -> Identity:

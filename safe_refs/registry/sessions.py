@@ -20,7 +20,7 @@ from .asking import Verbs
 from .calls import Registry
 from .direct import Direct
 from .here import Here, Start
-from .hooks import Asks, Directory, Layout, Sender
+from .protocols import Asks, Directory, Layout, Sender
 from .records import Identity
 from .requests import Plan, Wanted
 
@@ -94,6 +94,7 @@ class Session(Here):
         verbs: what asks a registry that has such a layout.
 
     Attributes:
+        registries: by name, those that it knows; `registry` adds one.
         sender: how requests get to the verbs. Complete before anybody else gets the session.
     """
 
@@ -107,8 +108,8 @@ class Session(Here):
         super().__init__(connection, directory, start)
         self._verbs = verbs
         self.sender: Sender = Direct(self.registry, self.origin)
-        self._lock = threading.Lock()  # guards `_registries`
-        self._registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
+        self._lock = threading.Lock()  # guards `registries`
+        self.registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
 
     def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
         """Leases are about to be pinned, in one call, by a caller that waits."""
@@ -126,7 +127,7 @@ class Session(Here):
             part.after_pins(registry, pins, deadline)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
-        """Have a lease pinned soon; what goes wrong, somebody else is told. By itself, a session pins at once."""
+        """Have a lease pinned soon. By itself, a session pins at once."""
         self.sender.pin(registry, plan, deadline)
 
     async def post_async(self, registry: str, plan: Plan, deadline: Deadline) -> None:
@@ -143,12 +144,12 @@ class Session(Here):
 
     def registry(self, name: str) -> Registry:
         """A registry, which needn't run."""
-        found = self._registries.get(name)
+        found = self.registries.get(name)
         if found is None:
             with self._lock:
-                if len(self._registries) >= _MOST_REGISTRIES:
-                    del self._registries[next(iter(self._registries))]
-                found = self._registries.setdefault(name, Registry(self, name, self._verbs))
+                if len(self.registries) >= _MOST_REGISTRIES:
+                    del self.registries[next(iter(self.registries))]
+                found = self.registries.setdefault(name, Registry(self, name, self._verbs))
         return found
 
     def close(self) -> None:

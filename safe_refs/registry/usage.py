@@ -8,10 +8,11 @@ only where there are limits in bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from ..config import Limits
+from .lease import Lease
 
 T = TypeVar("T")
 
@@ -85,6 +86,18 @@ class Usage(Generic[T]):
                 if allowed is not None and more and used + more > allowed:
                     return Excess(what + suffix, allowed, used, more, bool(suffix))
         return None
+
+    def largest(self, leases: Iterable[Lease[T]], limit: str, job: str | None) -> tuple[tuple[str, int], ...]:
+        """The three labels (or source lines, of leases without one) that use most of a limit; of one job, or of all."""
+        holders: Counter[str] = Counter()
+        for held in leases:
+            if job is None or held.origin.job == job:
+                holders[held.terms.label or held.origin.source] += {
+                    "max_leases": 1,
+                    "max_references": len(held.items),
+                    "max_bytes": sum(self.size(item) for item in set(held.items)),
+                }[limit.removesuffix("_per_job")]
+        return tuple(holders.most_common(3))
 
     def add(self, items: Sequence[T], job: str) -> None:
         """A lease begins."""

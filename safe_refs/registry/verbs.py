@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
-from ..errors import LeaseLostError, LeaseNotFoundError, OwnerGoneError, SafeRefsError
+from ..errors import LeaseError, LeaseLostError, OwnerGoneError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry
 from .here import Here
-from .hooks import Asks
+from .protocols import Asks
 from .records import Identity, Origin
 from .requests import Plan, Question, Wanted, identity
 from .shard import Shard
@@ -155,16 +155,16 @@ def _until(
 
 def _live(registry: Registry, question: Question[A], deadline: Deadline) -> A:
     """Ask about a lease. If its maker did not wait for the pin and it isn't there, wait for it, a little."""
-    comes_by = min(deadline.at, time.monotonic() + COMES_S) if question.address.soon else 0.0
+    comes_by = min(deadline.at, time.monotonic() + COMES_S)
     while True:
         try:
             return _until(registry, lambda verbs: verbs.ask_once(question, deadline), deadline, start=False)
         except NoRegistryError:
             registry.forget()
             error: SafeRefsError = lost(question.address)
-        except (LeaseNotFoundError, LeaseLostError) as refusal:
+        except LeaseError as refusal:
             error = refusal
-        if time.monotonic() >= comes_by:
+        if not question.awaits(error) or time.monotonic() >= comes_by:
             raise error.with_traceback(None) from None
         question.memory = None
         time.sleep(_COMES_PAUSE_S)

@@ -12,17 +12,15 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..registry.calls import Call
 from ..registry.records import Identity
 from ..registry.shard import Shard
 from . import control_store
 from .links import Links, unless_unopened
+from .records import Records
 from .rules import Rules
-
-if TYPE_CHECKING:
-    from .part import Replication
 
 logger = logging.getLogger("safe_refs.registry")
 
@@ -33,6 +31,43 @@ _AGAIN_S = 0.1  # between two rounds of asking those that are not back
 _PAUSE_S = 0.2  # before what could not be delivered is tried again
 _BREATH_S = 0.05  # so that news travel together
 _LONGEST_PAUSE_S = 3600.0
+
+
+class Side(Protocol):
+    """A shard's part, as its own peers' thread knows it, and as those of the other shards do; see `part.Replication`."""
+
+    def look_again(self) -> bool:
+        """For others: the topology has changed."""
+
+    def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
+        """For others: those shards don't have these leases."""
+
+    def shared_with(self, shard: int) -> tuple[list[bytes], bool]:
+        """For others: what a shard that came back should hold."""
+
+    def records(self, leases: Sequence[bytes]) -> Records:
+        """For others: what there is to say of leases."""
+
+    def peer_is_complete(self, shard: int) -> bool:
+        """For others: a shard that came back has all."""
+
+    def receive(self, records: Records, identity: Identity) -> bool:
+        """For others: news."""
+
+    def has_moved(self, shard: int, version: int) -> int:
+        """For others, of the first shard: a shard has moved all leases."""
+
+    def look(self) -> None:
+        """Look the topology up."""
+
+    def packed(self, leases: Sequence[bytes]) -> Records:
+        """What another shard is to be told of leases."""
+
+    def passed_on(self, leases: Sequence[bytes]) -> None:
+        """Another shard has got these leases' records."""
+
+    def unpack(self, records: Records) -> None:
+        """Merge another shard's records."""
 
 
 class _Moving(NamedTuple):
@@ -51,7 +86,7 @@ class Peers:
         rules: the part's rules.
     """
 
-    def __init__(self, shard: Shard, part: Replication, rules: Rules[Any]) -> None:
+    def __init__(self, shard: Shard, part: Side, rules: Rules[Any]) -> None:
         self._shard = shard
         self._part = part
         self._rules = rules
@@ -175,14 +210,9 @@ class Peers:
                     news = self._rules.take_news(number, _MOST_AT_ONCE)
                 if not news:
                     break
-                delivered = False
-                try:
-                    delivered = self._delivers(number, news)
-                finally:
-                    if not delivered:
-                        with self._shard.lock:
-                            self._rules.give_back(number, news)
-                if not delivered:
+                if not self._delivers(number, news):
+                    with self._shard.lock:
+                        self._rules.give_back(number, news)
                     break
         with self._shard.lock:
             return bool(self._rules.owing())
@@ -238,8 +268,14 @@ class Peers:
     # Records.
 
     def _delivers(self, number: int, leases: Sequence[bytes]) -> bool:
-        """Tell a shard what there is to say of some leases now; whether it has taken that."""
-        return unless_unopened(leases, partial(self._give, number))
+        """Tell a shard what there is to say of some leases now; whether it has taken that. Never raises."""
+        try:
+            return unless_unopened(leases, partial(self._give, number))
+        except Exception:
+            logger.warning(
+                "shard %d can't be told of %d lease(s); it is tried again", number, len(leases), exc_info=True
+            )
+            return False
 
     def _give(self, number: int, leases: Sequence[bytes]) -> bool:
         def news() -> Call[bool]:

@@ -19,11 +19,11 @@ from ..config import Deadline
 from ..errors import SafeRefsError
 from ..registry.asking import Verbs, parts
 from ..registry.calls import LONGEST_WAIT_S, Call, NoRegistryError, Registry
-from ..registry.hooks import Layout
+from ..registry.protocols import Layout
 from ..registry.records import Identity, Origin
 from ..registry.requests import Plan, Question, Wanted
 from ..registry.shard import Shard
-from ..registry.wire import NotNow, PinCall, ReleaseCall, ResolveCall, Silence
+from ..registry.wire import NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
 from .merging import PATIENCE_S, Ask, Inquiry, Pinning, Releasing, Repair, granted_by_all, replies_of, rows_of
 from .part import Replication
 from .topology import Topology
@@ -93,7 +93,10 @@ class ReplicatedVerbs(Verbs):
 
     def _pin_call(self, plans: Sequence[Plan]) -> Call[list[bytes | SafeRefsError] | NotNow]:
         refs = [ref for plan in plans for ref in plan.refs]
-        return Call(Shard.pin, PinCall(self.topology.version, [self.pin_row(plan) for plan in plans]), refs)
+        rows = [
+            PinRow(plan.lease, len(plan.refs), plan.terms, plan.maker, plan.borrower, plan.extras) for plan in plans
+        ]
+        return Call(Shard.pin, PinCall(self.topology.version, rows), refs)
 
     def _repair(self, plans: Sequence[Plan], pinnings: list[Pinning], answers: list[Any], deadline: Deadline) -> None:
         """Some holders are dead: have those that are not pass the leases on to them when they are back."""

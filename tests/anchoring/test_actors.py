@@ -40,15 +40,15 @@ def test_a_borrowers_lease_of_an_actor_outlives_an_orderly_end(end: str) -> None
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_borrowers_lease_of_an_actor_hangs_on_it_and_is_lost_if_it_is_killed() -> None:
+def test_a_borrowers_lease_of_an_actor_depends_on_it_and_is_lost_if_it_is_killed() -> None:
     """A process can not tell by itself whom it passed a handle to: the lease says so, and its loss, too."""
     actor, pid = counter()
     passer = borrower()
     passers_pid = ray.get(passer.keep.remote([actor]), timeout=60)
     payload = ray.get(passer.dumps_all.remote(), timeout=60)
     (row,) = safe_refs.leases(sizes=False)
-    assert row.hangs_on is not None
-    assert str(passers_pid) in row.hangs_on
+    assert row.depends_on is not None
+    assert str(passers_pid) in row.depends_on
     del actor
     gc.collect()
     ray.kill(passer)
@@ -92,7 +92,7 @@ def test_an_actor_outlives_both_replicas_crashing_one_after_the_other(start: Sta
     for shard in (0, 1):
         kill(name, shard)
         wait_until_whole(name)
-        wait_until(lambda: figures(name, 0).unsettled == figures(name, 1).unsettled == 0, 60)
+        wait_until(lambda: figures(name, 0).unanchored == figures(name, 1).unanchored == 0, 60)
         assert goes_on(pid)
     assert ray.get(safe_refs.loads(payload).pid.remote(), timeout=60) == pid
     assert safe_refs.release(payload) == 1
@@ -113,9 +113,9 @@ def test_a_borrowers_lease_is_lost_with_it_also_where_the_creator_still_has_a_ha
 
 
 def is_lost(payload: bytes) -> bool:
-    """Whether loading says that the lease hung on a process that is dead."""
+    """Whether loading says that the lease depended on a process that is dead."""
     try:
         safe_refs.loads(payload)
     except safe_refs.LeaseLostError as error:
-        return "hung on" in str(error)
+        return "depended on" in str(error)
     return False

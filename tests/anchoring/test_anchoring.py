@@ -17,9 +17,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs._ray import workers
-from safe_refs.registry import client
-from safe_refs.registry.records import Query
+from safe_refs._ray.workers import node_and_process
 from tests.support.actors import AsyncBorrower, Borrower, Reader, borrower
 from tests.support.anchoring import anchored
 from tests.support.cluster import as_actor
@@ -49,7 +47,7 @@ def seconds_until_lost(payload: bytes) -> float:
         try:
             safe_refs.loads(payload)
         except safe_refs.LeaseLostError as error:
-            return "hung on" in str(error)
+            return "depended on" in str(error)
         return False
 
     began = time.monotonic()
@@ -66,7 +64,7 @@ def unanchored(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
             patch.setenv(key, text)
         safe_refs.init()
     yield environment
-    client.shutdown("unanchored", 30)
+    safe_refs.shutdown("unanchored", timeout=30)
 
 
 @pytest.mark.ray_marks(64)
@@ -91,7 +89,7 @@ def test_a_borrowers_payload_outlives_it_however_it_ends(cluster: str, unanchore
         payloads[way] = ray.get(actor.dumps.remote(), timeout=60)
     del actor
     if kind == "busy":
-        wait_until(lambda: len([row for row in safe_refs.leases() if row.hangs_on]) == len(WAYS))
+        wait_until(lambda: len([row for row in safe_refs.leases() if row.depends_on]) == len(WAYS))
     for way in WAYS:
         end(actors[way], pids[way], way)
         del actors[way]
@@ -115,7 +113,7 @@ def test_a_borrowers_payload_outlives_it_however_it_ends(cluster: str, unanchore
 
 
 def test_threads_that_read_all_the_time_see_no_error(cluster: str) -> None:
-    """What a process with threads pins is left alone: its threads read on, and the lease says on whom it hangs until that is over."""
+    """What a process with threads pins is left alone: its threads read on, and the lease depends on it until that is over."""
     actor = borrower()
     ray.get(actor.keep.remote([ray.put(value(7))]), timeout=60)
     ray.get(actor.be_busy.remote(), timeout=60)
@@ -123,9 +121,9 @@ def test_threads_that_read_all_the_time_see_no_error(cluster: str) -> None:
     reads, errors = ray.get(actor.seen_by_threads.remote(), timeout=60)
     assert (reads > 0, errors) == (True, [])
     pid = ray.get(actor.set_up.remote({}), timeout=60)
-    assert {row.hangs_on for row in safe_refs.leases()} == {f"pid {pid} on node {workers.node_and_process()[0][:8]}"}
+    assert {row.depends_on for row in safe_refs.leases()} == {f"pid {pid} on node {node_and_process()[0][:8]}"}
     actor.end.remote()
-    wait_until(lambda: not any(row.hangs_on for row in safe_refs.leases()), 60)
+    wait_until(lambda: not any(row.depends_on for row in safe_refs.leases()), 60)
     assert opens(payloads[0]) == 7
     safe_refs.release(payloads)
 
@@ -138,7 +136,7 @@ def test_actors_with_concurrency_hand_over_when_they_end(cluster: str, way: str)
     for number, actor in ((1, threaded), (2, coroutines)):
         ray.get(actor.keep.remote([ray.put(value(number))]), timeout=60)
     payloads = [ray.get(threaded.dumps.remote(), timeout=60), ray.get(coroutines.dumps.remote({}), timeout=60)]
-    assert all(row.hangs_on for row in safe_refs.leases())
+    assert all(row.depends_on for row in safe_refs.leases())
     if way == "exit_actor":
         threaded.end.remote()
         coroutines.end.remote()
@@ -223,22 +221,22 @@ def test_what_is_loaded_and_passed_on_at_once_is_anchored(start: Start) -> None:
     safe_refs.release(second)
 
 
-def test_a_ray_without_the_calls_reports_what_hangs(cluster: str, unanchored: dict[str, str]) -> None:
-    """Where anchoring is impossible, or turned off, pins by borrowers are listed as hanging, and all else is as always."""
+def test_a_ray_without_the_calls_reports_what_depends_on_whom(cluster: str, unanchored: dict[str, str]) -> None:
+    """Where anchoring is impossible, or turned off, pins by borrowers are listed as depending on them, and all else is as always."""
     actor = borrower()
     pid = ray.get(actor.set_up.remote(unanchored), timeout=60)
     ray.get(actor.keep.remote([ray.put(value(3))]), timeout=60)
     payload = ray.get(actor.dumps.remote(), timeout=60)
-    rows = client.leases("unanchored", Query(), None, False, 10)
-    assert [row.hangs_on for row in rows] == [f"pid {pid} on node {workers.node_and_process()[0][:8]}"]
+    rows = safe_refs.leases(registry="unanchored")
+    assert [row.depends_on for row in rows] == [f"pid {pid} on node {node_and_process()[0][:8]}"]
     assert opens(payload) == 3
     assert safe_refs.release(payload) == 1
 
 
-def test_what_its_owner_pins_never_hangs(cluster: str) -> None:
-    """No courier is asked, and no lease is unsettled, until somebody resolves."""
+def test_what_its_owner_pins_never_depends_on_it(cluster: str) -> None:
+    """No relay is asked, and no lease is unanchored, until somebody resolves."""
     payload = safe_refs.dumps([ray.put(1), ray.put(2)])
-    assert [row.hangs_on for row in safe_refs.leases()] == [None]
+    assert [row.depends_on for row in safe_refs.leases()] == [None]
     assert anchored()
     safe_refs.release(payload)
 

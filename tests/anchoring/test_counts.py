@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import ray
-from safe_refs.registry.topology import actor_name
 
 import safe_refs
-from safe_refs._ray import cluster
-from safe_refs.registry import couriers
+from safe_refs._ray.cluster import NAMESPACE
+from safe_refs.anchoring import relays
+from safe_refs.registry.shard import actor_name
 from tests.support.actors import borrower
 from tests.support.anchoring import anchored, counted
 from tests.support.shards import Start
@@ -51,9 +51,9 @@ def test_counts_balance(start: Start, topology: tuple[int, int], often: int) -> 
     helpers = [actor_name(registry, shard) for shard in range(shards)]
     # Spares start only where they are needed.
     running = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
-    names = [couriers.name(number) for number in (*couriers.FOR_SHARDS, *couriers.FOR_CLIENTS)]
+    names = [relays.name(number) for number in (*relays.FOR_SHARDS, *relays.FOR_CLIENTS)]
     helpers += [name for name in names if name in running]
-    actors = [ray.get_actor(name, namespace=cluster.NAMESPACE) for name in helpers]
+    actors = [ray.get_actor(name, namespace=NAMESPACE) for name in helpers]
 
     def counts(actor: Any) -> dict[str, tuple[int, int]]:
         found = ray.get(actor.__ray_call__.remote(lambda _: counted()), timeout=30)

@@ -9,8 +9,8 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs._ray import workers
-from safe_refs.registry import contact, couriers, exits
+from safe_refs._ray.workers import is_alone
+from safe_refs.anchoring import relays
 from tests.support.actors import Owner, borrower
 from tests.support.cluster import as_actor
 from tests.support.processes import Driver, run_python
@@ -48,11 +48,11 @@ def test_what_a_driver_borrowed_and_pinned_outlives_it(cluster: str, driver: Dri
 
 
 @pytest.mark.long
-def test_a_driver_that_ends_waits_for_couriers_that_are_slow(cluster: str, driver: Driver) -> None:
-    """On a busy machine, or a fresh cluster, a courier takes seconds; here those that there are stand still for 4 s of the end."""
+def test_a_driver_that_ends_waits_for_relays_that_are_slow(cluster: str, driver: Driver) -> None:
+    """On a busy machine, or a fresh cluster, a relay takes seconds; here those that there are stand still for 4 s of the end."""
     owner = as_actor(Owner).options(name="owner", namespace="test").remote()
     ray.get(owner.pid.remote(), timeout=60)
-    slow = [couriers.courier(number) for number in couriers.FOR_CLIENTS]
+    slow = [relays.Relays().handle(number) for number in relays.FOR_CLIENTS]
     pids = [pid for _, pid in ray.get([each.where.remote() for each in slow], timeout=60)]
     payload = driver(
         """
@@ -79,36 +79,20 @@ def test_a_driver_that_ends_waits_for_couriers_that_are_slow(cluster: str, drive
     safe_refs.release(bytes.fromhex(payload))
 
 
-def test_what_is_noted_while_others_are_tidied_up_stays(monkeypatch: pytest.MonkeyPatch, cluster: str) -> None:
-    """The registry is asked meanwhile, which takes time; then a lease is noted that it was not asked about."""
-    first, second = ray.put(1), ray.put(2)
-    sooner, later = first.binary(), second.binary()
-
-    def answer(*_: Any) -> set[bytes]:
-        exits._hanging[later] = [("default", b"later")]
-        return set()
-
-    monkeypatch.setattr(exits, "_hanging", {sooner: [("default", b"sooner")]})
-    monkeypatch.setattr(exits, "_tidied_at", 0.0)
-    monkeypatch.setattr(contact, "unsettled", answer)
-    assert exits._tidy()
-    assert exits._hanging == {later: [("default", b"later")]}
-
-
 def test_a_process_with_threads_is_not_alone(cluster: str) -> None:
     """Only threads of Ray's and of safe_refs don't count; and one that isn't the main one is never alone."""
 
     def look(_: Any) -> list[bool]:
         over = threading.Event()
-        seen = [workers.is_alone()]
+        seen = [is_alone()]
         for name in ("safe_refs-test", "theirs"):
             over.clear()
             thread = threading.Thread(target=over.wait, name=name)
             thread.start()
-            seen.append(workers.is_alone())
+            seen.append(is_alone())
             over.set()
             thread.join()
-        thread = threading.Thread(target=lambda: seen.append(workers.is_alone()))
+        thread = threading.Thread(target=lambda: seen.append(is_alone()))
         thread.start()
         thread.join()
         return seen

@@ -1,114 +1,155 @@
-"""What a shard keeps of leases whose owners don't know all yet: the bookkeeping, with a clock of its own, without Ray."""
+"""Which leases are unanchored, and when they are due: with a clock of its own, and no Ray."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
-from safe_refs.registry.settling import Unsettled
 
-from safe_refs._ray import Told
-from safe_refs.registry import settling
+from safe_refs._ray.counts import Touch
+from safe_refs.anchoring.unanchored import GRACE_S, LONGEST_PAUSE_S, Unanchored
 
 
-class TestUnsettled:
-    """The bookkeeping, with a clock of its own."""
+@pytest.fixture
+def clock() -> list[float]:
+    return [100.0]
 
-    @pytest.fixture
-    def clock(self) -> list[float]:
-        return [100.0]
 
-    @pytest.fixture
-    def unsettled(self, clock: list[float]) -> Unsettled:
-        return Unsettled(lambda: clock[0])
+@pytest.fixture
+def unanchored(clock: list[float]) -> Unanchored:
+    return Unanchored(lambda: clock[0])
 
-    def test_a_lease_is_due_after_a_moment_and_once(self, unsettled: Unsettled, clock: list[float]) -> None:
-        """Many marks in a moment are one round."""
-        for _ in range(3):
-            unsettled.note(b"a")
-        assert (list(unsettled.take()), unsettled.has(b"a")) == ([], True)
-        clock[0] += unsettled.next_in_s() or 0
-        assert [lease for lease, _ in unsettled.take()] == [b"a"]
-        assert list(unsettled.take()) == []
 
-    def test_a_lease_that_was_told_is_settled(self, unsettled: Unsettled) -> None:
-        """And no longer hangs."""
-        unsettled.note(b"a", b"maker", soon=True)
-        [(lease, marks)] = unsettled.take()
-        assert unsettled.hangs_on(b"a") == b"maker"
-        assert not unsettled.outcome(lease, marks, Told.YES)
-        assert (len(unsettled), unsettled.hangs_on(b"a")) == (0, b"")
+def test_a_lease_is_due_after_a_moment_and_once(unanchored: Unanchored, clock: list[float]) -> None:
+    """Many marks in a moment are one round."""
+    for _ in range(3):
+        unanchored.note(b"a")
+    assert (list(unanchored.take()), b"a" in unanchored) == ([], True)
+    clock[0] += unanchored.next_in_s() or 0
+    assert [lease for lease, _ in unanchored.take()] == [b"a"]
+    assert list(unanchored.take()) == []
 
-    def test_a_lease_resolved_during_a_round_has_another(self, unsettled: Unsettled, clock: list[float]) -> None:
-        """Who resolved it then may not be known."""
-        unsettled.note(b"a", soon=True)
-        [(lease, marks)] = unsettled.take()
-        unsettled.note(b"a")
-        unsettled.outcome(lease, marks, Told.YES)
-        clock[0] += 1
-        assert [each for each, _ in unsettled.take()] == [b"a"]
 
-    def test_an_unknown_one_is_tried_ever_more_seldom(self, unsettled: Unsettled, clock: list[float]) -> None:
-        """Up to half a minute."""
-        unsettled.note(b"a", b"maker", soon=True)
-        pauses = []
-        for _ in range(12):
-            [(lease, marks)] = unsettled.take()
-            assert not unsettled.outcome(lease, marks, Told.UNKNOWN)
-            pauses.append(unsettled.next_in_s() or 0)
-            clock[0] += pauses[-1] + 0.001
-        assert pauses == sorted(pauses)
-        assert pauses[-1] == pytest.approx(30)
+def test_a_lease_whose_owners_know_the_shard_is_anchored(unanchored: Unanchored) -> None:
+    """It no longer depends on the process that pinned it."""
+    unanchored.note(b"a", b"maker", soon=True)
+    [(lease, marks)] = unanchored.take()
+    assert unanchored.depends_on(b"a") == b"maker"
+    assert not unanchored.outcome(lease, marks, Touch.REPORTED)
+    assert (len(unanchored), unanchored.depends_on(b"a")) == (0, b"")
 
-    def test_a_lease_is_lost_with_its_process_after_a_grace(self, unsettled: Unsettled, clock: list[float]) -> None:
-        """What the process had reported may still be under way."""
-        unsettled.note(b"a", b"maker", soon=True)
-        list(unsettled.take())
-        unsettled.outcome(b"a", 1, Told.UNKNOWN)
-        assert unsettled.hung_on() == {b"maker"}
-        unsettled.doom(b"maker")
-        assert unsettled.hung_on() == set()
-        lost: list[float] = []
-        began = clock[0]
-        while not lost and clock[0] < began + 10:
-            for lease, marks in unsettled.take():
-                if unsettled.outcome(lease, marks, Told.UNKNOWN):
-                    lost.append(clock[0] - began)
-            clock[0] += 0.05
-        assert settling._GRACE_S < lost[0] < settling._GRACE_S + 1
-        assert len(unsettled) == 0
 
-    def test_an_owner_that_does_not_answer_puts_the_verdict_off(self, unsettled: Unsettled, clock: list[float]) -> None:
-        """It may find what the dead process told it when it goes on."""
-        unsettled.note(b"a", b"maker", soon=True)
-        unsettled.doom(b"maker")
-        assert not unsettled.is_verdict_due(b"a")
-        clock[0] += settling._GRACE_S + 0.1
-        assert unsettled.is_verdict_due(b"a")
-        unsettled.put_off_verdict(b"a")
-        assert not unsettled.is_verdict_due(b"a")
-        assert not unsettled.outcome(b"a", 1, Told.UNKNOWN)
-        clock[0] += settling._GRACE_S + 0.1
-        assert unsettled.outcome(b"a", 1, Told.UNKNOWN)
+def test_a_lease_resolved_during_a_round_has_another(unanchored: Unanchored, clock: list[float]) -> None:
+    """Its owners may not know who resolved it meanwhile."""
+    unanchored.note(b"a", soon=True)
+    [(lease, marks)] = unanchored.take()
+    unanchored.note(b"a")
+    unanchored.outcome(lease, marks, Touch.REPORTED)
+    clock[0] += 1
+    assert [each for each, _ in unanchored.take()] == [b"a"]
 
-    def test_an_owner_that_knew_the_shard_is_not_taken_for_one_that_never_did(
-        self, unsettled: Unsettled, clock: list[float]
-    ) -> None:
-        """It has heard of the shard before, and is slow to hear that it has the reference back: nothing hangs on the maker."""
-        unsettled.note(b"a", b"maker", copied=True, soon=True)
-        unsettled.doom(b"maker")
-        clock[0] += settling._GRACE_S + 0.1
-        assert not unsettled.outcome(b"a", 1, Told.YES, heard=False)
-        assert unsettled.hangs_on(b"a") == b""
-        assert unsettled.copies() == 1
-        clock[0] += 1
-        assert [lease for lease, _ in unsettled.take()] == [b"a"]
-        assert not unsettled.outcome(b"a", 1, Told.UNKNOWN)
-        assert not unsettled.outcome(b"a", 1, Told.YES)
-        assert len(unsettled) == 0
 
-    def test_a_lease_that_was_told_after_all_is_not_lost(self, unsettled: Unsettled) -> None:
-        """Its process had dropped its own references in order."""
-        unsettled.note(b"a", b"maker", soon=True)
-        unsettled.doom(b"maker")
-        for lease, marks in unsettled.take():
-            assert not unsettled.outcome(lease, marks, Told.YES)
-        assert len(unsettled) == 0
+def test_an_unknown_one_is_tried_ever_more_seldom(unanchored: Unanchored, clock: list[float]) -> None:
+    """Up to half a minute."""
+    unanchored.note(b"a", b"maker", soon=True)
+    pauses = []
+    for _ in range(12):
+        [(lease, marks)] = unanchored.take()
+        assert not unanchored.outcome(lease, marks, Touch.UNKNOWN)
+        pauses.append(unanchored.next_in_s() or 0)
+        clock[0] += pauses[-1] + 0.001
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == pytest.approx(LONGEST_PAUSE_S)
+
+
+def test_a_lease_is_lost_with_its_process_after_a_grace(unanchored: Unanchored, clock: list[float]) -> None:
+    """What the process had reported may still be on its way."""
+    unanchored.note(b"a", b"maker", soon=True)
+    list(unanchored.take())
+    unanchored.outcome(b"a", 1, Touch.UNKNOWN)
+    assert unanchored.depended_on() == {b"maker"}
+    unanchored.process_died(b"maker")
+    assert unanchored.depended_on() == set()
+    lost: list[float] = []
+    began = clock[0]
+    while not lost and clock[0] < began + 10:
+        for lease, marks in unanchored.take():
+            if unanchored.outcome(lease, marks, Touch.UNKNOWN):
+                lost.append(clock[0] - began)
+        clock[0] += 0.05
+    assert GRACE_S < lost[0] < GRACE_S + 1
+    assert len(unanchored) == 0
+
+
+def test_an_owner_that_does_not_respond_puts_the_verdict_off(unanchored: Unanchored, clock: list[float]) -> None:
+    """It may find what the dead process reported when it goes on."""
+    unanchored.note(b"a", b"maker", soon=True)
+    unanchored.process_died(b"maker")
+    assert not unanchored.is_verdict_due(b"a")
+    clock[0] += GRACE_S + 0.1
+    assert unanchored.is_verdict_due(b"a")
+    unanchored.put_off_verdict(b"a")
+    assert not unanchored.is_verdict_due(b"a")
+    assert not unanchored.outcome(b"a", 1, Touch.UNKNOWN)
+    clock[0] += GRACE_S + 0.1
+    assert unanchored.outcome(b"a", 1, Touch.UNKNOWN)
+
+
+def test_an_owner_that_knew_the_shard_is_not_taken_for_one_that_never_did(
+    unanchored: Unanchored, clock: list[float]
+) -> None:
+    """It has known the shard before, and is slow to learn that the shard has the reference back: nothing depends on the maker."""
+    unanchored.note(b"a", b"maker", from_shard=True, soon=True)
+    unanchored.process_died(b"maker")
+    clock[0] += GRACE_S + 0.1
+    assert not unanchored.outcome(b"a", 1, Touch.REPORTED, confirmed=False)
+    assert unanchored.depends_on(b"a") == b""
+    assert unanchored.from_shards() == 1
+    clock[0] += 1
+    assert [lease for lease, _ in unanchored.take()] == [b"a"]
+    assert not unanchored.outcome(b"a", 1, Touch.UNKNOWN)
+    assert not unanchored.outcome(b"a", 1, Touch.REPORTED)
+    assert len(unanchored) == 0
+
+
+def test_a_lease_that_was_reported_after_all_is_not_lost(unanchored: Unanchored) -> None:
+    """Its process had dropped its own references in order."""
+    unanchored.note(b"a", b"maker", soon=True)
+    unanchored.process_died(b"maker")
+    for lease, marks in unanchored.take():
+        assert not unanchored.outcome(lease, marks, Touch.REPORTED)
+    assert len(unanchored) == 0
+
+
+def test_what_nobody_takes_leaves_nothing_behind(unanchored: Unanchored) -> None:
+    """Without anchoring nobody takes what is due: the heap must not keep a hundred thousand leases that have ended."""
+    for number in range(100_000):
+        unanchored.note(number.to_bytes(4, "big"), b"maker")
+        unanchored.forget(number.to_bytes(4, "big"))
+    assert (len(unanchored), len(unanchored._queue)) == (0, 0) or len(unanchored._queue) <= 64
+
+
+def test_the_heap_is_bounded_whatever_happens(unanchored: Unanchored, clock: list[float]) -> None:
+    """And a lease that is unanchored is always due some time, unless a round has it."""
+    chance = random.Random(7)  # noqa: S311 # only a seed's draws can be drawn again
+    in_round: dict[bytes, int] = {}
+    for _ in range(20_000):
+        lease = bytes([chance.randrange(50)])
+        step = chance.randrange(6)
+        if step <= 1:
+            unanchored.note(lease, chance.choice([b"", b"maker"]), soon=chance.random() < 0.3)
+        elif step == 2:
+            unanchored.forget(lease)
+        elif step == 3:
+            in_round.update(unanchored.take())
+        elif step == 4 and in_round:
+            taken, marks = in_round.popitem()
+            unanchored.outcome(taken, marks, chance.choice(list(Touch)), confirmed=chance.random() < 0.8)
+        else:
+            clock[0] += chance.random()
+        assert len(unanchored._queue) <= 2 * len(unanchored) + 64
+    for taken, marks in in_round.items():
+        unanchored.outcome(taken, marks, Touch.BUSY)
+    clock[0] += 100
+    left = len(unanchored)
+    assert len(dict(unanchored.take())) == left

@@ -8,7 +8,8 @@ import inspect
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -16,6 +17,7 @@ import ray
 
 import safe_refs
 from safe_refs import aio
+from safe_refs.registry.calls import Registry
 from tests.support.cluster import as_actor
 from tests.support.loops import Ticks
 from tests.support.shards import Start, stopped
@@ -145,6 +147,32 @@ def test_who_is_cancelled_leaves_nothing_held(cluster: str) -> None:
 
     run(live())
     none_is_held()
+
+
+def test_the_loop_goes_on_while_what_was_cancelled_ends(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To release a lease may wait: for the control store, where a shard is, if it has just died. The loop stood still meanwhile."""
+    safe_refs.init()
+    refs, release_later = [ray.put(number) for number in range(3)], Registry.release_later
+
+    def take_long(registry: Registry, leases: Sequence[bytes]) -> None:
+        time.sleep(1)
+        release_later(registry, leases)
+
+    async def live() -> float:
+        async with Ticks() as ticks:
+            for make in (aio.dumps(refs[0]), aio.dumps_many(refs), aio.pin(refs)):
+                with stopped("default", 0):
+                    task = asyncio.ensure_future(make)
+                    done, _ = await asyncio.wait([task], timeout=0.2)
+                    assert not done
+                    task.cancel()
+                    await asyncio.wait([task])
+                    assert task.cancelled()
+            await asyncio.to_thread(none_is_held)
+        return ticks.longest_s
+
+    monkeypatch.setattr(Registry, "release_later", take_long)
+    assert run(live()) < 0.5
 
 
 def test_who_is_cancelled_while_many_are_made_leaves_nothing_held(cluster: str) -> None:

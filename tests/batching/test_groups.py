@@ -1,73 +1,36 @@
-"""Group commit, without Ray: requests of many threads go out together, each is answered once, and nothing waits for good."""
+"""Group commit, without Ray: requests of many threads go out together, and each is answered once."""
 
 from __future__ import annotations
 
+import gc
 import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from safe_refs.registry.grouping import Group, Request
 
-from safe_refs.registry import grouping
+from safe_refs.batching import queues
+from safe_refs.batching.groups import Group
+from safe_refs.threads import Background
+from tests.support.groups import Answer, Echo, Outcomes, late, within
 from tests.support.waiting import wait_until
 
 
-def within(seconds: float) -> float:
-    return time.monotonic() + seconds
-
-
-class Echo:
-    """Answers each request with what was asked, and keeps what went out together."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-        self.gate = threading.Semaphore(0)
-        self.open = False
-        self.fail: BaseException | None = None
-
-    def __call__(self, batch: Sequence[Request]) -> None:
-        self.batches.append([request.what for request in batch])
-        if not self.open:
-            assert self.gate.acquire(timeout=20)
-        if self.fail is not None:
-            error, self.fail = self.fail, None
-            raise error
-        for request in batch:
-            request.answer = ("echo", request.what)
-
-
-def wait_for_line(group: Group, length: int) -> None:
-    wait_until(lambda: len(group._line) >= length)
-
-
-def send_first(pool: ThreadPoolExecutor, group: Group, echo: Echo) -> Future[Any]:
-    """A request whose call is under way, until the gate opens."""
-    first = pool.submit(group.ask, Request(0, within(20)))
-    wait_until(lambda: bool(echo.batches))
-    return first
-
-
-def test_a_lone_request_goes_out_at_once() -> None:
-    """By the thread that asks."""
-    echo = Echo()
+def test_a_lone_request_goes_out_at_once(echo: Echo) -> None:
+    """By the thread that asks, by itself; nothing else is begun."""
     echo.open = True
-    group = Group(echo, 30)
-    assert [group.ask(Request(number, within(5))) for number in range(3)] == [("echo", number) for number in range(3)]
+    assert [echo.group.ask(number, within(5)) for number in range(3)] == [("echo", number) for number in range(3)]
     assert echo.batches == [[0], [1], [2]]
-    assert group._thread is None
+    assert echo.group._thread is None
 
 
-def test_those_who_come_meanwhile_go_together() -> None:
-    """While one call is under way all others gather, and make one more."""
-    echo = Echo()
-    group = Group(echo, 30)
+def test_those_who_come_meanwhile_go_together(echo: Echo) -> None:
+    """While one call is under way all others queue, and make one more."""
     with ThreadPoolExecutor(20) as pool:
-        first = send_first(pool, group, echo)
-        others = [pool.submit(group.ask, Request(number, within(20))) for number in range(1, 16)]
-        wait_for_line(group, 15)
+        first = echo.first(pool)
+        others = [pool.submit(echo.group.ask, number, within(20)) for number in range(1, 16)]
+        echo.queued(15)
         echo.open = True
         echo.gate.release()
         assert first.result(10) == ("echo", 0)
@@ -75,171 +38,167 @@ def test_those_who_come_meanwhile_go_together() -> None:
     assert [len(batch) for batch in echo.batches] == [1, 15]
 
 
-def test_posted_requests_are_sent_by_a_thread() -> None:
-    """Which takes along whoever asks meanwhile."""
-    echo = Echo()
-    group = Group(echo, 30)
-    done: list[Request] = []
-    for number in range(5):
-        group.post(Request(number, within(20), done.append))
-    echo.open = True
-    echo.gate.release()
-    assert group.ask(Request(9, within(20))) == ("echo", 9)
-    wait_until(lambda: len(done) == 5, 10)
-    assert sorted(request.answer[1] for request in done) == list(range(5))
-    assert sorted(number for batch in echo.batches for number in batch) == [0, 1, 2, 3, 4, 9]
-
-
-def test_an_error_is_everybodys() -> None:
-    """Of those that it hit; the next call is a new one."""
-    echo = Echo()
-    group = Group(echo, 30)
-    with ThreadPoolExecutor(4) as pool:
-        first = send_first(pool, group, echo)
-        others = [pool.submit(group.ask, Request(number, within(20))) for number in range(1, 3)]
-        wait_for_line(group, 2)
+def test_one_call_has_a_bound(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than that go in several, one after the other."""
+    monkeypatch.setattr(queues, "AT_ONCE", 4)
+    with ThreadPoolExecutor(20) as pool:
+        first = echo.first(pool)
+        others = [pool.submit(echo.group.ask, number, within(20)) for number in range(1, 11)]
+        echo.queued(10)
         echo.open = True
         echo.gate.release()
-        assert first.result(10) == ("echo", 0)
-        [other.result(10) for other in others]
-        echo.fail = ConnectionError("gone")
-        with pytest.raises(ConnectionError):
-            group.ask(Request(7, within(5)))
-        assert group.ask(Request(8, within(5))) == ("echo", 8)
+        assert [each.result(10) for each in (first, *others)] == [("echo", number) for number in range(11)]
+    assert [len(batch) for batch in echo.batches] == [1, 4, 4, 2]
 
 
-def test_ctrl_c_hits_only_whose_it_is() -> None:
-    """The thread that sends is interrupted: the requests of others are sent again by the next."""
-    echo = Echo()
-    group = Group(echo, 30)
+def test_posted_requests_are_sent_by_a_thread(echo: Echo) -> None:
+    """Which also sends what threads ask meanwhile."""
+    done = Outcomes()
+    for number in range(5):
+        echo.group.post(number, within(20), done)
+    wait_until(lambda: len(echo.batches) == 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(echo.group.ask, 9, within(20))
+        echo.queued(1)
+        echo.open = True
+        echo.gate.release()
+        assert asked.result(10) == ("echo", 9)
+    wait_until(lambda: len(done.answers) == 5)
+    assert sorted(number for batch in echo.batches for number in batch) == [0, 1, 2, 3, 4, 9]
+    assert [thread.name for thread in threading.enumerate() if thread is echo.group._thread] == ["safe_refs-sending"]
+
+
+def test_what_is_undecided_is_sent_again_by_itself(echo: Echo) -> None:
+    """By the thread that asked, or in the background if nobody waits."""
+    echo.undecided, done = {2, 3}, Outcomes()
     with ThreadPoolExecutor(4) as pool:
-        first = send_first(pool, group, echo)
-        second = pool.submit(group.ask, Request(1, within(20)))
-        third = pool.submit(group.ask, Request(2, within(20)))
-        wait_for_line(group, 2)
+        first = echo.first(pool)
+        others = [pool.submit(echo.group.ask, number, within(20)) for number in (1, 2)]
+        echo.queued(2)
+        echo.group.post(3, within(20), done)
+        echo.open = True
+        echo.gate.release()
+        assert [each.result(10) for each in (first, *others)] == [("echo", 0), ("echo", 1), ("echo", 2)]
+    wait_until(lambda: done.answers == [("echo", 3)])
+    assert [2] in echo.batches
+    assert [3] in echo.batches
+
+
+def test_a_call_that_fails_is_made_again_for_each(echo: Echo) -> None:
+    """So each gets its own error, and none gets the error of another one."""
+    done = Outcomes()
+    with ThreadPoolExecutor(4) as pool:
+        first = echo.first(pool)
+        others = [pool.submit(echo.group.ask, number, within(20)) for number in range(1, 4)]
+        echo.queued(3)
         echo.gate.release()
         assert first.result(10) == ("echo", 0)
         wait_until(lambda: len(echo.batches) == 2)
-        echo.fail = KeyboardInterrupt()
+        echo.fail = ZeroDivisionError()
+        echo.open = True
+        echo.gate.release()
+        assert [other.result(10) for other in others] == [("echo", number) for number in range(1, 4)]
+    echo.fail = ZeroDivisionError()
+    echo.group.post(7, within(20), done)
+    wait_until(lambda: done.answers == [("echo", 7)])
+    assert not done.errors
+
+
+def test_an_error_of_its_own_is_raised(echo: Echo) -> None:
+    """And the next request is not concerned."""
+    echo.open, echo.fail = True, ConnectionError("gone")
+    with pytest.raises(ConnectionError):
+        echo.group.ask(7, within(5))
+    assert echo.group.ask(8, within(5)) == ("echo", 8)
+
+
+def test_an_error_keeps_nothing_alive(echo: Echo) -> None:
+    """Neither by the queued request nor by the frames that it has passed: there is no cycle that only the collector would find."""
+
+    class Pinned:
+        pass
+
+    failing: Group[Pinned, int] = Group(
+        lambda what, deadline: 1,
+        lambda whats, deadline: [ZeroDivisionError() for _ in whats],
+        late,
+        Background(),
+        set(),
+    )
+    failing._leader, failing._leads_until = failing, within(20).at  # a call is under way
+    alive: list[Any] = []
+
+    def ask(what: Pinned) -> None:
+        alive.append(weakref.ref(what))
+        with pytest.raises(ZeroDivisionError):
+            failing.ask(what, within(20))
+
+    gc.collect()
+    gc.disable()
+    try:
+        threads = [threading.Thread(target=lambda: ask(Pinned())) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(failing._waiting) == 2)
+        failing._pass_on(failing._leader)
+        for thread in threads:
+            thread.join(10)
+        del threads, thread
+        assert [each() for each in alive] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_hits_only_whose_it_is(echo: Echo, interruption: type[BaseException]) -> None:
+    """The thread that sends is interrupted: the next one sends the requests of the others again."""
+    with ThreadPoolExecutor(4) as pool:
+        first = echo.first(pool)
+        second = pool.submit(echo.group.ask, 1, within(20))
+        third = pool.submit(echo.group.ask, 2, within(20))
+        echo.queued(2)
+        echo.gate.release()
+        assert first.result(10) == ("echo", 0)
+        wait_until(lambda: len(echo.batches) == 2)
+        echo.fail = interruption()
         echo.open = True
         echo.gate.release()
         results = [future.exception(10) or future.result() for future in (second, third)]
-    assert sorted(map(repr, results)) in (
-        ["('echo', 1)", "KeyboardInterrupt()"],
-        ["('echo', 2)", "KeyboardInterrupt()"],
-    )
-    assert group._busy_until is None
+    assert {type(each) for each in results} == {tuple, interruption}
+    assert echo.is_at_rest()
 
 
-def test_nobody_waits_longer_than_told() -> None:
-    """A call that hangs holds up neither those in line, beyond their time, nor those that come later, for good."""
-    echo = Echo()
-    group = Group(echo, 0.1)
-    group._longest_s = 0.3
-    with ThreadPoolExecutor(4) as pool:
-        first = send_first(pool, group, echo)
-        begun = time.monotonic()
-        with pytest.raises(TimeoutError):
-            group.ask(Request(1, within(0.1)))
-        assert time.monotonic() - begun < 2
-        assert not group._line
-        wait_until(lambda: time.monotonic() > (group._busy_until or 0))  # who leads is taken for gone from then on
-        echo.open = True
-        assert group.ask(Request(2, within(5))) == ("echo", 2)
-        echo.gate.release()
-        assert first.result(10) == ("echo", 0)
-
-
-def test_who_has_gone_is_not_given_the_lead() -> None:
-    """Its request stood in a call that Ctrl-C ended, and in line again, when nobody waited for it any more."""
-    echo = Echo()
-    group = Group(echo, 30)
-    with ThreadPoolExecutor(4) as pool:
-        first = send_first(pool, group, echo)
-        second = pool.submit(group.ask, Request(1, within(20)))
-        wait_for_line(group, 1)
-        third = pool.submit(group.ask, Request(2, within(0.5)))
-        wait_for_line(group, 2)
-        echo.gate.release()
-        assert first.result(10) == ("echo", 0)
-        with pytest.raises(TimeoutError):
-            third.result(10)
-        echo.fail = KeyboardInterrupt()
-        echo.gate.release()
-        with pytest.raises(KeyboardInterrupt):
-            second.result(10)
-    assert not group._line
-    echo.open = True
-    assert group.ask(Request(3, within(5))) == ("echo", 3)
-
-
-def test_the_thread_for_posted_requests_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And another one comes when there is something to send again."""
-    monkeypatch.setattr(grouping, "_IDLE_S", 0.05)
-    echo = Echo()
-    echo.open = True
-    group = Group(echo, 30)
-    for number in range(3):
-        done = threading.Event()
-        group.post(Request(number, within(5), lambda _, done=done: done.set()))  # type: ignore[misc]
-        assert done.wait(5)
-        wait_until(lambda: group._thread is None)
-    assert echo.batches == [[0], [1], [2]]
-
-
-def test_many_threads_for_long() -> None:
-    """Nothing is lost, doubled or left waiting, with timeouts and posts in between."""
-    sent: list[int] = []
-
-    def send(batch: Sequence[Request]) -> None:
-        time.sleep(0.0005)  # a call takes its time
-        sent.extend(request.what for request in batch)
-        for request in batch:
-            request.answer = request.what
-
-    group = Group(send, 30)
-    done: list[int] = []
-
-    def work(start: int) -> int:
-        late = 0
-        for number in range(start, start + 200):
-            if number % 7 == 0:
-                group.post(Request(number, within(20), lambda request: done.append(request.what)))
-                continue
-            try:
-                assert group.ask(Request(number, within(0.001 if number % 5 == 0 else 20))) == number
-            except TimeoutError:
-                late += 1
-        return late
-
-    with ThreadPoolExecutor(16) as pool:
-        late = sum(pool.map(work, range(0, 16_000, 1000)))
-    posted = sum(number % 7 == 0 for start in range(0, 16_000, 1000) for number in range(start, start + 200))
-    wait_until(lambda: len(done) >= posted)
-    assert len(sent) == len(set(sent))
-    assert 3200 - late <= len(sent) <= 3200
-    assert group._busy_until is None
-
-
-def test_who_waits_is_not_kept_by_what_is_posted() -> None:
-    """What is to be done when a posted request is answered may take long: that is the thread's, and waiters go first."""
-    echo = Echo()
-    group = Group(echo, 30)
-    held = threading.Event()
-
-    def take_long(_: Request) -> None:
-        held.wait(20)
-
-    with ThreadPoolExecutor(4) as pool:
-        first = send_first(pool, group, echo)
-        second = pool.submit(group.ask, Request(1, within(20)))
-        wait_for_line(group, 1)
-        group.post(Request(2, within(20), take_long))
-        third = pool.submit(group.ask, Request(3, within(20)))
-        wait_for_line(group, 3)
+def test_an_interruption_of_the_thread_for_posted_requests_loses_none(echo: Echo) -> None:
+    """What ends a thread is no end for what it was to send, nor for those who queued."""
+    done = Outcomes()
+    echo.fail = SystemExit()
+    echo.group.post(1, within(20), done)
+    wait_until(lambda: len(echo.batches) == 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(echo.group.ask, 2, within(20))
+        echo.queued(1)
         echo.open = True
         echo.gate.release()
-        try:
-            assert [each.result(10) for each in (first, second, third)] == [("echo", 0), ("echo", 1), ("echo", 3)]
-        finally:
-            held.set()
+        assert asked.result(10) == ("echo", 2)
+    wait_until(lambda: done.answers == [("echo", 1)])
+    echo.group.post(3, within(20), done)
+    wait_until(lambda: done.answers == [("echo", 1), ("echo", 3)])
+
+
+def test_a_callback_that_fails_keeps_no_other_from_its_call(echo: Echo) -> None:
+    """Whatever it raises."""
+
+    def fail(answer: Answer | None, error: Exception | None) -> None:
+        raise SystemExit
+
+    done = Outcomes()
+    with ThreadPoolExecutor(1) as pool:
+        first = echo.first(pool)
+        for callback in (fail, done, fail, done):
+            echo.group.post(1, within(20), callback)
+        echo.open = True
+        echo.gate.release()
+        assert first.result(10) == ("echo", 0)
+    wait_until(lambda: len(done.answers) == 2)
+    echo.group.post(2, within(20), done)
+    wait_until(lambda: len(done.answers) == 3)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from safe_refs.registry.topology import actor_name
-
 import safe_refs
+from safe_refs.registry.shard import actor_name
 
 _ANSWER_S = 5.0
 _POLL_S = 0.05

@@ -171,7 +171,7 @@ def test_an_actor_whose_job_has_just_ended_is_gone_also_before_the_registry_know
     Also if that can be had once only; and a replica that comes back gets all else.
     """
     name = start(replicas, replicas)
-    monkeypatch.setattr(config._told, "limits", None)
+    monkeypatch.setattr(config._given, "limits", None)
     safe_refs.init(sweep_s=3600)
     payloads = driver(
         """

@@ -1,4 +1,4 @@
-"""The same contract, asked of the pure rules, of the real actor, and of two replicas: a lease behaves alike in all."""
+"""The same contract, asked of the pure rules, of a registry made of the core alone, of the real one, and of two replicas."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
-from safe_refs.registry.pinning import Pin
 
 import safe_refs
+from safe_refs import assembly
+from safe_refs.config import Deadline
+from safe_refs.config import deadline as deadline_of
 from safe_refs.envelope import LeaseAddress
-from safe_refs.registry import outbox, resolving, site
+from safe_refs.registry import verbs, whole
+from safe_refs.registry.listing import page
 from safe_refs.registry.records import Query, Terms
-from tests.support.rules import EPOCH, ME, Clock, make_table
+from safe_refs.registry.requests import Plan
+from safe_refs.registry.sessions import Session
+from tests.support import core_alone
+from tests.support.rules import ME, STARTED, Clock, make_table
+
+
+def deadline() -> Deadline:
+    return deadline_of(30)
 
 
 class Subject(Protocol):
@@ -41,58 +51,63 @@ class Rules:
         self.table.pin(lease, items, [b"owner"] * len(items), Terms(**terms), ME)
 
     def resolve(self, lease: bytes, slot: int | None = None, *, take: bool = False) -> list[str]:
-        return list(self.table.resolve(lease, EPOCH, 3, slot=slot, take=take, origin=ME))
+        return list(self.table.resolve(lease, STARTED, slot=slot, take=take, origin=ME))
 
     def release(self, lease: bytes) -> int:
         return self.table.release(lease, ME)
 
     def renew(self, lease: bytes, ttl: float | None) -> None:
-        self.table.renew(lease, EPOCH, 3, ttl)
+        self.table.renew(lease, STARTED, ttl)
 
     def expires_in_s(self, lease: bytes) -> float | None:
-        return self.table.expires_in_s(lease, EPOCH, 3)
+        return self.table.expires_in_s(lease, STARTED)
 
     def labels(self) -> list[str | None]:
         self.table.expire()
-        return [info.label for info in self.table.page(Query()).infos]
+        return [info.label for info in page(self.table, Query()).infos]
 
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
 
 
 class Actor:
-    """A registry on the tests' Ray; its time is everybody's."""
+    """A registry on the tests' Ray, asked by a session; its time is everybody's."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, session: Session) -> None:
         self.name = name
-        self.epoch, self.generation = site.identity(name, 30)
+        self.session = session
+        self.registry = session.registry(name)
+        self.identity = self.registry.identify(deadline())
 
     def address(self, lease: bytes) -> LeaseAddress:
-        return LeaseAddress(self.name, site.cluster(), self.epoch, self.generation, lease)
+        return LeaseAddress(
+            self.name, self.session.connection.cluster, self.identity.epoch, self.identity.generation, lease
+        )
 
     def pin(self, lease: bytes, items: list[str], **terms: Any) -> None:
         import ray
 
-        wanted = Pin(lease, [ray.put(item) for item in items], Terms(**terms), site.origin())
-        outbox.pin(self.name, wanted, 30, site.site())
+        plan = Plan(lease, [ray.put(item) for item in items], Terms(**terms), self.session.origin())
+        self.session.sender.pin(self.name, plan, deadline())
 
     def resolve(self, lease: bytes, slot: int | None = None, *, take: bool = False) -> list[str]:
         import ray
 
-        values: list[str] = ray.get(outbox.resolve(self.address(lease), 30, slot=slot, take=take), timeout=20)
+        row = verbs.wanted(self.address(lease), self.session, slot=slot, take=take)
+        values: list[str] = ray.get(self.session.sender.resolve(row, deadline()), timeout=20)
         return values
 
     def release(self, lease: bytes) -> int:
-        return outbox.release([self.address(lease)], 30)
+        return self.session.sender.release(self.name, [lease], deadline())
 
     def renew(self, lease: bytes, ttl: float | None) -> None:
-        resolving.renew(self.address(lease), ttl, 30)
+        verbs.renew(self.registry, self.address(lease), ttl, deadline())
 
     def expires_in_s(self, lease: bytes) -> float | None:
-        return resolving.expires_in_s(self.address(lease), 30)
+        return verbs.expires_in_s(self.registry, self.address(lease), deadline())
 
     def labels(self) -> list[str | None]:
-        return [info.label for info in safe_refs.leases(registry=self.name, sizes=False)]
+        return [info.label for info in whole.leases(self.registry, Query(), None, False, 30)]
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)  # there is nothing to await: that time passes is what is tested
@@ -101,13 +116,14 @@ class Actor:
 @pytest.fixture(scope="module")
 def names() -> Iterator[dict[str, str]]:
     """Registries for all tests here: each begins and ends with an empty one."""
-    found = {kind: f"contract-{uuid.uuid4().hex[:8]}" for kind in ("actor", "replicas")}
+    found = {kind: f"contract-{uuid.uuid4().hex[:8]}" for kind in ("core", "actor", "replicas")}
     yield found
-    for name in found.values():
-        safe_refs.shutdown(name)
+    safe_refs.shutdown(found["actor"])
+    safe_refs.shutdown(found["replicas"])
+    whole.shutdown(core_alone.session().registry(found["core"]), deadline())
 
 
-@pytest.fixture(params=["rules", "actor", "replicas"])
+@pytest.fixture(params=["rules", "core", "actor", "replicas"])
 def subject(request: pytest.FixtureRequest, names: dict[str, str]) -> Iterator[Subject]:
     if request.param == "rules":
         yield Rules()
@@ -117,7 +133,8 @@ def subject(request: pytest.FixtureRequest, names: dict[str, str]) -> Iterator[S
         patch = request.getfixturevalue("monkeypatch")
         patch.setenv("SAFE_REFS_SHARDS", "2")
         patch.setenv("SAFE_REFS_REPLICAS", "2")
-    actor = Actor(names[request.param])
+    session = core_alone.session() if request.param == "core" else assembly.client()
+    actor = Actor(names[request.param], session)
     assert actor.labels() == []
     yield actor
     assert actor.labels() == []

@@ -254,7 +254,7 @@ import sys, safe_refs
 safe_refs.loads(safe_refs.dumps({"a": [1, 2]}))
 safe_refs.inspect(safe_refs.dumps(1))
 assert "ray" not in sys.modules and "cloudpickle" not in sys.modules, "imported"
-assert "asyncio" not in sys.modules and "safe_refs.registry.contact" not in sys.modules, "imported"
+assert "asyncio" not in sys.modules and "safe_refs.registry.calls" not in sys.modules, "imported"
 safe_refs.dumps(lambda: 1)
 assert "ray" not in sys.modules
 print("done")

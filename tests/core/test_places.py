@@ -317,13 +317,13 @@ def test_an_error_is_told_once_and_holds_nothing_afterwards() -> None:
     target = Target()
     error = UnsupportedReferenceError.of(target, "a Target, which safe_refs can't carry", "leave it", kind="Target")
     assert str(error) == "the object holds a Target, which safe_refs can't carry: leave it"
-    places.settle(error, [1, target])
+    places.explain(error, [1, target])
     assert str(error) == "payload[1] is a Target, which safe_refs can't carry: leave it"
-    places.settle(error, target, "other")
+    places.explain(error, target, "other")
     assert error.place == "payload[1]"
     assert error.refused is None
     other = UnsupportedReferenceError.of(target, "a Target, which safe_refs can't carry", "leave it", kind="Target")
-    places.settle(other, [1])
+    places.explain(other, [1])
     assert other.place is None
     assert "payload holds a Target, which safe_refs can't carry (somewhere in it, behind a __reduce__" in str(other)
 

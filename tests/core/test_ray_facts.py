@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from safe_refs import slots
+from safe_refs._ray import cluster as ray_cluster
 from safe_refs._ray import counts, exits, native, objects, store, workers
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
@@ -39,18 +40,18 @@ def test_a_connection_names_cluster_and_job(cluster: str) -> None:
 
 def test_the_head_node_is_found(cluster: str) -> None:
     """On a cluster of one node, that one."""
-    assert cluster.nodes() == [ray.nodes()[0]["NodeID"]]  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    assert ray_cluster.nodes() == [ray.nodes()[0]["NodeID"]]  # type: ignore[no-untyped-call] # Ray leaves this one untyped
 
 
 def test_the_control_store_keeps_counts(cluster: str) -> None:
     """Each start is one more, of that name only."""
     name = f"fact-{os.getpid()}-{time.time()}"
-    assert [cluster.count_up(name) for _ in range(3)] == [1, 2, 3]
-    assert cluster.count_up(name + "-other") == 1
-    cluster.kv_put(name, b"mine", overwrite=False)
-    assert cluster.kv_get(name) == b"3"
-    cluster.kv_delete(name)
-    assert cluster.kv_get(name) is None
+    assert [ray_cluster.count_up(name) for _ in range(3)] == [1, 2, 3]
+    assert ray_cluster.count_up(name + "-other") == 1
+    ray_cluster.kv_put(name, b"mine", overwrite=False)
+    assert ray_cluster.kv_get(name) == b"3"
+    ray_cluster.kv_delete(name)
+    assert ray_cluster.kv_get(name) is None
 
 
 def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:

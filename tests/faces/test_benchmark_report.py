@@ -22,7 +22,6 @@ SECTIONS = {
         "References, out and in",
         "Many at once, and without waiting",
         "Importing",
-        "Where a box pays off",
     },
     "handover": {"Handing over a value"},
     "memory": {"Memory over time"},

@@ -15,9 +15,10 @@ import ray
 import safe_refs
 from safe_refs._ray import workers
 from safe_refs.registry.leases import LeaseTable
+from safe_refs.registry.records import Identity
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
-from tests.support.rules import EPOCH, ME, A, B, C, Clock, make_table, pin, resolve
+from tests.support.rules import ME, STARTED, A, B, C, Clock, make_table, pin, resolve
 from tests.support.values import MB
 from tests.support.waiting import stays, wait_until
 
@@ -124,7 +125,7 @@ def test_the_registry_takes_nothing_while_it_is_being_shut_down(cluster: str) ->
     actor: Any = ray.get_actor("registry:default", namespace="safe_refs")
 
     def close(shard: Any) -> None:
-        shard._closing = True
+        shard.is_closing = True
 
     ray.get(actor.__ray_call__.remote(close), timeout=20)
     killer = threading.Timer(0.5, lambda: ray.kill(actor, no_restart=True))
@@ -142,7 +143,7 @@ def test_an_owner_believed_dead_is_asked_again_for_a_new_lease() -> None:
     table.bury(b"one")
     table.pin(B, ["a"], [b"one"], safe_refs_terms(), ME)
     table.release(A, ME)
-    assert table.owners() == [b"one"]
+    assert table.owners.living() == [b"one"]
     assert table.bury(b"one") == 1
 
 
@@ -157,7 +158,7 @@ def test_renewing_and_releasing_leave_no_deadlines_behind() -> None:
     table: LeaseTable[str] = make_table(Clock())
     pin(table, A, "x", ttl=1e6)
     for number in range(10_000):
-        table.renew(A, EPOCH, 3, 1e6)
+        table.renew(A, STARTED, 1e6)
         pin(table, number.to_bytes(16, "big"), "y", ttl=1e6)
         table.release(number.to_bytes(16, "big"), ME)
     assert len(table._deadlines) < 100
@@ -168,7 +169,7 @@ def test_a_lost_lease_stays_lost_after_somebody_released_it() -> None:
     table: LeaseTable[str] = make_table(Clock())
     table.release(A, ME)
     with pytest.raises(safe_refs.LeaseLostError):
-        table.resolve(A, b"epoch..0", 2, slot=None, take=False, origin=ME)
+        table.resolve(A, Identity(b"epoch..0", 2), slot=None, take=False, origin=ME)
 
 
 def test_a_release_after_the_time_is_over_is_no_release() -> None:
@@ -181,4 +182,4 @@ def test_a_release_after_the_time_is_over_is_no_release() -> None:
     with pytest.raises(safe_refs.LeaseExpiredError):
         resolve(table, A)
     assert table.stats().expired == 1
-    assert C not in table._ended
+    assert C not in table.tombstones

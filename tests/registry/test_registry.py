@@ -11,12 +11,12 @@ import time
 
 import pytest
 import ray
-from safe_refs.registry.pinning import Pin
 
 import safe_refs
+from safe_refs import assembly, config
 from safe_refs._ray import cluster
-from safe_refs.registry import outbox, site
 from safe_refs.registry.records import Terms
+from safe_refs.registry.requests import Plan
 from tests.support.actors import Reader
 from tests.support.cluster import as_actor
 from tests.support.processes import PRELUDE, Driver, run_python
@@ -162,13 +162,14 @@ def test_a_registry_that_does_not_answer_is_an_error_in_time_and_nothing_stays(r
 
 def test_calls_can_be_repeated(registry: str) -> None:
     """Ray may repeat a call: pinning twice is one lease, and a pin after its release is refused and holds nothing."""
-    lease, ref, maker = os.urandom(16), ray.put(1), site.origin()
+    lease, session = os.urandom(16), assembly.client()
+    plan = Plan(lease, [ray.put(1)], Terms(), session.origin())
     for _ in range(2):
-        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, site.site())
+        session.sender.pin(registry, plan, config.deadline(20))
     assert len(safe_refs.leases()) == 1
     assert [safe_refs.release(lease.hex()) for _ in range(2)] == [1, 0]
     with pytest.raises(safe_refs.LeaseReleasedError):
-        outbox.pin(registry, Pin(lease, [ref], Terms(), maker), 20, site.site())
+        session.sender.pin(registry, plan, config.deadline(20))
     assert safe_refs.leases() == []
 
 

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs.registry import shard as shards
+from safe_refs.registry import whole
 from tests.support.actors import Reader
 from tests.support.cluster import as_actor
 from tests.support.shards import actor
@@ -21,11 +21,11 @@ from tests.support.waiting import stays, wait_until
 
 def be_in_a_round(shard: Any) -> None:
     """What a shard does for a moment: it begins to anchor all that it holds, and comes to no end with it."""
-    shards._CLOSE_TIMEOUT_S = 120.0  # it does not give up
     time.sleep(0.5)  # until `close` waits for its turn, too
-    with shard._lock:
-        shard._pass_on(shard._table.ids()[0], soon=True)
-    wait_until(lambda: bool(shard._settler._batch[1]))
+    with shard.lock:
+        for lease, held in shard.table.live.items():
+            shard.parts.resolved(lease, held.items, soon=True)
+    wait_until(lambda: bool(shard.parts.named("Anchoring")._rounds._batch.refs))
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,13 @@ def be_in_a_round(shard: Any) -> None:
     [pytest.param(None, id="idle"), pytest.param(be_in_a_round, marks=pytest.mark.long, id="in a round of anchoring")],
 )
 def test_shutdown_releases_everything_and_spares_live_references(
-    registry: str, meanwhile: Callable[[Any], None] | None
+    registry: str, meanwhile: Callable[[Any], None] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a consumer has resolved stays good when the registry is shut down, although it knew the object only through it.
 
     Also if the registry has begun to tell the owner of the consumer, and holds the reference for that.
     """
+    monkeypatch.setattr(whole, "_CLOSES_WITHIN_S", 120.0)  # a shard does not give up
     payload = safe_refs.dumps(ray.put(b"s" * MB))
     reader = as_actor(Reader).remote()
     ray.get(reader.load.remote([payload]), timeout=60)

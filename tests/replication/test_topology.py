@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import ray
 
 import safe_refs
+from safe_refs import config
 from safe_refs._ray import cluster
 from tests.support.processes import NODES, Driver, run_python
 from tests.support.shards import Start, actor, figures, place, wait_until_whole
@@ -174,6 +176,22 @@ def test_a_registry_grows_while_calls_go_on(start: Start, before: int, after: in
         safe_refs.init(shards=before)
     assert safe_refs.release(payloads) == 400
     assert [figures(name, shard).live_leases for shard in range(after)] == [0] * after
+
+
+def test_growths_at_once_go_one_after_the_other(start: Start) -> None:
+    """Each of several processes gets as many shards as it asks for at least; no lease is lost, and none is in two topologies."""
+    name = start(1, 1)
+    payloads = [safe_refs.dumps(ray.put(number)) for number in range(100)]
+    with ThreadPoolExecutor(3) as pool:
+        grown = list(pool.map(lambda shards: safe_refs.init(shards=shards).shards, (2, 4, 3)))
+    assert all(has >= wanted for has, wanted in zip(grown, (2, 4, 3), strict=True))
+    config._given.shards = None
+    wait_until_whole(name)
+    found = safe_refs.stats()
+    assert found is not None
+    assert (found.shards, found.live_leases) == (4, 100)
+    assert [ray.get(safe_refs.loads(payload), timeout=20) for payload in payloads] == list(range(100))
+    assert safe_refs.release(payloads) == 100
 
 
 @pytest.mark.long

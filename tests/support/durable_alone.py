@@ -10,7 +10,7 @@ from safe_refs.durability import owner
 from safe_refs.durability.client import Copies
 from safe_refs.durability.part import Durability
 from safe_refs.registry.here import Start
-from safe_refs.registry.hooks import Always
+from safe_refs.registry.protocols import Always
 from safe_refs.registry.records import Identity
 from safe_refs.registry.sessions import Session
 from safe_refs.registry.shard import Shard

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from safe_refs.config import Limits
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Origin, Terms
+from safe_refs.registry.records import Identity, Origin, Terms
 
 EPOCH = b"epoch..1"
+STARTED = Identity(EPOCH, 3)
 ME = Origin("01000000", "ab" * 28, 4711, "app.py:12 in main")
 A, B, C = (bytes([n]) * 16 for n in (1, 2, 3))
 
@@ -22,9 +23,7 @@ class Clock:
 
 
 def make_table(clock: Clock, limits: Limits | None = None) -> LeaseTable[str]:
-    return LeaseTable(
-        registry="default", epoch=EPOCH, generation=3, clock=clock, wall=lambda: clock.now + 1e9, limits=limits
-    )
+    return LeaseTable(registry="default", identity=STARTED, clock=clock, wall=lambda: clock.now + 1e9, limits=limits)
 
 
 def pin(table: LeaseTable[str], lease: bytes, *items: str, owner: bytes = b"o", **terms: object) -> None:
@@ -32,4 +31,4 @@ def pin(table: LeaseTable[str], lease: bytes, *items: str, owner: bytes = b"o", 
 
 
 def resolve(table: LeaseTable[str], lease: bytes, slot: int | None = None, *, take: bool = False) -> tuple[str, ...]:
-    return table.resolve(lease, EPOCH, 3, slot=slot, take=take, origin=ME)
+    return table.resolve(lease, STARTED, slot=slot, take=take, origin=ME)

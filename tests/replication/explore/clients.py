@@ -1,73 +1,32 @@
-"""Clients: what they do with the answers of the shards, and the scope of what is explored."""
+"""Clients: they drive the real machines of `merging` with the answers of the shards. And the scope of what is explored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from safe_refs.registry.replication import Replica
+from typing import Any
 
 from safe_refs.config import Limits
+from safe_refs.envelope import LeaseAddress
+from safe_refs.errors import SafeRefsError
 from safe_refs.registry.leases import LeaseTable
+from safe_refs.registry.requests import Question
+from safe_refs.registry.wire import NotNow, Silence
+from safe_refs.replication.merging import Ask, Inquiry, Pinning, Releasing, Repair
+from safe_refs.replication.rules import Rules
 
-from .model import IN_TURN, Choice, Op, Status
+from .model import EARLY, LEASES, TAKES, TOPOLOGY, Choice, Op, Status
 
 SENT: Status = ("sent", False)
-GRANTS = ("ok", "items", "renewed")
+IDLE: Status = ("idle",)
 
 
-def as_the_client(op: Op, holders: tuple[int, ...]) -> tuple[Op, str]:
-    """What the real client does with the answers so far: the op as it goes on, and how it ends ("": not yet)."""
-    kinds = (op.calls[0][0], op.calls[1][0])
-    if "sent" in kinds or "done" in kinds:
-        return op, ""
-    if op.kind in IN_TURN:
-        return _in_turn(op, kinds, holders)
-    if op.kind == "resolve":
-        # An end beats all; items from anybody will do; as long as one is dead or recovering, both are asked again.
-        for answer in ("ended", "items"):
-            if answer in kinds:
-                return op, answer
-        if "recovering" in kinds or "no" in kinds:
-            return begin(op, holders), ""
-        return op, "lost" if "lost" in kinds else "not found"
-    if "ok" not in kinds:
-        return begin(op, holders), ""
-    if op.kind == "pin" and "no" in kinds:
-        return op._replace(calls=_pair(kinds.index("no"), ("repairing",), SENT)), ""
-    return op, "well"
+_EARLY = LeaseAddress("r", b"c" * 28, b"e" * 8, 1, b"l" * 16, soon=True)
 
 
-def _in_turn(op: Op, kinds: tuple[str, str], holders: tuple[int, ...]) -> tuple[Op, str]:
-    """One holder after the other; in a further round, those that have granted it before are left out."""
-    for answer in ("ended", "yours"):
-        if answer in kinds and (answer == "ended" or not any(kind in GRANTS for kind in kinds)):
-            return op, answer
-    if "later" in kinds:
-        return with_call(op, kinds.index("later"), SENT), ""
-    if any(kind in GRANTS for kind in kinds):
-        return op, "well"
-    if "recovering" in kinds or "no" in kinds:
-        return begin(op, holders), ""
-    return op, "lost" if "lost" in kinds else "not found"
-
-
-Rules = Callable[[Op, tuple[int, ...]], tuple[Op, str]]
-
-
-def with_call(op: Op, shard: int, status: Status) -> Op:
-    return op._replace(calls=_pair(shard, status, op.calls[1 - shard]))
-
-
-def _pair(shard: int, mine: Status, other: Status) -> tuple[Status, Status]:
-    return (mine, other) if shard == 0 else (other, mine)
-
-
-def begin(op: Op, holders: tuple[int, ...]) -> Op:
-    """Send the first calls: to both at once, or in turn."""
-    if op.kind in IN_TURN:
-        return op._replace(calls=_pair(holders[0], SENT, ("later",)))
-    return op._replace(calls=(SENT, SENT))
+def waits_for(refusal: SafeRefsError) -> bool:
+    """Whether who has a payload whose pin was not acknowledged asks again, as `verbs` do it."""
+    return Question[Any](_EARLY, lambda *_: None, lambda _: NotNow.STALE, in_turn=False).awaits(refusal)
 
 
 @dataclass
@@ -79,12 +38,14 @@ class Scope:
         crashes: of shards, in all.
         deaths: of clients, in all.
         doubles: of calls and of news, in all.
+        lates: how often a client gives up waiting for an answer, in all; the call may arrive all the same.
         both: whether a shard may crash while the other is down or recovering.
+        borrowed: makers don't own what they pin, so that leases depend on them until the owner knows the shards.
         uses: of both leases.
         limits: of each shard.
-        rules: how clients deal with answers.
-        table: the class of the rules.
-        replica: the class of the replication.
+        table, rules: the classes of a shard.
+        inquiry, pinning, releasing: the classes of a client's machines.
+        waits_for: whether an early reader asks again.
         strict: promise all the same what both shards may have lost, as they crashed around one call or were out at the same time.
         only: look for violations of that property, and pass over others.
     """
@@ -93,11 +54,76 @@ class Scope:
     crashes: int = 1
     deaths: int = 1
     doubles: int = 0
+    lates: int = 0
     both: bool = False
+    borrowed: bool = False
     uses: tuple[int | None, int | None] = (None, 1)
     limits: Limits = field(default_factory=Limits)
-    rules: Rules = as_the_client
     table: type[LeaseTable[str]] = LeaseTable
-    replica: type[Replica[str]] = Replica
+    rules: type[Rules[str]] = Rules
+    inquiry: type[Inquiry] = Inquiry
+    pinning: type[Pinning] = Pinning
+    releasing: type[Releasing] = Releasing
+    waits_for: Callable[[SafeRefsError], bool] = waits_for
     strict: bool = False
     only: str = ""
+
+    @property
+    def is_shaky(self) -> bool:
+        """Whether so much may go wrong that not all is promised: what may have been forgotten has to be noted."""
+        return self.crashes > 1 or self.lates > 0 or self.borrowed
+
+
+def begin(op: Op, scope: Scope) -> Op:
+    """Ask for the first time, or once more."""
+    lease, machine = LEASES[op.lease], op.machine
+    if op.kind == "pin":
+        pinning = machine if isinstance(machine, Pinning) else scope.pinning()
+        return _sent(op, pinning, Ask(pinning.missing(TOPOLOGY.holders(lease)), counts=True))
+    if op.kind == "release":
+        releasing = machine if isinstance(machine, Releasing) else scope.releasing()
+        releasing = releasing.begin([lease], TOPOLOGY)
+        return _sent(op, releasing, Ask(tuple(shard for shard, _ in releasing.waiting or ()), counts=True))
+    inquiry = machine if isinstance(machine, Inquiry) else scope.inquiry(op.kind == "renew" or op.kind in TAKES)
+    return _sent(op, *inquiry.begin(lease, TOPOLOGY))
+
+
+def go_on(op: Op, scope: Scope) -> tuple[Op, Any]:
+    """What the real client does with the answers so far: the op as it goes on, and the verdict (None: not yet)."""
+    if any(call[0] in ("sent", "done") for call in op.calls):
+        return op, None
+    replies = {shard: call[1] for shard, call in enumerate(op.calls) if call[0] == "here"}
+    machine, verdict = _taken(op, replies)
+    if isinstance(verdict, (Ask, Repair)):
+        return _sent(op, machine, verdict), None
+    if isinstance(verdict, NotNow):
+        return begin(op._replace(machine=machine), scope), None
+    if op.kind in EARLY and isinstance(verdict, SafeRefsError) and scope.waits_for(verdict):
+        return op._replace(machine=None, ask=None, calls=(IDLE, IDLE)), None
+    return op, verdict
+
+
+def _taken(op: Op, replies: dict[int, Any]) -> tuple[Any, Any]:
+    if isinstance(op.machine, Releasing):
+        machine, _, verdict = op.machine.take(replies)
+        return machine, verdict
+    if isinstance(op.machine, Pinning):
+        repairs = isinstance(op.ask, Repair)
+        return op.machine.repaired(replies) if repairs else op.machine.take(TOPOLOGY.holders(LEASES[op.lease]), replies)
+    assert op.machine is not None
+    return op.machine.take(replies)
+
+
+def _sent(op: Op, machine: Any, ask: Ask | Repair) -> Op:
+    calls = (SENT if 0 in ask.shards else IDLE, SENT if 1 in ask.shards else IDLE)
+    return op._replace(machine=machine, ask=ask, calls=calls)
+
+
+def with_call(op: Op, shard: int, status: Status) -> Op:
+    return op._replace(calls=(status, op.calls[1]) if shard == 0 else (op.calls[0], status))
+
+
+def given_up(op: Op) -> Op:
+    """Its time is over: whatever has not been answered by now is late."""
+    first, second = (("here", Silence.LATE) if call[0] in ("sent", "done") else call for call in op.calls)
+    return op._replace(calls=(first, second))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from safe_refs.registry.topology import Topology
-
 from safe_refs.registry.records import Origin
+from safe_refs.replication.merging import Ask, Inquiry, Pinning, Releasing, Repair
+from safe_refs.replication.topology import Topology
 
 TOPOLOGY = Topology(version=1, shards=2, replicas=2)
 ME = Origin("job", "node", 1, "model")
 DOWN = 0
 T = TypeVar("T", bound=Hashable)
 
-World = tuple[int, int, int, int, int, int, int]  # shard 0, shard 1, client 0, 1, 2, network, book
+World = tuple[int, int, int, int, int, int, int]  # shard 0, shard 1, client 0, 1, 2, network, ledger
 Status = tuple[Any, ...]  # of a client's call to one shard; see `Op`
 Choice = tuple[str, int]  # what to do, with which lease
 
@@ -25,8 +25,10 @@ def _lease_decided_by(shard: int) -> bytes:
 
 LEASES = (_lease_decided_by(0), _lease_decided_by(1))
 NAMES = "XY"
-IN_TURN = ("use", "take", "renew")  # what asks the deciding shard first
-LOOK_UPS = ("resolve", *IN_TURN)
+TAKES = ("take", "early take")
+READS = ("resolve", "early")  # a resolve of a lease that doesn't count its uses
+USES = ("use", *TAKES)
+EARLY = ("early", "early take")  # by who may have got the payload before its pin was acknowledged
 
 
 class Interned(Generic[T]):
@@ -49,12 +51,12 @@ class Network(NamedTuple):
 
     Attributes:
         news: from each shard, to the other: the call, and the leases to give back if it fails.
-        told: to each shard, the answer to its question what it held: a call.
+        shared: to each shard, the answer to its question what it held: a call.
         orphans: calls that nobody waits for: the shard, and the call.
     """
 
     news: tuple[tuple[int, tuple[bytes, ...]] | None, tuple[int, tuple[bytes, ...]] | None] = (None, None)
-    told: tuple[int | None, int | None] = (None, None)
+    shared: tuple[int | None, int | None] = (None, None)
     orphans: tuple[tuple[int, int], ...] = ()
 
 
@@ -65,8 +67,10 @@ class Story(NamedTuple):
         stage: "" (nothing yet), "pinning", "held" (the pin returned well), "undone" (it did not, and its release went out),
             "abandoned" (its maker died meanwhile).
         epoch: that its payload names.
-        crashed: which shards (a bit each) crashed, or had not recovered, while a call for it was open or its news were owed.
-        risk: both did, so that what one of them alone knew may be gone; or both were down or recovering at the same time.
+        crashed: which shards (a bit each) crashed, had not recovered, were in doubt or did not answer in time, while a call for it
+            was open or its news were owed.
+        risk: both did, so that what one of them alone knew may be gone; or both were down or recovering at the same time; or what
+            it held is gone with its maker.
         enders: releases and takes that were begun, counted up to 2.
         users: uses that were begun, where they count.
         ended: a release, a take or the last use has returned well.
@@ -83,11 +87,11 @@ class Story(NamedTuple):
     wins: int = 0
 
 
-class Book(NamedTuple):
+class Ledger(NamedTuple):
     """What may still happen, what the control store knows, and what was promised.
 
     Attributes:
-        crashes, deaths, doubles: how many may still come.
+        crashes, deaths, doubles, lates: how many may still come.
         epoch: in the control store.
         stories: of each lease.
     """
@@ -95,32 +99,44 @@ class Book(NamedTuple):
     crashes: int
     deaths: int
     doubles: int
+    lates: int
     epoch: int = 1
     stories: tuple[Story, Story] = (Story(), Story())
+
+
+Machine = Inquiry | Pinning | Releasing
 
 
 class Op(NamedTuple):
     """What a client is doing.
 
     Attributes:
-        kind: pin, release, use, take, renew, resolve.
+        kind: pin, release, use, take, renew, resolve; early (a resolve) or early take, by who may be too early.
         lease: its number.
-        flag: of a resolve: it began after the lease had ended (and, if a shard crashed meanwhile, all had heard of it).
+        flag: of a resolve: it began after the lease had ended (and, if a shard crashed meanwhile, all had heard of it). Of who may
+            be too early: in this round the pin had been acknowledged.
         turn: how many steps its program has left after it.
+        machine: the real client's state; None of who was too early, and waits for the pin to come.
+        ask: what the machine has asked for.
         calls: the status of its call to each shard, a tuple:
-            ("later",): it is this shard's turn after the other;
+            ("idle",): this shard isn't asked now;
             ("sent", crashed): under way; `crashed`: the shard crashed meanwhile, so that it may fail at any time;
             ("done", answer): carried out, the answer under way;
-            ("repairing",): it was dead, and the other is being told to pass the lease on;
-            ("no",): it failed, the shard was dead;
-            ("ok",), ("items",), ("renewed", which) and so on: the answer is here.
+            ("here", answer): the answer is here, or a `Silence` in its place.
     """
 
     kind: str
     lease: int
     flag: bool
-    calls: tuple[Status, Status]
     turn: int = 0
+    machine: Machine | None = None
+    ask: Ask | Repair | None = None
+    calls: tuple[Status, Status] = (("idle",), ("idle",))
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether its calls change nothing, so that it doesn't matter when they arrive, or whether twice."""
+        return isinstance(self.ask, Ask) and not self.ask.counts
 
 
 class Client(NamedTuple):
@@ -135,6 +151,6 @@ def replaced(pair: tuple[Any, Any], index: int, value: Any) -> tuple[Any, Any]:
     return (value, pair[1]) if index == 0 else (pair[0], value)
 
 
-def told(book: Book, lease: int, story: Story) -> Book:
-    """A book with another story of one lease."""
-    return book._replace(stories=replaced(book.stories, lease, story))
+def with_story(ledger: Ledger, lease: int, story: Story) -> Ledger:
+    """A ledger with another story of one lease."""
+    return ledger._replace(stories=replaced(ledger.stories, lease, story))

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from .clients import Scope
 from .model import DOWN, NAMES, Network, World
-from .shards import epoch_of
+from .shards import identity_of
 from .steps import Steps
 
 
@@ -101,9 +101,9 @@ class Explorer(Steps):
 
     def _check_promises(self, world: World) -> None:
         """What a resolve would say that asks both shards in this very moment."""
-        book = self.books.values[world[6]]
+        ledger = self.ledgers.values[world[6]]
         up = [shard for shard in (0, 1) if world[shard] != DOWN]
-        for lease, story in enumerate(book.stories):
+        for lease, story in enumerate(ledger.stories):
             if story.stage != "held":
                 continue
             name = NAMES[lease]
@@ -111,8 +111,16 @@ class Explorer(Steps):
             for shard in up:
                 shown = self.shards.shown[world[shard]]
                 at = shown.leases[lease]
-                lost = shown.epoch != epoch_of(story.epoch)
-                kinds.append(at[0] if at else "recovering" if shown.recovering else "lost" if lost else "not found")
+                lost = at == ("lost",) or shown.epoch != identity_of(story.epoch).epoch
+                kinds.append(
+                    at[0]
+                    if at and at[0] != "lost"
+                    else "recovering"
+                    if shown.recovering
+                    else "lost"
+                    if lost
+                    else "not found"
+                )
             if not self._may_have_ended(lease, story):
                 if "ended" in kinds:
                     self._problem = f"early end: {name} has ended on a shard, and nobody ended it"
@@ -123,9 +131,9 @@ class Explorer(Steps):
 
     def _check_quiet(self, world: World) -> None:
         self._quiet += 1
-        book = self.books.values[world[6]]
+        ledger = self.ledgers.values[world[6]]
         both = [self.shards.shown[world[shard]].leases for shard in (0, 1)]
-        for lease, story in enumerate(book.stories):
+        for lease, story in enumerate(ledger.stories):
             kinds = [leases[lease][0] if leases[lease] else "unknown" for leases in both]
             if story.stage == "abandoned":
                 self._left_over[" and ".join(sorted(kinds))] += 1
@@ -149,16 +157,16 @@ class Explorer(Steps):
 
     def _violation(self, last: World, before: World | None, parents: dict[World, World | None]) -> ViolationError:
         """The error with the trace that leads to a state."""
-        problem = self._problem
+        problem, self._tells = self._problem, True
         way = [last]
         step = before if before is not None else parents[last]
         while step is not None:
             way.append(step)
             step = parents[step]
         way.reverse()
-        told = []
+        labels = []
         for here, there in pairwise(way):
             self._problem = ""
-            told.append(next(label for label, world in self.steps(here) if world == there))
-        lines = [f"{number:3}. {label}" for number, label in enumerate(told, 1)]
-        return ViolationError(f"{problem}, after {len(told)} steps:\n" + "\n".join(lines))
+            labels.append(next(label for label, world in self.steps(here) if world == there))
+        lines = [f"{number:3}. {label}" for number, label in enumerate(labels, 1)]
+        return ViolationError(f"{problem}, after {len(labels)} steps:\n" + "\n".join(lines))

@@ -1,39 +1,87 @@
-"""Both shards: the real `LeaseTable` and `Replica`, whose behaviour is looked up, call by call."""
+"""Both shards: the real `LeaseTable`, `Rules` and steps of a call, whose behaviour is looked up, call by call."""
 
 from __future__ import annotations
 
-import pickle
+import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from safe_refs.registry.replication import Parcel, Replica
-
 from safe_refs.config import Limits
-from safe_refs.errors import LeaseError, LeaseLostError, LeaseNotFoundError, RegistryFullError
+from safe_refs.errors import LeaseLostError, LeaseNotFoundError, LeaseReleasedError, SafeRefsError
+from safe_refs.registry import steps
+from safe_refs.registry.hooks import Began, Parts, ShardPart
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Terms
+from safe_refs.registry.records import Identity, Terms
+from safe_refs.registry.wire import Granted, NotNow, PinRow, ReleaseCall, RenewCall, ResolveRow
+from safe_refs.replication.records import Records, end_record_of, record_of
+from safe_refs.replication.rules import Rules
 
-from .model import LEASES, LOOK_UPS, ME, NAMES, TOPOLOGY, Interned
+from .model import LEASES, ME, NAMES, TOPOLOGY, Interned
+
+# What shards answer, as values that can be compared: errors are only equal to themselves.
+NOT_FOUND = LeaseNotFoundError.of("", "r")
+LOST = LeaseLostError.of("", "r", 1, 2)
+ENDED = LeaseReleasedError.of("", "r", 0.0, "somebody")
+OWN = LeaseReleasedError.of("", "r", 0.0, "the very use that asks")
 
 
 def _clock() -> float:
     return 0.0
 
 
+class Part(ShardPart):
+    """A shard's part: all that it does with an event is what `Rules` says. It also plays the anchoring.
+
+    Attributes:
+        rules: the real ones.
+        depends: the leases that depend on their maker ("maker"), or that are doubtful, as it is dead: what they hold is still there
+            ("safe") or not ("gone"), which the shard doesn't know yet.
+        asked: whom to ask for what was lost.
+    """
+
+    def __init__(self, rules: Rules[str]) -> None:
+        self.rules = rules
+        self.depends: dict[bytes, str] = {}
+        self.asked: dict[int, list[bytes]] = {}
+
+    def pinned(self, lease: bytes, began: Began) -> None:
+        self.rules.pinned(lease, from_shard=began.from_shard)
+        if began.borrower:
+            self.depends.setdefault(lease, "maker")
+
+    def changed(self, leases: Sequence[bytes]) -> None:
+        self.rules.changed(leases)
+
+    def ended(self, lease: bytes, items: Sequence[Any]) -> None:
+        self.depends.pop(lease, None)
+
+    def lost(self, leases: Sequence[bytes]) -> None:
+        self.asked = self.rules.lost(leases)
+
+    def doubts(self, row: ResolveRow) -> NotNow | None:
+        return NotNow.DOUBTFUL if self.depends.get(row.lease) in ("safe", "gone") else None
+
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+        return self.rules.excuse(lease, use, refusal)
+
+
 class Shown(NamedTuple):
     """What can be seen of a shard: all of its state that its later behaviour depends on.
 
     Attributes:
-        leases: for each, None, or ("live", uses so far, renewals, seconds left), or ("ended", how, uses).
+        leases: for each, None, or ("live", uses so far, renewals, seconds left), or ("ended", how, uses), or ("lost",).
         epoch: of its table.
         news: owed to the other, oldest first.
         recovering: it hasn't heard from the other.
-        rest: what else its `Replica` remembers.
+        depends: see `Part`, for each lease.
+        rest: what else its `Rules` remember.
     """
 
     leases: tuple[Any, ...]
     epoch: bytes
     news: tuple[bytes, ...]
     recovering: bool
+    depends: tuple[str, ...]
     rest: tuple[Any, ...]
 
 
@@ -44,18 +92,18 @@ class Shards:
     """
 
     def __init__(
-        self, table: type[LeaseTable[str]], replica: type[Replica[str]], uses: tuple[int | None, ...], limits: Limits
+        self, table: type[LeaseTable[str]], rules: type[Rules[str]], uses: tuple[int | None, ...], limits: Limits
     ) -> None:
         self._table_class = table
-        self._replica_class = replica
+        self._rules_class = rules
         self._uses = uses
         self._limits = limits
         self._states: Interned[tuple[int, Shown | None]] = Interned()
         self._states((-1, None))  # DOWN
-        self._frozen: list[bytes] = [b""]
+        self._frozen: list[tuple[LeaseTable[str], Part] | None] = [None]
         self._done: dict[tuple[int, int], tuple[int, Any]] = {}
         self.calls: Interned[tuple[Any, ...]] = Interned()
-        self.shown: list[Shown] = [Shown((None, None), b"", (), True, ())]
+        self.shown: list[Shown] = [Shown((None, None), b"", (), True, ("", ""), ())]
 
     @property
     def count(self) -> int:
@@ -66,119 +114,130 @@ class Shards:
         """A shard begins, empty."""
         table = self._table_class(
             registry="r",
-            epoch=epoch_of(epoch),
-            generation=epoch,
+            identity=identity_of(epoch),
             clock=_clock,
             wall=_clock,
             limits=self._limits,
             alone=False,
         )
-        return self._freeze(shard, table, self._replica_class(shard, TOPOLOGY, table, restarted, _clock))
+        part = Part(self._rules_class(shard, TOPOLOGY, table, restarted, _clock))
+        table._gone = part.ended
+        return self._freeze(table, part)
 
     def do(self, state: int, call: int) -> tuple[int, Any]:
         """Carry out a call: the next state, and the answer."""
         key = (state, call)
         done = self._done.get(key)
         if done is None:
-            table, replica = pickle.loads(self._frozen[state])
-            answer = self._carry_out(table, replica, *self.calls.values[call])
-            done = self._done[key] = self._freeze(replica.shard, table, replica), answer
+            table, part = copy.deepcopy(self._frozen[state])  # type: ignore[misc] # it is up
+            answer = _plain(self._carry_out(table, part, part.rules, *self.calls.values[call]))
+            done = self._done[key] = self._freeze(table, part), answer
         return done
 
-    def _freeze(self, shard: int, table: LeaseTable[str], replica: Replica[str]) -> int:
+    def _freeze(self, table: LeaseTable[str], part: Part) -> int:
+        rules = part.rules
         leases: list[Any] = []
         for lease in LEASES:
-            if (copy := table.copy(lease)) is not None:
-                leases.append(("live", copy.used, copy.renewals, copy.left_s))
-            elif (ending := table.ending(lease)) is not None:
-                leases.append(("ended", ending.how, frozenset(ending.uses)))
+            if (record := record_of(table, lease)) is not None:
+                leases.append(("live", record.used, record.renewals, record.left_s))
+            elif (end := end_record_of(table, lease)) is not None:
+                leases.append(("ended", end.how, frozenset(end.uses)))
             else:
-                leases.append(None)
-        news = tuple(replica.owing().get(1 - shard, ()))
-        recovering = bool(replica._to_hear)  # not what it says of itself, which is to be checked
-        rest = (frozenset(replica._silent), frozenset(replica._unheard), frozenset(replica._asked))
-        shown = Shown(tuple(leases), table.epoch, news, recovering, rest)
-        number = self._states((shard, shown))
+                leases.append(("lost",) if lease in table.tombstones._lost else None)
+        news = tuple(rules._news.get(1 - rules.shard, ()))
+        recovering = rules._is_recovering  # not what it says of itself, which is to be checked
+        rest = (frozenset(rules._ignorant), frozenset(rules._given_up), frozenset(rules._returned))
+        depends = tuple(part.depends.get(lease, "") for lease in LEASES)
+        shown = Shown(tuple(leases), table.identity.epoch, news, recovering, depends, rest)
+        number = self._states((rules.shard, shown))
         if number == len(self._frozen):
-            self._frozen.append(pickle.dumps((table, replica)))
+            self._frozen.append((table, part))
             self.shown.append(shown)
         return number
 
-    def _carry_out(self, table: LeaseTable[str], replica: Replica[str], what: str, *arguments: Any) -> Any:
+    def _carry_out(self, table: LeaseTable[str], part: Part, rules: Rules[str], what: str, *given: Any) -> Any:
         """One call, as the actor does it."""
-        other = 1 - replica.shard
-        if what in ("pin", "repair"):
-            (number,) = arguments
-            lease = LEASES[number]
-            if what == "repair":
-                replica.owe_one(lease, other)
-                return "ok"
-            try:
-                table.pin(lease, [NAMES[number]], [b"owner"], Terms(uses=self._uses[number]), ME)
-            except (LeaseError, RegistryFullError):
-                return "refused"
-            replica.owe_returned([lease])
-            return "ok"
+        parts, other = Parts([part]), 1 - rules.shard
+        if what == "pin":
+            number, borrower = given
+            row = PinRow(LEASES[number], 1, Terms(uses=self._uses[number]), ME, borrower, {})
+            return steps.pin(table, parts, row, [NAMES[number]], [b"owner"])
+        if what == "missed":
+            rules.missed([LEASES[given[0]]], [given[1]])
+            return True
         if what == "release":
-            (number,) = arguments
-            table.release(LEASES[number], ME)
-            replica.owe([LEASES[number]])
-            return "ok"
-        if what in LOOK_UPS:
-            number, epoch, use = arguments
-            lease = LEASES[number]
-            try:
-                if what == "renew":
-                    ttl, renewals = use
-                    renewals = table.renew(lease, epoch_of(epoch), epoch, ttl, renewals)
-                    replica.owe([lease])
-                    return ("renewed", renewals)
-                table.resolve(lease, epoch_of(epoch), epoch, slot=None, take=what == "take", origin=ME, use=use)
-            except LeaseNotFoundError:
-                return "recovering" if replica.to_hear else "not found"
-            except LeaseLostError:
-                return "recovering" if replica.to_hear else "lost"
-            except LeaseError:
-                return "yours" if table.ended_by(lease, use) else "ended"
-            if what != "resolve":
-                replica.owe([lease])
-            return "items"
+            return steps.release(table, parts, ReleaseCall(1, [([LEASES[given[0]]], ME)]))
+        if what == "resolve":
+            number, epoch, take, use = given
+            asked = ResolveRow(LEASES[number], identity_of(epoch), None, take, ME, use)
+            return parts.doubts(asked) or steps.resolve(table, parts, asked)
+        if what == "renew":
+            number, epoch, ttl, renewals = given
+            return steps.renew(table, parts, RenewCall(1, LEASES[number], identity_of(epoch), ttl, renewals))
         if what == "send news":
-            taken = replica.take_news(other, 10)
-            return self.calls(("receive", _Packed(replica.parcel(taken)), table.generation)), tuple(taken)
+            taken = rules.take_news(other, 10)
+            generation = table.identity.generation
+            return self.calls(("receive", _Packed(rules.records(taken)), generation)), tuple(taken)
         if what == "give back":
-            replica.give_back(other, arguments[0])
-            return None
+            return rules.give_back(other, given[0])
         if what == "receive":
-            packed, epoch = arguments
-            replica.receive(packed.parcel)
-            if epoch > table.generation:
-                table.begin_anew(epoch_of(epoch), epoch)
-            return None
-        if what == "tell":
-            parcel, complete = replica.parcel(replica.shared_with(other)), replica.knows_of(other)
-            replica.told(other)
-            return self.calls(("hear", _Packed(parcel), complete))
-        if what == "hear":
-            packed, complete = arguments
-            replica.receive(packed.parcel)
-            replica.hear(other, complete)
-            return None if replica.to_hear else replica.settle()
+            return _receive(parts, rules, given[0].records, identity_of(given[1]))
+        if what == "share":
+            leases, complete = rules.shared_with(other)
+            records = rules.records(leases)
+            rules.shared_all(other)
+            return self.calls(("heard", _Packed(records), complete))
+        if what == "heard":
+            _receive(parts, rules, given[0].records, None)
+            rules.heard(other, given[1])
+            return None if rules.unheard else _recovered(rules)
         if what == "give up":
-            return replica.settle()
+            return _recovered(rules)
         if what == "new epoch":
-            table.begin_anew(epoch_of(arguments[0]), arguments[0])
+            return rules.end_recovery(identity_of(given[0]))
+        if what == "maker dies":
+            part.depends[LEASES[given[0]]] = given[1]
             return None
+        if what == "owner answers":  # it knows the shard now, and what was passed on is there, or not
+            part.asked = {}
+            if part.depends.pop(LEASES[given[0]]) == "gone":
+                table.lose(LEASES[given[0]], "its maker is dead")
+                parts.lost([LEASES[given[0]]])
+            return sorted(part.asked)
         raise ValueError(what)
 
 
-class _Packed:
-    """A parcel as a value that can be compared and hashed."""
+def _receive(parts: Parts, rules: Rules[str], records: Records, identity: Identity | None) -> None:
+    for lease in rules.received(records, identity):
+        parts.pinned(lease, Began(from_shard=True))
 
-    def __init__(self, parcel: Parcel) -> None:
-        self.parcel = parcel
-        endings = tuple(ending._replace(uses=tuple(sorted(ending.uses))) for ending in parcel.endings)
-        self._key = (tuple(parcel.copies), endings)
+
+def _recovered(rules: Rules[str]) -> bool:
+    """All is heard, or not waited for: whether a new epoch has to begin before the shard answers for itself."""
+    lossy = rules.recovered()
+    if not lossy:
+        rules.end_recovery(None)
+    return lossy
+
+
+def _plain(answer: Any) -> Any:
+    """An answer as a value that can be compared and hashed."""
+    if isinstance(answer, list):
+        return tuple(answer)
+    if isinstance(answer, Granted):
+        return Granted(OWN)
+    if isinstance(answer, SafeRefsError):
+        return {LeaseNotFoundError: NOT_FOUND, LeaseLostError: LOST}.get(type(answer), ENDED)
+    return answer
+
+
+class _Packed:
+    """Records as a value that can be compared and hashed."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        ends = tuple(end._replace(uses=tuple(sorted(end.uses))) for end in records.ended)
+        self._key = (tuple(records.live), ends)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Packed) and self._key == other._key
@@ -187,10 +246,10 @@ class _Packed:
         return hash(self._key)
 
     def __repr__(self) -> str:
-        live = [NAMES[LEASES.index(copy.lease)] for copy in self.parcel.copies]
-        ended = [NAMES[LEASES.index(ending.lease)] for ending in self.parcel.endings]
+        live = [NAMES[LEASES.index(record.lease)] for record in self.records.live]
+        ended = [NAMES[LEASES.index(end.lease)] for end in self.records.ended]
         return f"(live: {''.join(live) or '-'}, ended: {''.join(ended) or '-'})"
 
 
-def epoch_of(number: int) -> bytes:
-    return number.to_bytes(8, "big")
+def identity_of(epoch: int) -> Identity:
+    return Identity(epoch.to_bytes(8, "big"), epoch)

@@ -6,25 +6,30 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-from .clients import SENT, begin, with_call
-from .model import DOWN, LOOK_UPS, NAMES, Book, Client, Network, Op, Story, World, replaced, told
-from .whole import Whole
+from safe_refs.errors import SafeRefsError
+from safe_refs.registry.wire import NotNow, Silence
+from safe_refs.replication.merging import Ask, Repair
+
+from .clients import begin, given_up, go_on, with_call
+from .model import DOWN, EARLY, NAMES, READS, TAKES, USES, Client, Ledger, Network, Op, Story, World, with_story
+from .shard_steps import ShardSteps
+from .shards import LOST, NOT_FOUND, OWN
 
 
-class Steps(Whole):
+class Steps(ShardSteps):
     """The states that follow one another."""
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
         """Everything that can happen next."""
-        book = self.books.values[world[6]]
+        ledger = self.ledgers.values[world[6]]
         network = self.networks.values[world[5]]
         for number in (0, 1, 2):
-            yield from self._client_steps(world, number, book, network)
+            yield from self._client_steps(world, number, ledger, network)
         for shard in (0, 1):
             if world[shard] == DOWN:
-                yield self._restart(world, shard, book)
+                yield self._restart(world, shard, ledger)
             else:
-                yield from self._shard_steps(world, shard, book, network)
+                yield from self._shard_steps(world, shard, ledger, network)
         for index, (shard, call) in enumerate(network.orphans):
             if index == 0 or network.orphans[index - 1] != (shard, call):
                 state, _ = self.shards.do(world[shard], call)
@@ -33,301 +38,225 @@ class Steps(Whole):
                     f"shard {shard} gets a call that nobody waits for: {self._name(call)}",
                     self._moved(world, {shard: state}, network=network._replace(orphans=rest)),
                 )
+        if self.scope.borrowed and ledger.deaths:
+            yield from self._maker_dies(world, ledger)
 
-    def _client_steps(self, world: World, number: int, book: Book, network: Network) -> Iterator[tuple[str, World]]:
+    def _client_steps(self, world: World, number: int, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
         client = self.clients.values[world[2 + number]]
         op = client.op
-        who = f"client {number}"
         if op is None:
-            if client.program:
-                for kind, lease in client.program[0]:
-                    story = book.stories[lease]
-                    if story.stage != ("" if kind == "pin" else "held"):
-                        continue
-                    settled = self.scope.crashes <= 1 or self._settled_of(world, lease, network)
-                    strict = kind == "resolve" and story.ended and (settled or not story.crashed)
-                    begun = begin(Op(kind, lease, strict, (SENT, SENT), len(client.program)), self._holders[lease])
-                    if kind == "pin":
-                        story = story._replace(stage="pinning", risk=not self.scope.strict and self._both_out(world))
-                    elif kind in ("release", "take"):
-                        story = story._replace(enders=min(2, story.enders + 1))
-                    elif kind == "use" and self.scope.uses[lease] is not None:
-                        story = story._replace(users=story.users + 1)
-                    if self.scope.crashes > 1:
-                        out = sum(1 << shard for shard in (0, 1) if self.shards.shown[world[shard]].recovering)
-                        before = 0 if settled else story.crashed
-                        story = story._replace(crashed=before | out)
-                    yield (
-                        f"{who} begins to {kind} {NAMES[lease]}",
-                        self._moved(
-                            world,
-                            {2 + number: self.clients(Client(client.program[1:], begun))},
-                            book=told(book, lease, story),
-                        ),
-                    )
+            for kind, lease in client.program[0] if client.program else ():
+                story = ledger.stories[lease]
+                if story.stage == ("" if kind == "pin" else "held") or (kind in EARLY and story.stage == "pinning"):
+                    yield self._begin(world, number, kind, lease, ledger, network)
             return
-        what = f"{who}'s {op.kind} of {NAMES[op.lease]}"
+        what = f"client {number}'s {op.kind} of {NAMES[op.lease]}"
+        if op.machine is None:
+            yield from self._wait_for_it(world, number, op, ledger, what)
+            return
         for shard in (0, 1):
             call = op.calls[shard]
             if call[0] == "sent":
                 if world[shard] == DOWN or call[1]:
-                    failed = with_call(op, shard, ("no",))
-                    yield f"{what} fails at shard {shard}", self._go_on(world, number, failed, book, network)
+                    failed = with_call(op, shard, ("here", Silence.DEAD))
+                    yield f"{what} fails at shard {shard}", self._go_on(world, number, failed, ledger, network)
                 if world[shard] != DOWN:
-                    yield from self._deliver(world, number, op, shard, book, network, what)
+                    yield from self._deliver(world, number, op, shard, ledger, network, what)
             elif call[0] == "done":
+                there = with_call(op, shard, ("here", call[1]))
                 yield (
-                    f"{what} is answered by shard {shard}: {call[1]}",
-                    self._answered(world, number, op, shard, call[1], book, network),
+                    f"{what} is answered by shard {shard}: {self._said(call[1])}",
+                    self._go_on(world, number, there, ledger, network),
                 )
-        if book.deaths and op.kind != "resolve":
-            yield from self._die(world, number, op, book, network)
+        if ledger.lates or (ledger.deaths and op.kind == "pin"):
+            yield self._give_up_waiting(world, number, op, ledger, network, what)
+        if ledger.deaths and not op.only_looks:
+            yield from self._die(world, number, op, ledger, network)
 
-    def _call_of(self, number: int, op: Op, shard: int, book: Book) -> int:
+    def _begin(
+        self, world: World, number: int, kind: str, lease: int, ledger: Ledger, network: Network
+    ) -> tuple[str, World]:
+        story = ledger.stories[lease]
+        settled = not self.scope.is_shaky or self._settled_of(world, lease, network)
+        flag = kind == "resolve" and story.ended and (settled or not story.crashed)
+        flag = flag or (kind in EARLY and story.stage == "held")
+        program = self.clients.values[world[2 + number]].program
+        begun = begin(Op(kind, lease, flag, len(program)), self.scope)
+        if kind == "pin":
+            # The epoch is that of a payload that is out before the answers are here.
+            risk = not self.scope.strict and self._both_out(world)
+            story = story._replace(stage="pinning", epoch=ledger.epoch, risk=risk)
+        elif kind in ("release", *TAKES):
+            story = story._replace(enders=min(2, story.enders + 1))
+        elif kind == "use" and self.scope.uses[lease] is not None:
+            story = story._replace(users=story.users + 1)
+        if self.scope.is_shaky:
+            out = sum(1 << shard for shard in (0, 1) if self._is_out(world, shard, lease))
+            story = story._replace(crashed=(0 if settled else story.crashed) | out)
+        after = self._moved(
+            world, {2 + number: self.clients(Client(program[1:], begun))}, ledger=with_story(ledger, lease, story)
+        )
+        return f"client {number} begins to {kind} {NAMES[lease]}", after
+
+    def _call_of(self, number: int, op: Op, shard: int, ledger: Ledger) -> int:
         """The call that an op makes to a shard."""
-        if op.kind in LOOK_UPS:
-            use: Any = b"" if op.kind == "resolve" else bytes([number, op.turn])
-            if op.kind == "renew":
-                told = op.calls[1 - shard]
-                use = (10.0 * (number + 1), told[1] if told[0] == "renewed" else 0)
-            return self.shards.calls((op.kind, op.lease, book.stories[op.lease].epoch, use))
-        if op.calls[1 - shard] == ("repairing",):
-            return self.shards.calls(("repair", op.lease))
-        return self.shards.calls((op.kind, op.lease))
+        ask = op.ask
+        if isinstance(ask, Repair):
+            return self.shards.calls(("missed", op.lease, ask.missing[0]))
+        if op.kind == "pin":
+            return self.shards.calls(("pin", op.lease, b"maker" if self.scope.borrowed else b""))
+        if op.kind == "release":
+            return self.shards.calls(("release", op.lease))
+        assert isinstance(ask, Ask)
+        epoch = ledger.stories[op.lease].epoch
+        if op.kind == "renew":
+            return self.shards.calls(("renew", op.lease, epoch, 10.0 * (number + 1), ask.number))
+        use = bytes([number, op.turn]) if ask.counts else b""
+        return self.shards.calls(("resolve", op.lease, epoch, op.kind in TAKES, use))
 
     def _deliver(
-        self, world: World, number: int, op: Op, shard: int, book: Book, network: Network, what: str
+        self, world: World, number: int, op: Op, shard: int, ledger: Ledger, network: Network, what: str
     ) -> Iterator[tuple[str, World]]:
-        call = self._call_of(number, op, shard, book)
+        call = self._call_of(number, op, shard, ledger)
         state, answer = self.shards.do(world[shard], call)
-        if answer in ("not found", "lost") and self.shards.shown[world[shard]].recovering:
-            self._problem = f"not found while recovering: shard {shard} says {answer} of {NAMES[op.lease]}"
+        if answer in (NOT_FOUND, LOST) and self.shards.shown[world[shard]].recovering:
+            self._problem = f"not found while recovering: shard {shard} says {self._said(answer)} of {NAMES[op.lease]}"
         world = self._moved(world, {shard: state})
-        for doubled in (False, True)[: 1 + (book.doubles > 0 and op.kind != "resolve")]:
+        if answer in (NotNow.DOUBTFUL, NOT_FOUND, LOST) and not op.only_looks:
+            ledger = self._forgetful(ledger, op.lease, 1 << shard)  # it does not know of this use, at first
+        for doubled in (False, True)[: 1 + (ledger.doubles > 0 and not op.only_looks)]:
             if doubled:
-                network = network._replace(orphans=tuple(sorted((*network.orphans, (shard, call)))))
-                book = book._replace(doubles=book.doubles - 1)
-            label = f"{what} reaches shard {shard}{', and is doubled' * doubled}: {answer}"
-            if book.crashes and op.kind != "resolve":
+                network = _with_orphans(network, [(shard, call)])
+                ledger = ledger._replace(doubles=ledger.doubles - 1)
+            label = f"{what} reaches shard {shard}{', and is doubled' * doubled}: {self._said(answer)}"
+            if ledger.crashes and not op.only_looks:
                 # The answer is under way, and a crash may come before it.
                 waiting = with_call(op, shard, ("done", answer))
                 yield (
                     label + " (the answer is under way)",
-                    self._moved(world, {2 + number: self._with_op(world, number, waiting)}, network=network, book=book),
+                    self._moved(
+                        world, {2 + number: self._with_op(world, number, waiting)}, network=network, ledger=ledger
+                    ),
                 )
             else:
-                yield label, self._answered(world, number, op, shard, answer, book, network)
+                yield label, self._go_on(world, number, with_call(op, shard, ("here", answer)), ledger, network)
 
-    def _answered(
-        self, world: World, number: int, op: Op, shard: int, answer: Any, book: Book, network: Network
-    ) -> World:
-        """An answer is here."""
-        if answer == "refused":
-            # What is under way stays so, and nobody waits for it.
-            other = 1 - shard
-            if op.calls[other][0] == "sent" and world[other] != DOWN:
-                left = (other, self._call_of(number, op, other, book))
-                network = network._replace(orphans=tuple(sorted((*network.orphans, left))))
-            return self._undo(world, number, op.lease, book, network)
-        status = answer if isinstance(answer, tuple) else (answer,)
-        return self._go_on(world, number, with_call(op, shard, status), book, network)
-
-    def _go_on(self, world: World, number: int, op: Op, book: Book, network: Network) -> World:
-        """A client has learnt something, and acts on it."""
-        op, verdict = self.scope.rules(op, self._holders[op.lease])
-        if not verdict:
-            return self._moved(world, {2 + number: self._with_op(world, number, op)}, network=network, book=book)
-        story = self._judged(world, op, verdict, book)
+    def _go_on(self, world: World, number: int, op: Op, ledger: Ledger, network: Network) -> World:
+        """A client has learned something, and acts on it."""
+        op, verdict = go_on(op, self.scope)
+        if verdict is None:
+            return self._moved(world, {2 + number: self._with_op(world, number, op)}, network=network, ledger=ledger)
+        if op.kind == "pin" and isinstance(verdict, (SafeRefsError, Silence)):
+            return self._undo(world, number, op.lease, ledger, network)
+        story = self._judged(op, verdict, ledger)
         return self._moved(
             world,
             {2 + number: self._with_op(world, number, None)},
             network=network,
-            book=told(book, op.lease, story),
+            ledger=with_story(ledger, op.lease, story),
         )
 
-    def _judged(self, world: World, op: Op, verdict: str, book: Book) -> Story:
+    def _wait_for_it(self, world: World, number: int, op: Op, ledger: Ledger, what: str) -> Iterator[tuple[str, World]]:
+        """Who has the payload before its pin was acknowledged asks again, until its patience ends, which outlasts any pin."""
+        story = ledger.stories[op.lease]
+        again = begin(op._replace(flag=story.stage == "held"), self.scope)
+        yield f"{what} is made again", self._moved(world, {2 + number: self._with_op(world, number, again)})
+        if story.stage != "pinning":
+            after = self._moved(world, {2 + number: self._with_op(world, number, None)})
+            if story.stage == "held" and op.flag:
+                self._problem = self._early_end(op, "not found", story)
+            yield f"{what} is given up", after
+
+    def _give_up_waiting(
+        self, world: World, number: int, op: Op, ledger: Ledger, network: Network, what: str
+    ) -> tuple[str, World]:
+        """A client's time is over. What is under way may arrive all the same."""
+        left = self._under_way(world, number, op, ledger)
+        if op.kind != "pin":  # one that is not answered in time promises nothing
+            late = sum(1 << shard for shard in (0, 1) if op.calls[shard][0] in ("sent", "done"))
+            ledger = self._forgetful(ledger, op.lease, late)
+        ledger = ledger._replace(lates=ledger.lates - 1) if ledger.lates else ledger._replace(deaths=ledger.deaths - 1)
+        after = self._go_on(world, number, given_up(op), ledger, _with_orphans(network, left))
+        return f"{what} is not answered in time", after
+
+    def _under_way(self, world: World, number: int, op: Op, ledger: Ledger) -> list[tuple[int, int]]:
+        return [
+            (shard, self._call_of(number, op, shard, ledger))
+            for shard in (0, 1)
+            if op.calls[shard][0] == "sent" and world[shard] != DOWN and not op.only_looks
+        ]
+
+    def _judged(self, op: Op, verdict: Any, ledger: Ledger) -> Story:
         """What a call has promised, or whether it breaks what was."""
-        story, name = book.stories[op.lease], NAMES[op.lease]
-        what = f"a {op.kind} says {verdict}"
-        if verdict in ("not found", "lost"):
-            if not self._may_have_ended(op.lease, story) and not story.risk:
-                self._problem = f"early end: {name} is held, and {what}"
-        elif verdict == "ended":
-            others = story._replace(
-                enders=story.enders - (op.kind == "take"), users=max(0, story.users - (op.kind == "use"))
-            )
-            if not self._may_have_ended(op.lease, others):
-                self._problem = f"early end: nobody else ended {name}, and {what}"
-        elif verdict == "yours":
-            if book.crashes == self.scope.crashes:
+        story, name = ledger.stories[op.lease], NAMES[op.lease]
+        if verdict is Silence.LATE:
+            return story
+        if verdict in (NOT_FOUND, LOST):
+            self._problem = self._early_end(op, self._said(verdict), story)
+        elif verdict is OWN:
+            if ledger.crashes == self.scope.crashes:
                 self._problem = (
                     f"early end: a {op.kind} of {name} is refused for its own sake, and no shard has crashed"
                 )
-        elif op.kind == "resolve":
-            if op.flag and not story.risk:
+        elif isinstance(verdict, SafeRefsError):
+            others = story._replace(
+                enders=story.enders - (op.kind in TAKES), users=max(0, story.users - (op.kind == "use"))
+            )
+            if not self._may_have_ended(op.lease, others) and story.stage == "held":
+                self._problem = f"early end: nobody else ended {name}, and a {op.kind} says {self._said(verdict)}"
+        elif op.kind in READS:
+            if op.kind == "resolve" and op.flag and not story.risk:
                 self._problem = f"resurrection: {name} had ended, and a resolve that began afterwards gives items"
         elif op.kind == "pin":
-            # The payload names the epoch that the deciding shard gave, or else the other.
-            first, second = self._holders[op.lease]
-            shard = first if op.calls[first][0] == "ok" and world[first] != DOWN else second
-            epoch = int.from_bytes(self.shards.shown[world[shard]].epoch, "big") if world[shard] != DOWN else book.epoch
-            return story._replace(stage="held", epoch=epoch)
+            return story._replace(stage="held", epoch=verdict.generation)
         elif op.kind == "release":
             return story._replace(ended=True)
-        elif op.kind in ("use", "take"):
+        elif op.kind in USES:
             most, wins = self.scope.uses[op.lease] or 1, story.wins + 1
             if wins > most and not story.risk:
                 self._problem = f"at most once: {name} was given out {wins} times, and may be {most}"
-            return story._replace(wins=wins, ended=op.kind == "take" or wins >= most)
+            return story._replace(wins=wins, ended=op.kind in TAKES or wins >= most)
         return story
+
+    def _early_end(self, op: Op, said: str, story: Story) -> str:
+        """What is broken if a lease is not there, for who asks; empty if that may be."""
+        if self._may_have_ended(op.lease, story) or story.risk:
+            return ""
+        if op.kind in EARLY and story.stage == "pinning":
+            return (
+                f"early end: {NAMES[op.lease]} may be under way, and an {op.kind} that says {said} does not wait for it"
+            )
+        if story.stage != "held" or (op.kind in EARLY and not op.flag):
+            return ""
+        return f"early end: {NAMES[op.lease]} is held, and a {op.kind} says {said}"
 
     def _may_have_ended(self, lease: int, story: Story) -> bool:
         """Whether enough calls were begun that a lease may have ended."""
         most = self.scope.uses[lease]
         return story.enders > 0 or (most is not None and story.users >= most)
 
-    def _undo(self, world: World, number: int, lease: int, book: Book, network: Network) -> World:
+    def _undo(self, world: World, number: int, lease: int, ledger: Ledger, network: Network) -> World:
         """A pin has not come to a good end, and its maker lives: it releases the lease."""
         call = self.shards.calls(("release", lease))
-        sent = [(shard, call) for shard in (0, 1) if world[shard] != DOWN]
-        network = network._replace(orphans=tuple(sorted((*network.orphans, *sent))))
-        book = told(book, lease, book.stories[lease]._replace(stage="undone"))
-        return self._moved(world, {2 + number: self._with_op(world, number, None)}, network=network, book=book)
+        network = _with_orphans(network, [(shard, call) for shard in (0, 1) if world[shard] != DOWN])
+        ledger = with_story(ledger, lease, ledger.stories[lease]._replace(stage="undone"))
+        return self._moved(world, {2 + number: self._with_op(world, number, None)}, network=network, ledger=ledger)
 
-    def _die(self, world: World, number: int, op: Op, book: Book, network: Network) -> Iterator[tuple[str, World]]:
-        """A client dies, and each of its calls that are under way may be lost; or its time is over."""
-        who = f"client {number}"
-        book = book._replace(deaths=book.deaths - 1)
-        sent = [
-            (shard, self._call_of(number, op, shard, book))
-            for shard in (0, 1)
-            if op.calls[shard][0] == "sent" and world[shard] != DOWN
-        ]
-        story = book.stories[op.lease]
-        dead = book
+    def _die(self, world: World, number: int, op: Op, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
+        """A client dies, and each of its calls that are under way may be lost."""
+        ledger = ledger._replace(deaths=ledger.deaths - 1)
+        sent = self._under_way(world, number, op, ledger)
         if op.kind == "pin":
-            dead = told(book, op.lease, story._replace(stage="abandoned"))
+            ledger = with_story(ledger, op.lease, ledger.stories[op.lease]._replace(stage="abandoned"))
         for keep in product((False, True), repeat=len(sent)):
             kept = [message for message, is_kept in zip(sent, keep, strict=True) if is_kept]
             yield (
-                f"{who} dies; {len(sent) - len(kept)} of its calls are lost, {len(kept)} go on",
+                f"client {number} dies; {len(sent) - len(kept)} of its calls are lost, {len(kept)} go on",
                 self._moved(
-                    world,
-                    {2 + number: self.clients(Client(()))},
-                    network=network._replace(orphans=tuple(sorted((*network.orphans, *kept)))),
-                    book=dead,
+                    world, {2 + number: self.clients(Client(()))}, network=_with_orphans(network, kept), ledger=ledger
                 ),
             )
-        if op.kind == "pin":
-            network = network._replace(orphans=tuple(sorted((*network.orphans, *sent))))
-            yield (
-                f"{who}'s time is over: it undoes its pin of {NAMES[op.lease]}",
-                self._undo(world, number, op.lease, book, network),
-            )
 
-    def _restart(self, world: World, shard: int, book: Book) -> tuple[str, World]:
-        state = self.shards.start(shard, book.epoch, True)
-        return f"shard {shard} restarts", self._moved(world, {shard: state})
 
-    def _shard_steps(self, world: World, shard: int, book: Book, network: Network) -> Iterator[tuple[str, World]]:
-        other = 1 - shard
-        up = world[other] != DOWN
-        shown = self.shards.shown[world[shard]]
-        if book.crashes and (self.scope.both or (up and not self.shards.shown[world[other]].recovering)):
-            yield from self._crash(world, shard, book, network)
-        # News.
-        under_way = network.news[shard]
-        if under_way is None:
-            if shown.news and up:
-                state, message = self.shards.do(world[shard], self._send_news)
-                yield (
-                    f"shard {shard} sends news",
-                    self._moved(
-                        world, {shard: state}, network=network._replace(news=replaced(network.news, shard, message))
-                    ),
-                )
-        else:
-            call, leases = under_way
-            arrived = network._replace(news=replaced(network.news, shard, None))
-            back, _ = self.shards.do(world[shard], self.shards.calls(("give back", leases)))
-            yield f"news of shard {shard} are lost, and owed again", self._moved(world, {shard: back}, network=arrived)
-            if up:
-                got, _ = self.shards.do(world[other], call)
-                label = f"news reach shard {other}: {self._name(call)}"
-                yield label, self._moved(world, {other: got}, network=arrived)
-                if book.doubles:
-                    fewer = book._replace(doubles=book.doubles - 1)
-                    late = arrived._replace(orphans=tuple(sorted((*network.orphans, (other, call)))))
-                    yield label + ", and are doubled", self._moved(world, {other: got}, network=late, book=fewer)
-                    yield (
-                        label + ", and the answer is lost",
-                        self._moved(world, {other: got, shard: back}, network=arrived, book=fewer),
-                    )
-        # Recovery.
-        if not shown.recovering:
-            return
-        answer = network.told[shard]
-        if answer is not None:
-            state, lossy = self.shards.do(world[shard], answer)
-            label = f"shard {shard} hears what it held: {self._name(answer)}"
-            yield self._settled(world, shard, state, lossy, book, network, label)
-        elif up:
-            state, answer = self.shards.do(world[other], self._tell)
-            yield (
-                f"shard {other} tells shard {shard} what it held",
-                self._moved(
-                    world,
-                    {other: state},
-                    network=network._replace(told=replaced(network.told, shard, answer)),
-                ),
-            )
-        else:
-            state, lossy = self.shards.do(world[shard], self._give_up)
-            yield self._settled(world, shard, state, lossy, book, network, f"shard {shard} gives up waiting")
-
-    def _settled(
-        self, world: World, shard: int, state: int, lossy: bool | None, book: Book, network: Network, label: str
-    ) -> tuple[str, World]:
-        network = network._replace(told=replaced(network.told, shard, None))
-        if lossy:
-            book = book._replace(epoch=book.epoch + 1)
-            state, _ = self.shards.do(state, self.shards.calls(("new epoch", book.epoch)))
-            label += "; a new epoch begins"
-        return label, self._moved(world, {shard: state}, network=network, book=book)
-
-    def _crash(self, world: World, shard: int, book: Book, network: Network) -> Iterator[tuple[str, World]]:
-        """A shard is gone, and what was under way to it; what it sent may still arrive."""
-        other = 1 - shard
-        book = book._replace(crashes=book.crashes - 1)
-        moved = {shard: DOWN}
-        undelivered = network.news[other]
-        if undelivered is not None:
-            moved[other], _ = self.shards.do(world[other], self.shards.calls(("give back", undelivered[1])))
-        for index in (2, 3, 4):
-            client = self.clients.values[world[index]]
-            if client.op is not None and client.op.calls[shard][0] in ("sent", "done"):
-                moved[index] = self.clients(client._replace(op=with_call(client.op, shard, ("sent", True))))
-        orphans = tuple(orphan for orphan in network.orphans if orphan[0] != shard)
-        news, told = network.news[shard], network.told[other]
-        for keep_news, keep_told in product(
-            (False, True)[: 1 + (news is not None)], (False, True)[: 1 + (told is not None)]
-        ):
-            kept = tuple(sorted((*orphans, (other, news[0])))) if keep_news and news is not None else orphans
-            left = Network(told=replaced((None, None), other, told if keep_told else None), orphans=kept)
-            after = self._moved(world, moved, network=left, book=book)
-            if self.scope.crashes > 1:
-                stories = [self._shaken(world, after, shard, lease, network) for lease in (0, 1)]
-                after = self._moved(after, {}, book=book._replace(stories=(stories[0], stories[1])))
-            yield f"shard {shard} crashes", after
-
-    def _shaken(self, before: World, after: World, shard: int, lease: int, network: Network) -> Story:
-        """What is promised about a lease when a shard crashes."""
-        story = self.books.values[before[6]].stories[lease]
-        if not story.stage:
-            return story
-        crashed = story.crashed
-        if not self._settled_of(before, lease, network):
-            crashed |= 1 << shard
-        return story._replace(
-            crashed=crashed, risk=not self.scope.strict and (story.risk or crashed == 3 or self._both_out(after))
-        )
+def _with_orphans(network: Network, calls: list[tuple[int, int]]) -> Network:
+    return network._replace(orphans=tuple(sorted((*network.orphans, *calls))))

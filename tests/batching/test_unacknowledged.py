@@ -5,38 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import signal
 import threading
 import time
-from typing import Any
 
 import pytest
 import ray
 
 import safe_refs
-from safe_refs import aio, config
-from safe_refs.registry import outbox, pinning, posting, resolving
-from tests.support.actors import borrower
-from tests.support.processes import Driver, lives
+from safe_refs import aio, config, terms
+from safe_refs.registry import verbs
+from tests.support.groups import sender
+from tests.support.processes import Driver
 from tests.support.shards import Start, is_whole, kill, stopped
 from tests.support.store import holds, is_empty
-from tests.support.values import MB, VALUE_BYTES, got, opens, value
+from tests.support.values import MB, got
 from tests.support.waiting import stays, until, wait_until
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """As long as it isn't set, nothing that is posted goes out."""
-    event = threading.Event()
-    together = pinning.pin_together
-
-    def wait_and_pin(*args: Any) -> Any:
-        assert event.wait(30)
-        return together(*args)
-
-    monkeypatch.setattr(pinning, "pin_together", wait_and_pin)
-    return event
 
 
 def test_it_is_held_after_flush(cluster: str) -> None:
@@ -82,7 +65,7 @@ def test_a_reader_that_comes_too_early_waits(cluster: str, gate: threading.Event
 
 def test_a_reader_waits_up_to_a_bound(cluster: str, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it is told that the lease isn't there."""
-    monkeypatch.setattr(resolving, "_COMES_S", 0.5)
+    monkeypatch.setattr(verbs, "COMES_S", 0.5)
     safe_refs.init()
     payload = safe_refs.dumps(ray.put("late"), wait=False)
     begun = time.monotonic()
@@ -179,7 +162,7 @@ def test_a_reader_that_comes_too_early_holds_up_no_other(cluster: str, gate: thr
 
     async def load() -> float:
         early = asyncio.ensure_future(aio.loads(coming))
-        await until(lambda: bool(outbox._aside._threads))  # it asks again, by itself
+        await until(lambda: bool(sender().background._threads))  # it asks again, by itself
         begun = time.monotonic()
         for _ in range(5):
             await aio.loads(there)
@@ -200,7 +183,7 @@ def test_flush_waits_no_longer_than_told(cluster: str) -> None:
     with stopped("default", 0):
         late = safe_refs.dumps(ray.put(2), wait=False)
         begun = time.monotonic()
-        with pytest.raises(safe_refs.RegistryUnavailableError, match="flush again"):
+        with pytest.raises(safe_refs.RegistryUnavailableError, match=r"flush\(\) again"):
             safe_refs.flush(0.3)
         assert time.monotonic() - begun < 5
     safe_refs.flush()
@@ -215,7 +198,7 @@ def test_pipeline_covers_a_block(cluster: str) -> None:
         waited = safe_refs.dumps(ray.put("waited"), wait=True)
         assert not safe_refs.inspect(waited).handles[0].address.soon
         elsewhere: list[bool] = []
-        thread = threading.Thread(target=lambda: elsewhere.append(config.waits()))
+        thread = threading.Thread(target=lambda: elsewhere.append(config.settings().waits))
         thread.start()
         thread.join()
         assert elsewhere == [True]
@@ -228,21 +211,21 @@ def test_pipeline_covers_a_block(cluster: str) -> None:
     with pytest.raises(ZeroDivisionError), safe_refs.pipeline():
         fail()
     assert len(safe_refs.leases()) == 52
-    assert config.waits()
+    assert config.settings().waits
     assert safe_refs.release([*payloads, waited]) == 52
 
 
 def test_it_is_a_setting_too(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the environment or by `init`; arguments beat them."""
     monkeypatch.setenv("SAFE_REFS_WAIT", "0")
-    assert not config.waits()
-    assert config.waits(True)
+    assert not config.settings().waits
+    assert terms.ask(None, None, None, True, None).waits
     monkeypatch.setenv("SAFE_REFS_WAIT", "1")
-    monkeypatch.setattr(config._told, "wait", None)
+    monkeypatch.setattr(config._given, "wait", None)
     safe_refs.init(wait=False)
-    assert config.waits()
+    assert config.settings().waits
     monkeypatch.delenv("SAFE_REFS_WAIT")
-    assert not config.waits()
+    assert not config.settings().waits
 
 
 def test_a_scope_ends_them_too(cluster: str) -> None:
@@ -291,53 +274,3 @@ def test_a_driver_that_ends_flushes(cluster: str, driver: Driver) -> None:
     payloads = [bytes.fromhex(each) for each in posted]
     assert [got(safe_refs.loads(payload)) for payload in payloads] == list(range(200))
     assert safe_refs.release([*payloads, handles[0]]) == 201
-
-
-@pytest.mark.parametrize("way", ["exit_actor", pytest.param("SIGTERM", marks=pytest.mark.long)])
-def test_an_actor_that_ends_flushes(cluster: str, way: str) -> None:
-    """While the registry doesn't answer, it posts, and is told to end: it waits for the registry."""
-    safe_refs.init()
-    actor = borrower()
-    pid = ray.get(actor.set_up.remote({}), timeout=60)
-    ray.get(actor.keep.remote([ray.put(value(number)) for number in range(3)]), timeout=60)
-    # It knows the registry from before.
-    safe_refs.release(ray.get(actor.dumps.remote(), timeout=60))
-
-    def post(self: Any) -> list[bytes]:
-        return [safe_refs.dumps(ref, wait=False) for ref in self.refs]
-
-    with stopped("default", 0):
-        payloads = ray.get(actor.__ray_call__.remote(post), timeout=60)
-        if way == "SIGTERM":
-            os.kill(pid, signal.SIGTERM)
-        else:
-            actor.end.remote()
-        stays(lambda: lives(pid), 1)  # it would end, and waits
-    wait_until(lambda: len(safe_refs.leases()) == 3)
-    stays(lambda: holds(3 * VALUE_BYTES), 3)
-    assert [opens(payload) for payload in payloads] == [0, 1, 2]
-    safe_refs.release(payloads)
-
-
-def test_a_task_may_return_what_is_not_held_yet(cluster: str) -> None:
-    """Its payload is opened by whoever gets it."""
-
-    @ray.remote(num_cpus=0)
-    def make() -> list[bytes]:
-        return [safe_refs.dumps(ray.put(number), wait=False) for number in range(50)]
-
-    payloads = ray.get(make.remote(), timeout=60)
-    assert [got(safe_refs.loads(payload)) for payload in payloads] == list(range(50))
-    assert safe_refs.release(payloads) == 50
-
-
-def test_a_forked_child_has_an_outbox_of_its_own(cluster: str) -> None:
-    """It waits for nothing that its parent has posted."""
-    safe_refs.init()
-    payload = safe_refs.dumps(ray.put(1), wait=False)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if not posting._posts.waiting and not outbox._groups else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    safe_refs.flush()
-    safe_refs.release(payload)

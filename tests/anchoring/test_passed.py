@@ -1,0 +1,107 @@
+"""What a shard keeps of references that it has passed on, with a shard built by hand: it goes with the leases."""
+
+from __future__ import annotations
+
+import pytest
+
+from safe_refs.anchoring.unanchored import GATHERS_S
+from safe_refs.registry.hooks import Began
+from safe_refs.registry.wire import NotNow
+from tests.anchoring.by_hand import ByHand
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> ByHand:
+    return ByHand(monkeypatch)
+
+
+def ident(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+@pytest.mark.parametrize("take", [True, False])
+def test_payloads_that_are_loaded_and_ended_leave_nothing(by_hand: ByHand, take: bool) -> None:
+    """Taken, or released right after: neither ids of objects nor leases stay."""
+    by_hand.pin(b"stays" + bytes(11), b"held")
+    for number in range(3000):
+        by_hand.pin(ident(number), ident(number))
+        assert by_hand.resolve(ident(number), take=take) == 1
+        by_hand.release(ident(number))
+        assert by_hand.handed_out <= 2 * 2 + 65
+    assert by_hand.part.figures() == {"unanchored": 0, "recovering": 0}
+    by_hand.release(b"stays" + bytes(11))
+    assert by_hand.handed_out == 0
+
+
+def test_the_last_use_leaves_no_entry(by_hand: ByHand) -> None:
+    """The lease is gone by the time the shard says that it was resolved."""
+    by_hand.pin(b"a" * 16, b"object")
+    by_hand.resolve(b"a" * 16, take=True)
+    assert len(by_hand.part._unanchored) == 0
+
+
+def test_a_borrowers_pin_has_owners_know_readers_first(by_hand: ByHand) -> None:
+    """Also readers that took another lease of the same object, which is gone."""
+    by_hand.pin(b"a" * 16, b"object", b"other")
+    by_hand.pin(b"b" * 16, b"object")
+    by_hand.resolve(b"a" * 16, take=True)
+    by_hand.pin(b"c" * 16, b"object", borrower=b"borrower")
+    assert by_hand.touches.touched == [b"object"]
+    by_hand.pin(b"d" * 16, b"object", borrower=b"borrower")
+    assert by_hand.touches.touched == [b"object"], "the owner knows them by now"
+
+
+def test_an_owners_pin_needs_no_report(by_hand: ByHand) -> None:
+    """The answer to it goes to the owner itself."""
+    by_hand.pin(b"a" * 16, b"object")
+    by_hand.resolve(b"a" * 16)
+    by_hand.pin(b"b" * 16, b"object")
+    assert by_hand.touches.touched == []
+
+
+def test_an_entry_goes_with_its_lease(by_hand: ByHand) -> None:
+    """Released, or replaced by copies, which their owner has brought itself."""
+    by_hand.pin(b"a" * 16, b"object", borrower=b"borrower")
+    by_hand.pin(b"b" * 16, b"object", borrower=b"borrower")
+    assert by_hand.part.depends_on(b"a" * 16) == b"borrower"
+    assert by_hand.part.figures() == {"unanchored": 2, "recovering": 0}
+    by_hand.release(b"a" * 16)
+    by_hand.shard.parts.replaced(b"b" * 16)
+    assert by_hand.part.figures() == {"unanchored": 0, "recovering": 0}
+
+
+def test_a_lease_from_another_shard_counts_as_recovering(by_hand: ByHand) -> None:
+    """Until this shard's own round has found that the owners know it."""
+    by_hand.pin(b"a" * 16, b"object")
+    by_hand.shard.parts.pinned(b"a" * 16, Began(b"shard", from_shard=True))
+    assert by_hand.part.figures() == {"unanchored": 1, "recovering": 1}
+
+
+def test_a_lease_of_a_dead_borrower_is_doubtful(by_hand: ByHand) -> None:
+    """Until the verdict: it may be lost, or the borrower may have reported in time."""
+    by_hand.pin(b"a" * 16, b"object", borrower=b"borrower")
+    assert by_hand.resolve(b"a" * 16) == 1
+    by_hand.dead.add(b"borrower")
+    assert by_hand.resolve(b"a" * 16) is NotNow.DOUBTFUL
+
+
+def test_without_anchoring_leases_are_listed_and_nothing_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes what is due, and nobody has to: no thread runs."""
+    by_hand = ByHand(monkeypatch, anchors=False)
+    for number in range(3000):
+        by_hand.pin(ident(number), ident(number), borrower=b"borrower")
+        by_hand.resolve(ident(number))
+        assert by_hand.part.depends_on(ident(number)) == b"borrower"
+        by_hand.release(ident(number))
+    assert len(by_hand.part._unanchored._queue) <= 64
+    assert (by_hand.handed_out, by_hand.part.threads(), by_hand.touches.touched) == (0, (), [])
+    assert by_hand.part.figures() == {"unanchored": 0, "recovering": 0}
+
+
+def test_what_is_asked_for_soon_is_due_at_once(by_hand: ByHand) -> None:
+    """And what is not unanchored isn't asked for."""
+    by_hand.pin(b"a" * 16, b"object", borrower=b"borrower")
+    by_hand.pin(b"b" * 16, b"object")
+    assert 0 < (by_hand.part._unanchored.next_in_s() or 0) <= GATHERS_S
+    assert by_hand.part.anchor_now([b"a" * 16, b"b" * 16, b"c" * 16]) == [b"a" * 16]
+    assert by_hand.part._unanchored.next_in_s() == 0
