@@ -3,15 +3,15 @@
 A Ray object dies with its owner. So for `durable=True` a *copy owner*, an actor beside each shard, has Ray tasks copy everything that
 the lease holds and everything inside that, to any depth, and gives the copies to the shard. The lease then holds those instead.
 
-    maker                          copy owner                  tasks                    shard
-      │── CopyCall ───────────────────>│                                                  │   objects that the maker owns
-      │── pin ────────────────────────────────────────────────────────────────────────────>│
-      │                                │<───────────────────────────── CopyCall ──────────│   all others (`make_durable`, thread)
-      │                                │── duplicate, rebuild ──────>│                    │   a few at a time, where the data is
-      │                                │<──────────────────── copies ┘                    │
-      │                                │── take_copies ──────────────────────────────────>│   the lease holds the copies
-      │<── completion ─────────────────│                                                  │
-      │── make_durable, every 3 s, to shards without copies ──────────────────────────────>│
+    maker                       copy owner                tasks                     shard
+    │─── CopyCall ─────────────────>│                       │                         │  objects that the maker owns
+    │─── pin ────────────────────────────────────────────────────────────────────────>│
+    │                               │<── CopyCall ────────────────────────────────────│  all other objects
+    │                               │─── duplicate, … ─────>│                         │  where the data is
+    │                               │<── the copies ────────│                         │
+    │                               │─── take_copies ────────────────────────────────>│  it holds the copies now
+    │<── completion ────────────────│                       │                         │
+    │─── make_durable, to shards without copies ─────────────────────────────────────>│  every 3 s, until they have
 
 What it costs:
 
