@@ -181,11 +181,17 @@ def test_a_registry_has_one_group_whatever_the_timeouts(session: FakeSession, on
 def test_a_session_that_ends_answers_all(session: FakeSession, one: FakeRegistry) -> None:
     """Also those in a call that is under way still; the groups' threads end; later requests are refused at once."""
     told: list[Exception | None] = []
+    before = set(threading.enumerate())
+
+    def ours() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "safe_refs-sending" and each not in before]
+
     with ThreadPoolExecutor(3) as pool:
         first = silence(one, pool, "pin", within(2))
         others = [pool.submit(session.sender.pin, "one", plan(), within(20)) for _ in range(2)]
         wait_until(lambda: len(session.sender._pins["one"]._waiting) == 2)
         session.sender.post("one", plan(), within(20), lambda _, error: told.append(error))
+        assert ours()
         begun = time.monotonic()
         session.sender.close()
         for each in others:
@@ -197,7 +203,7 @@ def test_a_session_that_ends_answers_all(session: FakeSession, one: FakeRegistry
             with pytest.raises(RegistryUnavailableError, match="the connection"):
                 session.sender.pin(name, plan(), within(5))
         assert isinstance(first.exception(10), RegistryUnavailableError)
-    wait_until(lambda: "safe_refs-sending" not in {thread.name for thread in threading.enumerate()})
+    wait_until(lambda: not ours())
 
 
 def test_closing_in_a_destructor_waits_for_nothing(session: FakeSession, one: FakeRegistry) -> None:
