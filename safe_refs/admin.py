@@ -97,7 +97,7 @@ def init(
             grow: leases move while calls go on, and this returns when all have. It can't be fewer than it has.
         replicas: how many of them hold each lease; 1 unless set. With 2 or more a crash of a shard, or of its node, costs nothing. A
             running registry keeps what it has.
-        timeout: seconds that calls wait for the registry, where they aren't told otherwise.
+        timeout: seconds that calls wait for the registry, unless the call says otherwise.
         durable_timeout: seconds that `durable=True` waits until the objects exist and have been copied; 600 unless set.
         ttl: seconds to live of leases that this process makes without a ttl; without this, they have no limit.
         wait: False lets `dumps` and `pin` return before the registry holds what they pass on; see `flush`.

@@ -18,7 +18,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from . import admin, envelope, lifetimes, payloads, pickling, pipelines, places, terms
+from . import admin, asks, envelope, lifetimes, payloads, pickling, pipelines, places, terms
 from . import handle as handle_module
 from .admin import Sort
 from .engine import BufferCallback, Pickled, pickle_object
@@ -73,7 +73,7 @@ async def dumps(
 
 async def _hold(pickled: Pickled, asked: terms.Asked) -> bytes:
     try:
-        await payloads.reach(asked.settings)
+        await asks.reach(asked.settings)
     except BaseException:
         pickled.writing.discard()
         raise
@@ -126,9 +126,9 @@ async def loads(
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     found = envelope.find(data)
-    payloads.check_kinds(found.header)
+    asks.check_kinds(found.header)
     if resolve:
-        values: Any = await payloads.resolve_async(found.header.address, timeout, slot=None, take=take)
+        values: Any = await asks.resolve_async(found.header.address, timeout, slot=None, take=take)
     else:
         values = slot_values([found.header], resolve, take, timeout)[0]
     with Reading(found.header.tag, values):
@@ -252,12 +252,12 @@ def _end(made: Any) -> None:
         return
     for target in made if isinstance(made, list) else [made]:
         if isinstance(target, SafeRef) or envelope.is_payload(target):
-            payloads.release_later(lifetimes.address_of(target))
+            asks.release_later(lifetimes.address_of(target))
 
 
 async def resolve(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> Any:
     """`SafeRef.resolve`, awaited."""
-    return (await payloads.resolve_async(handle.address, timeout, slot=handle.slot, take=False))[0]
+    return (await asks.resolve_async(handle.address, timeout, slot=handle.slot, take=False))[0]
 
 
 async def get(handle: SafeRef[Any]) -> Any:

@@ -24,7 +24,8 @@ from .registry import sessions
 from .registry.asking import Verbs
 from .registry.calls import Registry
 from .registry.here import Start
-from .registry.hooks import Asks, Layout, ShardPart
+from .registry.hooks import ShardPart
+from .registry.protocols import Asks, Layout
 from .registry.records import Identity
 from .registry.requests import Plan, Wanted
 from .registry.sessions import Session

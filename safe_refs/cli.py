@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     demo.add_argument("--redis", metavar="URL", help="hand over by this Redis server, rather than a SQLite file")
     demo.add_argument("--json", action="store_true", help="print the figures as one JSON document")
-    told = parser.parse_args(argv)
-    return _demo(told.files, told.redis, told.json)
+    given = parser.parse_args(argv)
+    return _demo(given.files, given.redis, given.json)
 
 
 def _demo(files: Sequence[str], redis_url: str | None, as_json: bool) -> int:

@@ -313,7 +313,7 @@ def _pickle_lambda(obj: Any) -> Pickled | bytes:
 
 
 def _by_value_modules() -> bool:
-    """Whether the user told cloudpickle to pickle some modules by value, which plain pickle knows nothing of."""
+    """Whether the user has registered modules with cloudpickle to be pickled by value, which plain pickle knows nothing of."""
     # Another thread may be in the middle of importing it: then nobody has registered anything yet.
     registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
     return registered is not None and bool(registered())

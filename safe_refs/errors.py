@@ -7,6 +7,8 @@ class for each way to end; `RegistryUnavailableError`, `RegistryFullError` and `
 What always holds: each error has its facts as attributes, a message with the cause and what to do about it, and survives
 `pickle`, `cloudpickle` and the border of a Ray task. No error carries a payload or a token, only a lease's short id (the first
 eight of its 32 hexadecimal digits), which resolves nothing. Times are seconds since the epoch by the registry's clock.
+
+More than 350 lines: one class for each way to fail, and most of each is its documentation.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class EnvelopeError(SafeRefsError, pickle.UnpicklingError):
 
 
 class Refused(NamedTuple):
-    """What an `UnsupportedReferenceError` knows until it is told where in the object the reference stands."""
+    """What an `UnsupportedReferenceError` knows until `locate` says where in the object the reference stands."""
 
     reference: Any
     what: str
@@ -210,10 +212,10 @@ class LeaseUsedUpError(LeaseError):
 
 
 class LeaseLostError(LeaseError):
-    """What the lease held is gone: with the registry (shut down, killed or crashed), or with a process that it hung on.
+    """What the lease held is gone: with the registry (shut down, killed or crashed), or with a process that the lease depended on.
 
-    A lease hangs on the process that made it if that process borrowed the reference, was busy with several threads, and was killed
-    (see docs/lifetimes.md).
+    A lease depends on the process that made it if that process had only borrowed the reference and had other threads at work. If such
+    a process is killed, the lease is lost (see docs/lifetimes.md).
 
     Attributes:
         generation: which start of the registry the lease belonged to, counted from 1.
@@ -262,7 +264,7 @@ class LeaseLostError(LeaseError):
 
 
 class LeaseNotFoundError(LeaseError):
-    """The registry never heard of the lease, or it ended so long ago that the note of it is gone."""
+    """The registry never held the lease, or the lease ended so long ago that its tombstone is gone."""
 
     @classmethod
     def of(cls, lease: str, registry: str) -> LeaseNotFoundError:

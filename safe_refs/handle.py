@@ -2,6 +2,8 @@
 
 What always holds: holding a handle keeps nothing alive, and pickling, copying or printing one changes nothing; a handle's text and
 bytes are capabilities (whoever has them can resolve and release), so `repr` shows the lease's short id only.
+
+More than 350 lines: type checkers need three signatures of `pin`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Generator, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from . import payloads, places, terms
+from . import asks, payloads, places, terms
 from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
 from .kinds import kind_of, refusal
@@ -85,7 +87,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        found: ray.ObjectRef[T] = payloads.resolve(self._address, timeout, slot=self._slot, take=False)[0]
+        found: ray.ObjectRef[T] = asks.resolve(self._address, timeout, slot=self._slot, take=False)[0]
         return found
 
     def get(self, timeout: float | None = None) -> T:
@@ -117,7 +119,7 @@ class SafeRef(Generic[T]):
     async def _get_async(self) -> T:
         import ray
 
-        ref: Any = (await payloads.resolve_async(self._address, None, slot=self._slot, take=False))[0]
+        ref: Any = (await asks.resolve_async(self._address, None, slot=self._slot, take=False))[0]
         if self._kind == ACTOR:
             return cast(T, ref)
         try:
@@ -133,7 +135,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        return payloads.release([self._address], timeout)
+        return asks.release([self._address], timeout)
 
     def renew(self, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
         """Let the lease live `ttl` seconds from now, be that longer or shorter than it had.
@@ -143,7 +145,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        payloads.renew(self._address, ttl, timeout)
+        asks.renew(self._address, ttl, timeout)
 
     def make_durable(self, *, timeout: float | timedelta | None = None) -> None:
         """Have the registry hold copies of its own in place of what the lease holds: of all its references and what is inside.
@@ -160,7 +162,7 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, the copies don't exist in time, or could not be made. The lease stays.
         """
-        payloads.make_durable([self._address], timeout)
+        asks.make_durable([self._address], timeout)
 
     def __enter__(self) -> SafeRef[T]:
         return self
@@ -328,11 +330,11 @@ def slot_values(
     """What belongs into the slots of payloads: references from the registry, or handles."""
     for header in headers:
         if not KINDS.issuperset(header.kinds):
-            payloads.check_kinds(header)
+            asks.check_kinds(header)
     if resolve and len(headers) == 1:
-        return [payloads.resolve(headers[0].address, timeout, slot=None, take=take)]
+        return [asks.resolve(headers[0].address, timeout, slot=None, take=take)]
     if resolve:
-        return payloads.resolve_many([header.address for header in headers], timeout, take=take)
+        return asks.resolve_many([header.address for header in headers], timeout, take=take)
     if take:
         raise ValueError("take=True needs resolve=True: handles are made without asking the registry")
     return [handles_of(header.address, header.kinds) for header in headers]

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
-from . import config, envelope, payloads, terms
+from . import asks, config, envelope, terms
 from .envelope import LeaseAddress
 from .errors import EnvelopeError
 from .handle import TEXT_PREFIX, SafeRef
@@ -118,8 +118,8 @@ def release(target: Target | Iterable[Target], *, timeout: float | timedelta | N
             address = _address(each)
             if address is not None:
                 addresses[address] = None
-    ended = payloads.release(addresses, timeout) if addresses else 0
-    return ended + payloads.release_ids(list(ids), timeout) if ids else ended
+    ended = asks.release(addresses, timeout) if addresses else 0
+    return ended + asks.release_ids(list(ids), timeout) if ids else ended
 
 
 def renew(
@@ -141,7 +141,7 @@ def renew(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    payloads.renew(address_of(target), ttl, timeout)
+    asks.renew(address_of(target), ttl, timeout)
 
 
 def expires_in_s(
@@ -161,7 +161,7 @@ def expires_in_s(
         WrongClusterError: it is another cluster's.
         RegistryUnavailableError: no Ray connection, or no answer in time.
     """
-    return payloads.expires_in_s(address_of(target), timeout)
+    return asks.expires_in_s(address_of(target), timeout)
 
 
 def scope(*, ttl: float | timedelta | None = None, label: str | None = None, durable: bool | None = None) -> Scope:
@@ -174,7 +174,7 @@ def scope(*, ttl: float | timedelta | None = None, label: str | None = None, dur
     Args:
         ttl: seconds to live of leases made inside without a ttl of their own.
         label: label of those made without one of their own.
-        durable: whether those hold copies (see `dumps`) that aren't told otherwise.
+        durable: default for `durable` of `dumps` and `pin` inside.
 
     Returns:
         The scope, with `keep(target)`.
@@ -201,7 +201,7 @@ def keepalive(
         ttl: seconds (or a `timedelta`) that each renewal gives; every third of it there is one.
 
     Returns:
-        The context manager, whose `error` tells if a lease has ended under way.
+        The context manager, whose `error` says how a lease has ended meanwhile.
 
     Raises:
         LeaseError: on entering, if a lease has ended; at the end of the block, if one has ended under way.

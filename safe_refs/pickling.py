@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from . import envelope, payloads, places, terms
+from . import asks, envelope, payloads, places, terms
 from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
 from .handle import slot_values
@@ -170,7 +170,7 @@ def loads(
         Exception: what `pickle.loads` raises.
     """
     if type(data) is bytes and data[2:4] != _THIRD_OPCODE:
-        # Some other pickle: the common case, told by two bytes.
+        # Some other pickle: the common case, seen by two bytes.
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
@@ -273,5 +273,5 @@ def write_or_release(file: WritableFile, data: bytes) -> None:
         file.write(data)
     except BaseException:
         if envelope.is_payload(data):
-            payloads.release_later(envelope.find(data).header.address)
+            asks.release_later(envelope.find(data).header.address)
         raise

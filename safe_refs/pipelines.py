@@ -34,7 +34,7 @@ def flush(timeout: float | timedelta | None = None) -> None:
 
 @contextmanager
 def pipeline() -> Iterator[None]:
-    """A context manager: inside, `dumps` and `pin` don't wait, unless they are told `wait=True`; at its end it flushes.
+    """A context manager: inside, `dumps` and `pin` don't wait, unless they are called with `wait=True`; at its end it flushes.
 
     It is the thread's or the asyncio task's that entered it, and covers whatever code that calls.
 
@@ -51,7 +51,7 @@ def pipeline() -> Iterator[None]:
         try:
             flush()
         except Exception:
-            logger.exception("a pipeline could not flush")  # the error that ended the block is the one to tell
+            logger.exception("a pipeline could not flush")  # the error that ended the block is the one to raise
         raise
     else:
         flush()

@@ -44,7 +44,7 @@ class _Way(NamedTuple):
 
 
 def explain(error: UnsupportedReferenceError, obj: Any, name: str = "payload") -> None:
-    """Tell an error where in `obj`, which goes by that name, the refused reference stands. Once: then the error knows.
+    """Complete an error: where in `obj`, which goes by that name, the refused reference stands. Only once: then the error knows.
 
     Args:
         error: as a reducer raised it.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from . import config, payloads
+from . import asks, config, payloads
 from .envelope import LeaseAddress
 from .errors import LeaseError, RegistryUnavailableError
 from .terms import Surrounding, closed, current, open_scope, opened
@@ -30,7 +30,7 @@ class Scope(Surrounding):
     Args:
         ttl: time to live, in seconds, of leases made inside without one of their own.
         label: label of leases made inside without one of their own.
-        durable: whether leases made inside hold copies, where they aren't told otherwise; None for what is so outside.
+        durable: default for `durable` of leases that are made inside; None for the default outside.
         addresses_of: gives the leases that a target names.
     """
 
@@ -118,7 +118,7 @@ class Scope(Surrounding):
         except RegistryUnavailableError:
             if error is None:
                 raise
-            # The error that ended the block is the one to tell.
+            # The error that ended the block is the one to raise.
             logger.warning("a scope could not release its leases, as the registry did not answer", exc_info=True)
 
     async def __aenter__(self) -> Scope:
@@ -180,7 +180,7 @@ class KeepAlive:
         if self._stop is not None:
             raise RuntimeError("this keepalive is renewing already: call keepalive() again for another")
         for address in self._addresses:
-            payloads.renew(address, self._ttl, None)
+            asks.renew(address, self._ttl, None)
         self._error, self._failure, self._stop = None, None, threading.Event()
         self._thread = threading.Thread(target=self._renew, args=(self._stop,), name="safe_refs-keepalive", daemon=True)
         self._thread.start()
@@ -201,7 +201,7 @@ class KeepAlive:
             begun, failure = time.monotonic(), None
             for address in list(alive):
                 try:
-                    payloads.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
+                    asks.renew(address, self._ttl, min(config.timeout_s(), self._ttl))
                 except LeaseError as error:
                     alive.remove(address)
                     self._error = self._error or error
@@ -209,7 +209,7 @@ class KeepAlive:
                     logger.warning("lease %s could not be renewed now; trying again", address.short_id)
                 except (
                     Exception
-                ) as error:  # whatever it is, the other leases are to be renewed, and the block is told at its end
+                ) as error:  # whatever it is, the other leases are to be renewed, and the block gets it at its end
                     failure = error
                     logger.warning("lease %s could not be renewed; trying again", address.short_id, exc_info=True)
             self._failure = failure

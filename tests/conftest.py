@@ -34,10 +34,10 @@ ROOMS = (
     "client",
     "durability",
     "replication",
-    "batching",
-    "faces",
-    "registry",
     "core",
+    "faces",
+    "batching",
+    "registry",
     "integrations",
 )
 

@@ -13,7 +13,7 @@
 | `native` | what the others share: Ray's core worker and its control service |
 
 Each function that goes beyond Ray's public API says why, since which Ray it has been seen to work, and what happens without it.
-tests/test_ray_facts.py tries each with the Ray at hand, and `make test-oldest` with the oldest that we support.
+tests/core/test_ray_facts.py tries each with the Ray at hand, and `make test-oldest` with the oldest that we support.
 
 What always holds: nothing here imports Ray before somebody else has. No reference can exist until then.
 """

@@ -16,7 +16,7 @@ from ..registry.calls import Call, NoRegistryError
 from .part import Anchoring, GiveBack
 
 if TYPE_CHECKING:
-    from ..registry.hooks import Asks
+    from ..registry.protocols import Asks
     from ..registry.sessions import Session
 
 _ASKS_PAUSE_S = 0.01
@@ -77,7 +77,7 @@ class Holders:
         if verbs is not None:
             call = GiveBack(list(ids), relay)
             shards = verbs.by_shard([lease])
-            self._session.registry(registry).tell({shard: Call(Anchoring.give_back, call) for shard in shards})
+            self._session.registry(registry).send({shard: Call(Anchoring.give_back, call) for shard in shards})
 
     def _verbs(self, registry: str) -> Asks | None:
         try:

@@ -88,9 +88,15 @@ class CopyRequests:
             request.sent_at = self._clock()
 
     def want(self, lease: bytes, env: str) -> None:
-        """A durable lease holds copies of another shard's copy owner: copy them in the background."""
-        if lease not in self._requests:
-            self._requests[lease] = _Request(env, None, None, self._clock())
+        """A durable lease holds copies of another shard's copy owner: copy them in the background.
+
+        If a process has asked for copies here, it learns that the lease is durable, and asks no more. Then this is what remains.
+        """
+        request = self._requests.get(lease)
+        if request is None or request.asked_at is not None:
+            wanted = self._requests[lease] = _Request(env, None, None, self._clock())
+            if request is not None and request.problem is None:
+                wanted.sent_at, wanted.completion = request.sent_at, request.completion
 
     def due(self) -> list[tuple[bytes, str]]:
         """The leases whose requests the caller has to send to the copy owner now, each with its environment."""

@@ -13,7 +13,7 @@ from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry
-from .hooks import Layout
+from .protocols import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Wanted
 from .shard import Shard
@@ -85,7 +85,7 @@ class Verbs:
         """What leases hold, in one call to each shard that holds some.
 
         Returns:
-            For each its references; None if that is not settled by this call: `resolve` it by itself, with the same use.
+            For each its references; None if this call does not decide: `resolve` it by itself, with the same use.
 
         Raises:
             RegistryUnavailableError: no answer in time.
@@ -100,7 +100,7 @@ class Verbs:
         return [self.resolved(row.address, refs) for row, refs in zip(rows, parts(*reply), strict=True)]
 
     def resolved(self, address: LeaseAddress, refs: list[Ref] | None) -> list[Ref] | None:
-        """References that have come from the registry, of which the client's parts are told."""
+        """References that have come from the registry. The client's parts learn of them."""
         if refs is not None:
             for part in self.registry.here.parts:
                 part.resolved(address, refs)

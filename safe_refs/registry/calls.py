@@ -21,7 +21,7 @@ from .._ray import cluster, objects, workers
 from ..config import Deadline
 from ..errors import RegistryUnavailableError
 from .here import Here
-from .hooks import Asks, Layout
+from .protocols import Asks, Layout
 from .records import Identity
 from .shard import Shard, actor_name
 from .wire import NOT_TEXT, PACKED, ReleaseCall
@@ -72,7 +72,7 @@ class Registry:
         self.here = here
         self.name = name
         self._make_verbs = verbs
-        self.identity: Identity | None = None  # of its last start that this process has heard of
+        self.identity: Identity | None = None  # of the last start that this process has asked
         self._layout: Layout | None = None
         self._verbs: Asks | None = None  # for that layout
         self._lock = threading.Lock()  # guards `_handles`
@@ -199,7 +199,7 @@ class Registry:
                 replies[shard] = Silence.DEAD
         return replies
 
-    def tell(self, calls: Mapping[int, Call[Any]]) -> None:
+    def send(self, calls: Mapping[int, Call[Any]]) -> None:
         """Call shards without waiting; those that don't run, or can't be called just now, are left out."""
         import ray
 
@@ -222,7 +222,7 @@ class Registry:
             version, maker = self.layout(start=False).version, self.here.origin()
         except (NoRegistryError, RegistryUnavailableError, ValueError):
             return
-        self.tell({shard: Call(Shard.release, ReleaseCall(version, [(ids, maker)])) for shard, ids in rows.items()})
+        self.send({shard: Call(Shard.release, ReleaseCall(version, [(ids, maker)])) for shard, ids in rows.items()})
 
     def no_answer(self, deadline: Deadline) -> RegistryUnavailableError:
         """The error for an answer that did not come in time."""
@@ -263,7 +263,7 @@ class Registry:
             except ValueError:
                 if not start:
                     raise NoRegistryError from None
-            # It may have been shut down since this process heard of it. What starts now is a new one, which others have to find.
+            # It may have been shut down since this process asked it. What starts now is a new one, which others have to find.
             found = self.here.directory.find(self.name, start=True)
             if found is not None and shard >= found.shards and self.knows_layout:
                 # Another process has started it with fewer shards.

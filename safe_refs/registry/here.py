@@ -13,7 +13,8 @@ from .._ray import client as ray_client
 from .._ray import workers
 from ..envelope import LeaseAddress
 from ..errors import WrongClusterError
-from .hooks import ClientPart, Directory
+from .hooks import ClientPart
+from .protocols import Directory
 from .records import Origin, by_client
 
 _FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package

@@ -29,10 +29,6 @@ T = TypeVar("T")
 _MOST_USES_REMEMBERED = 16  # of an ended lease; a hundred thousand of those are remembered
 
 
-def _nothing(lease: bytes, items: Sequence[object]) -> None:
-    """Nobody wants to know that a lease holds nothing any more."""
-
-
 class LeaseTable(Generic[T]):
     """All leases of one shard.
 
@@ -55,7 +51,7 @@ class LeaseTable(Generic[T]):
         wall: Callable[[], float],
         limits: Limits | None = None,
         alone: bool = True,
-        gone: Callable[[bytes, tuple[T, ...]], None] = _nothing,
+        gone: Callable[[bytes, tuple[T, ...]], object] = lambda lease, items: None,
     ) -> None:
         self.registry = registry
         self.identity = identity
@@ -83,8 +79,7 @@ class LeaseTable(Generic[T]):
             terms: on what it ends by itself.
             origin: who makes it.
 
-        Returns:
-            Whether it began now.
+        Returns: whether it began now.
 
         Raises:
             LeaseError: the lease has ended already (its release overtook it): nothing is held.
@@ -154,16 +149,12 @@ class LeaseTable(Generic[T]):
 
         Args:
             lease: its id.
-            asked: as for `resolve`.
+            asked: as for `resolve`, like the errors.
             ttl: seconds.
             renewals: which renewal this is, as another replica has counted it; 0 counts it here. An older one than the last changes
                 nothing.
 
-        Returns:
-            Which renewal it was, from 1.
-
-        Raises:
-            LeaseError: it isn't live.
+        Returns: which renewal it was, from 1.
         """
         held = self.living(lease, asked)
         number = renewals or held.renewals + 1
@@ -172,10 +163,7 @@ class LeaseTable(Generic[T]):
         return number
 
     def replace(self, lease: bytes, items: Sequence[T], owners: Sequence[bytes], terms: Terms) -> bool:
-        """A live lease holds other items from now on, in the same slots, on other terms; False if it isn't live.
-
-        Its ttl, if the terms have a new one, counts from now.
-        """
+        """A live lease holds other items, in the same slots, on other terms (a new ttl counts from now); False if it isn't live."""
         held = self.find(lease)
         if held is None:
             return False
@@ -195,11 +183,7 @@ class LeaseTable(Generic[T]):
         return held
 
     def living(self, lease: bytes, asked: Identity) -> Lease[T]:
-        """A lease that is live now; see `resolve` for the arguments.
-
-        Raises:
-            LeaseError: it isn't.
-        """
+        """A lease that is live now; arguments and errors as of `resolve`."""
         held = self.find(lease)
         if held is None:
             raise self.tombstones.why(lease, asked, self.identity, alone=self.alone)
@@ -216,11 +200,7 @@ class LeaseTable(Generic[T]):
         return held is not None and held.terms.uses is not None
 
     def expires_in_s(self, lease: bytes, asked: Identity) -> float | None:
-        """Seconds until a live lease's ttl runs out; None without one.
-
-        Raises:
-            LeaseError: it isn't live.
-        """
+        """Seconds until a live lease's ttl runs out; None without one. Raises as `resolve` does."""
         held = self.living(lease, asked)
         return None if held.expires_at is None else held.expires_at - self.clock()
 
@@ -294,7 +274,6 @@ class LeaseTable(Generic[T]):
         )
 
     # The steps that all of the above is made of, and that whoever merges the leases of several tables uses, too.
-
     def begin(
         self,
         lease: bytes,
@@ -326,7 +305,7 @@ class LeaseTable(Generic[T]):
 
         Args:
             lease: its id.
-            how: see `tombstones.End`, like `by`.
+            how: as in `tombstones.End`, like `by`.
             by: see `how`.
             use: the use that ended it, if it was one.
         """

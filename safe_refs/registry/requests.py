@@ -24,7 +24,7 @@ class Plan:
         terms: its terms.
         maker: who makes it.
         borrowed: those of `refs` that other processes own.
-        borrower: address of this process, if it doesn't own all of them or, as a Ray Client, can't tell; else empty.
+        borrower: address of this process, if it doesn't own all of them or, as a Ray Client, doesn't know; else empty.
         durable: whether it is to hold copies.
         extras: see `PinRow`.
         notes: what a part of the client keeps between `before_pin` and `after_pin`, by its name.

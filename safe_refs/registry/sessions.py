@@ -20,7 +20,7 @@ from .asking import Verbs
 from .calls import Registry
 from .direct import Direct
 from .here import Here, Start
-from .hooks import Asks, Directory, Layout, Sender
+from .protocols import Asks, Directory, Layout, Sender
 from .records import Identity
 from .requests import Plan, Wanted
 
@@ -127,7 +127,7 @@ class Session(Here):
             part.after_pins(registry, pins, deadline)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
-        """Have a lease pinned soon; what goes wrong, somebody else is told. By itself, a session pins at once."""
+        """Have a lease pinned soon. By itself, a session pins at once."""
         self.sender.pin(registry, plan, deadline)
 
     async def post_async(self, registry: str, plan: Plan, deadline: Deadline) -> None:

@@ -4,7 +4,7 @@ A plain actor, one call at a time (an async one costs a fifth more per call). Re
 them as borrowed and never fetches a value here; the actor never deserializes users' data. Refusals are returned, not raised: an
 exception that crosses a task's border is wrapped and costs ten times the call.
 
-What always holds: whatever happens to a lease, every part is told; a thread that fails starts again.
+What always holds: every part learns of whatever happens to a lease; a thread that fails starts again.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Shard:
     def _pin(self, row: PinRow, refs: list[Ref]) -> bytes | SafeRefsError:
         owners = [workers.owner_of(ref) for ref in refs]
         if row.borrower and workers.owns_all(row.borrower, owners):
-            row = row._replace(borrower=b"")  # a Ray Client, which could not tell
+            row = row._replace(borrower=b"")  # a Ray Client, which did not know
         self.parts.pinning(row, refs)
         sizes = self.weigh(refs)
         with self.lock:
@@ -218,7 +218,7 @@ class Shard:
             self.parts.limits_changed()
 
     def close(self, call: CloseCall) -> int:
-        """Let go of everything, and wait until Ray has seen it, no longer than told; how many leases that were.
+        """Let go of everything, and wait until Ray has seen it, for so long at most; how many leases that were.
 
         An owner learns of a process that resolved a reference from here only once this one has let go in order: killing the actor
         before that would take those live references along.

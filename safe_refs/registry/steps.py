@@ -1,4 +1,4 @@
-"""What a shard does with a call about a lease: the table's step, what the parts are told of it, and the answer. Pure.
+"""What a shard does with a call about a lease: the table's step, the events for the parts, and the answer. Pure.
 
 All of it runs under the shard's lock. The explorer of the tests drives these very functions, with a part that is as pure.
 """

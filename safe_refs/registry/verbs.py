@@ -20,7 +20,7 @@ from ..envelope import LeaseAddress
 from ..errors import LeaseError, LeaseLostError, OwnerGoneError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry
 from .here import Here
-from .hooks import Asks
+from .protocols import Asks
 from .records import Identity, Origin
 from .requests import Plan, Question, Wanted, identity
 from .shard import Shard

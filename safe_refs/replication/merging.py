@@ -6,7 +6,7 @@ The verbs of a process drive it with calls, the explorer of the tests with every
 ```
 Inquiry   a question about a lease (resolve, take, renew, …)    all holders at once, or one after the other
 Pinning   a lease is to begin                                   all holders at once; those that are dead get it from the others
-Releasing leases are to end                                     all that may hold them at once; who is dead hears it from the others
+Releasing leases are to end                                     all that may hold them at once; the dead learn it from the others
 ```
 
 A machine's verdict is a result, an error, or why there is none yet: a `NotNow` or `Silence`, as one shard would answer it, for
@@ -88,7 +88,8 @@ class Inquiry(NamedTuple):
         if not self.in_turn or len(self.shards) == 1:
             return taken._verdict()
         (reply,) = replies.values()
-        # Who has not heard, and who can't say in time, decides for the others: whom we ask after them would go by less.
+        # An old topology: whom to ask next may be wrong. No answer in time: it may have been granted, and more would be spent. An
+        # end: the others have nothing to add.
         if reply in (NotNow.STALE, Silence.LATE) or _is_end(reply):
             return taken._verdict()
         if _is_result(reply):
@@ -119,7 +120,7 @@ class Inquiry(NamedTuple):
             return self._replace(in_turn=True, replies=())._next()
         end = next((answer for answer in answers if _is_end(answer)), None)
         if end is not None:
-            return self, end  # whatever the others have not heard of yet
+            return self, end  # even if the others don't know of it yet
         result = [answer for answer in answers if _is_result(answer)]
         if result:
             return self, result[0]
@@ -202,16 +203,16 @@ class Pinning(NamedTuple):
 
 
 class Releasing(NamedTuple):
-    """Leases that are to end, and who is yet to be told: what `asking.Release.memory` holds.
+    """Leases that are to end, and which shards are yet to end them.
 
     Attributes:
-        waiting: by shard the leases that it is to be told of; None for all, by the topology of the moment.
+        waiting: by shard the leases that it is to end; None for all, by the topology of the moment.
     """
 
     waiting: tuple[tuple[int, tuple[bytes, ...]], ...] | None = None
 
     def begin(self, leases: Iterable[bytes], topology: Topology) -> Releasing:
-        """Whom to tell in this round."""
+        """Which shards to ask in this round: see `waiting`."""
         if self.waiting is not None:
             return self
         waiting: dict[int, list[bytes]] = {}
@@ -228,19 +229,19 @@ class Releasing(NamedTuple):
         Returns:
             The releasing as it goes on, which leases were ended by this, and the verdict: True if all is done.
         """
-        told, ended = set[bytes](), set[bytes]()
+        known, ended = set[bytes](), set[bytes]()
         for shard, theirs in self.waiting or ():
             flags = replies[shard]
             if not isinstance(flags, (NotNow, Silence)):
-                told.update(theirs)
+                known.update(theirs)
                 ended.update(lease for lease, flag in zip(theirs, flags, strict=True) if flag)
         if NotNow.STALE in replies.values():
             return Releasing(), ended, NotNow.STALE  # the others may have carried it out all the same
         if Silence.LATE in replies.values():
             return self, ended, Silence.LATE
-        # A dead shard hears it from the others. Where nobody else could be told, it is told when it is back.
+        # A dead shard learns it from the others when it is back. If no other shard knows it, the dead one is asked again until then.
         left = [
-            (shard, tuple(lease for lease in theirs if lease not in told))
+            (shard, tuple(lease for lease in theirs if lease not in known))
             for shard, theirs in self.waiting or ()
             if replies[shard] is Silence.DEAD
         ]

@@ -1,22 +1,24 @@
 """What one shard owes the others, what it does when something happens to a lease, and when it knows enough to say "not found". Pure.
 
-A lease with replicas lives on several shards, and clients talk to all of them. What a client could not say to one of them (the shard
-was down, the client died half-way) the others pass on: each change of a lease that can't be derived from a clock is *news*, owed to
-every other holder until that has taken it. A shard that comes back empty asks all others for what it should hold.
+A lease with replicas lives on several shards, and clients talk to all of them. If a client can't reach one of them (the shard is
+down, or the client dies half-way), the others pass the change on. Each change of a lease that can't be derived from a clock is
+*news*: a shard owes its news to every other holder of the lease, until that holder has received them. A shard that comes back empty
+asks all others for what it should hold.
 
 ```
 shard 0: pin A, crashes         shard 1: A released         shard 0: comes back, empty ("recovering")
                                   `changed([A])`: owed to 0
-shard 0 -> 1: what did we share?  `shared_with(0)`: [A], and from now on 0 is told whatever arrives late (`pinned`, `received`)
-shard 0: `received(records)`, `heard(1, …)`; all have answered: `recovered()`, and it says "not found" again
+shard 0 -> 1: what did we share?  `shared_with(0)`: [A]; from now on whatever arrives late is news for 0 (`pinned`, `received`)
+shard 0: `received(records)`, `heard(1, …)`; all have answered: `recovered()`, `end_recovery(…)`, and it says "not found" again
 ```
 
 `Rules` is driven by the shard's part under the shard's lock, and by the explorer of the tests. The methods named after an event say
 in their answer what the part has to do about it; most of them, whether news are owed now that were not before.
 
 What always holds: records merge in any order and any number of times (see `records`); an ended lease beats a live one, so that
-nothing that was released comes back; a shard that has restarted does not answer "not found" before it has heard from the others. If
-too few of them could tell it what it held, it is *lossy*: leases may be gone, and the registry begins a new epoch, that says "lost".
+nothing that was released comes back; a shard that has restarted does not answer "not found" before the others have answered it. If
+too few of them know what it held, its recovery is *lossy*: leases may be gone, and the registry begins a new epoch, so that "lost" is
+the answer for leases of an older one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ..registry.leases import LeaseTable
 from ..registry.records import Identity
 from ..registry.wire import Granted, NotNow
 from .records import Record, Records, end_record_of, granted, merge_end, merge_record, record_of
-from .topology import Topology, grown, settled
+from .topology import Topology, completed, grown
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ class Rules(Generic[T]):
         clock: monotonic seconds.
 
     Attributes:
-        topology: the newest that this shard has heard of.
+        topology: the newest that this shard knows.
     """
 
     def __init__(
@@ -180,7 +182,7 @@ class Rules(Generic[T]):
         for record in records:
             held_before = bool(self._table.items_of(record.lease))
             if not merge_record(self._table, record):
-                self.changed([record.lease])  # it has ended here: news for the sender, in case that hasn't heard
+                self.changed([record.lease])  # it has ended here: news for the sender, which may not know that
             elif not held_before and record.lease in self._table.live:
                 new.append(record.lease)
         return new
@@ -215,7 +217,7 @@ class Rules(Generic[T]):
             self._ignorant.add(shard)
 
     def recovered(self) -> bool:
-        """All others have been heard, or won't be waited for any longer: whether leases may be lost. Then comes `end_recovery`."""
+        """All others have answered, or are given up: whether leases may be lost. It is still recovering, until `end_recovery`."""
         self._given_up, self._unheard = self._unheard, set()
         ignorant = self._ignorant | self._given_up
         self._ignorant = set()
@@ -257,12 +259,12 @@ class Rules(Generic[T]):
     def has_moved(self, shard: int, version: int) -> Topology | None:
         """A shard has moved away what is others' by that version: the topology to be written, if it was the last one that had to.
 
-        Only shard 0 is told, and again until the growth is over, as it may forget it in a crash.
+        Each shard reports this to shard 0 only, again and again until the growth is over, as shard 0 forgets it in a crash.
         """
         if version != self.topology.version or not self.topology.before:
             return None
         self._moved.add(shard)
-        return settled(self.topology) if self._moved.issuperset(range(self.topology.before)) else None
+        return completed(self.topology) if self._moved.issuperset(range(self.topology.before)) else None
 
     def misplaced(self) -> list[bytes]:
         """Ids of leases, live or ended, that have other holders since the registry has grown."""
@@ -287,10 +289,11 @@ class Rules(Generic[T]):
         return dropped
 
     def _has_moved(self, lease: bytes) -> bool:
-        """Whether a lease is others' since the registry has grown, and not here any more; its holders tell everybody of it still.
+        """Whether a lease has moved from here to other shards since the registry grew, so that records of it are not for this one.
 
-        What a shard that recovers gets back is, for once, not: its holders of before may all be needed until it has moved. And a
-        shard that is new may not have heard of the growth that it came with.
+        The lease's holders still send its news to everybody who might hold it. Two exceptions: a shard that recovers takes back
+        whatever it held, because all holders of before may be needed until the lease has moved; and a new shard takes what it is
+        given, because it may not know yet the topology in which it exists.
         """
         return (
             not self.is_recovering
@@ -300,9 +303,10 @@ class Rules(Generic[T]):
         )
 
     def _owe_returned(self, leases: Iterable[bytes]) -> bool:
-        """This shard has learned something of leases that all holders are told: whether one is to hear it from here, too.
+        """This shard has learned of a change that reaches all holders anyway: news for those that came back lately, if there are any.
 
-        One that came back is. It may have heard it before its crash only, and have asked here before it was known.
+        Such a shard may have received the change before its crash, and have asked here before this shard knew of it: then nobody
+        else would send it again.
         """
         for shard in [shard for shard, at in self._returned.items() if self._clock() > at + _LONGEST_CALL_S]:
             del self._returned[shard]

@@ -5,7 +5,7 @@ itself, and a registry that grows moves only the leases that a new shard takes o
 
 What always holds: `holders` names distinct shards, the first of them being the one that decides (about uses, takes and renewals);
 while a registry grows, `everywhere` names all shards that may hold a lease, the old ones first. A version belongs to one topology
-only: shard 0 makes all topologies of a registry that runs, one after the other, by `grown` and `settled`.
+only: shard 0 makes all topologies of a registry that runs, one after the other, by `grown` and `completed`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def grown(topology: Topology, shards: int) -> Topology | None:
     return topology._replace(version=topology.version + 1, shards=shards, before=topology.shards)
 
 
-def settled(topology: Topology) -> Topology:
+def completed(topology: Topology) -> Topology:
     """The topology after this one: every lease has moved to its new holders."""
     return topology._replace(version=topology.version + 1, before=0)
 

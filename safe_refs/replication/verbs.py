@@ -19,7 +19,7 @@ from ..config import Deadline
 from ..errors import SafeRefsError
 from ..registry.asking import Verbs, parts
 from ..registry.calls import LONGEST_WAIT_S, Call, NoRegistryError, Registry
-from ..registry.hooks import Layout
+from ..registry.protocols import Layout
 from ..registry.records import Identity, Origin
 from ..registry.requests import Plan, Question, Wanted
 from ..registry.shard import Shard

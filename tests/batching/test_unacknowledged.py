@@ -5,48 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import signal
 import threading
 import time
-from typing import Any
 
 import pytest
 import ray
 
 import safe_refs
-from safe_refs import aio, assembly, config, terms
-from safe_refs.batching import unacknowledged
-from safe_refs.batching.groups import Batched
-from safe_refs.registry import sessions, verbs
-from tests.support.actors import borrower
-from tests.support.processes import Driver, lives
+from safe_refs import aio, config, terms
+from safe_refs.registry import verbs
+from tests.support.groups import sender
+from tests.support.processes import Driver
 from tests.support.shards import Start, is_whole, kill, stopped
 from tests.support.store import holds, is_empty
-from tests.support.values import MB, VALUE_BYTES, got, opens, value
+from tests.support.values import MB, got
 from tests.support.waiting import stays, until, wait_until
-
-
-def sender() -> Batched:
-    """How the requests of this process go to registries."""
-    found = assembly.client().sender
-    assert isinstance(found, Batched)
-    return found
-
-
-@pytest.fixture
-def gate(cluster: str, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """As long as it isn't set, nothing that is posted goes out."""
-    event = threading.Event()
-    group = sender()._pins.get("default") or sender()._pin_group("default")
-    together = group._together
-
-    def wait_and_pin(*args: Any) -> Any:
-        assert event.wait(30)
-        return together(*args)
-
-    monkeypatch.setattr(group, "_together", wait_and_pin)
-    return event
 
 
 def test_it_is_held_after_flush(cluster: str) -> None:
@@ -301,56 +274,3 @@ def test_a_driver_that_ends_flushes(cluster: str, driver: Driver) -> None:
     payloads = [bytes.fromhex(each) for each in posted]
     assert [got(safe_refs.loads(payload)) for payload in payloads] == list(range(200))
     assert safe_refs.release([*payloads, handles[0]]) == 201
-
-
-@pytest.mark.parametrize("way", ["exit_actor", pytest.param("SIGTERM", marks=pytest.mark.long)])
-def test_an_actor_that_ends_flushes(cluster: str, way: str) -> None:
-    """While the registry doesn't answer, it posts, and is told to end: it waits for the registry."""
-    safe_refs.init()
-    actor = borrower()
-    pid = ray.get(actor.set_up.remote({}), timeout=60)
-    ray.get(actor.keep.remote([ray.put(value(number)) for number in range(3)]), timeout=60)
-    # It knows the registry from before.
-    safe_refs.release(ray.get(actor.dumps.remote(), timeout=60))
-
-    def post(self: Any) -> list[bytes]:
-        return [safe_refs.dumps(ref, wait=False) for ref in self.refs]
-
-    with stopped("default", 0):
-        payloads = ray.get(actor.__ray_call__.remote(post), timeout=60)
-        if way == "SIGTERM":
-            os.kill(pid, signal.SIGTERM)
-        else:
-            actor.end.remote()
-        stays(lambda: lives(pid), 1)  # it would end, and waits
-    wait_until(lambda: len(safe_refs.leases()) == 3)
-    stays(lambda: holds(3 * VALUE_BYTES), 3)
-    assert [opens(payload) for payload in payloads] == [0, 1, 2]
-    safe_refs.release(payloads)
-
-
-def test_a_task_may_return_what_is_not_held_yet(cluster: str) -> None:
-    """Its payload is opened by whoever gets it."""
-
-    @ray.remote(num_cpus=0)
-    def make() -> list[bytes]:
-        return [safe_refs.dumps(ray.put(number), wait=False) for number in range(50)]
-
-    payloads = ray.get(make.remote(), timeout=60)
-    assert [got(safe_refs.loads(payload)) for payload in payloads] == list(range(50))
-    assert safe_refs.release(payloads) == 50
-
-
-def test_a_forked_child_waits_for_none_of_its_parents(cluster: str, gate: threading.Event) -> None:
-    """Nor does it know the session, whose threads it doesn't have; and its end doesn't wait for what the parent posted."""
-    safe_refs.init()
-    payload = safe_refs.dumps(ray.put(1), wait=False)
-    pid = os.fork()
-    if pid == 0:
-        safe_refs.flush(5)
-        unacknowledged._flush_at_exit()
-        os._exit(0 if not sessions.known and not unacknowledged._of_this_process() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    gate.set()
-    safe_refs.flush()
-    safe_refs.release(payload)

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 import safe_refs
+from safe_refs import asks
 from tests.support.processes import PRELUDE
 from tests.support.values import MB
 from tests.support.waiting import stays, wait_until
@@ -222,3 +223,60 @@ def test_a_creator_killed_in_a_keepalive_lets_its_lease_run_out(registry: str, r
     killed = time.monotonic()
     wait_until(lambda: live() == [], 10)
     assert time.monotonic() - killed < 1 + 1 + 1  # ttl, sweep, and a second for a busy machine
+
+
+def test_a_long_scope_forgets_what_has_ended(cluster: str) -> None:
+    """A scope that a service keeps open for its whole life remembers its live leases only, whoever in the process ends them."""
+    with safe_refs.scope() as scope:
+        for number in range(20):
+            safe_refs.release(safe_refs.dumps(ray.put(number)))
+            safe_refs.loads(safe_refs.dumps(ray.put(number)), take=True)
+        payload = safe_refs.dumps(ray.put("elsewhere"))
+        thread = threading.Thread(target=safe_refs.release, args=(payload,))
+        thread.start()
+        thread.join()
+        assert repr(scope) == "<scope with 0 lease(s)>"
+        safe_refs.dumps(ray.put("kept"))
+        assert repr(scope) == "<scope with 1 lease(s)>"
+    assert live() == []
+
+
+def test_a_keepalive_can_be_entered_again(cluster: str) -> None:
+    """It renews in the second block as it did in the first; but not in two blocks at once."""
+    payload = safe_refs.dumps(ray.put("v"))
+    kept = safe_refs.keepalive(payload, ttl=0.9)
+    for _ in range(2):
+        with kept:
+            with pytest.raises(RuntimeError, match="renewing already"):
+                kept.__enter__()
+            stays(lambda: live() == [None], 1.5)
+    safe_refs.release(payload)
+
+
+def test_a_keepalive_goes_on_after_any_error(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody expects is logged, the next renewal is tried, and what fails to the last is raised at the end."""
+    payload = safe_refs.dumps(ray.put("v"))
+    renew, failures = asks.renew, [ZeroDivisionError("once")]
+
+    def fail_at_times(*args: Any) -> None:
+        if failures:
+            raise failures[0]
+        renew(*args)
+
+    with safe_refs.keepalive(payload, ttl=0.9):
+        monkeypatch.setattr(asks, "renew", fail_at_times)
+        time.sleep(0.4)  # a renewal has failed: that it is tried again is what is tested
+        failures.clear()
+        stays(lambda: live() == [None], 1.5)
+    monkeypatch.undo()
+
+    def fail_to_the_last() -> None:
+        with safe_refs.keepalive(payload, ttl=0.9):
+            failures.append(ZeroDivisionError("to the last"))
+            monkeypatch.setattr(asks, "renew", fail_at_times)
+            time.sleep(0.4)  # likewise
+
+    with pytest.raises(ZeroDivisionError):
+        fail_to_the_last()
+    monkeypatch.undo()
+    safe_refs.release(payload)

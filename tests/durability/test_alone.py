@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,23 +15,13 @@ import ray
 import safe_refs
 from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, config
 from safe_refs._ray import cluster, workers
-from safe_refs.durability.owner import SafeRefsCopyOwner, owner_name
+from safe_refs.durability.owner import owner_name
 from safe_refs.registry import sessions
 from safe_refs.registry.shard import Shard, actor_name
-from tests.durability.alone import DurableSession
-
-MB = 2**20
-
-
-def wait_until(condition: Any, within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"what was waited for did not come within {within_s:g} s"
-        time.sleep(0.02)
-
-
-def value(ref: Any) -> Any:
-    return ray.get(ref, timeout=30)
+from tests.support.copies import copy_owner, copying, kill_copy_owner, owned, pid_of_copy_owner
+from tests.support.durable_alone import DurableSession
+from tests.support.values import error_of, got
+from tests.support.waiting import stays, wait_until
 
 
 @pytest.fixture
@@ -41,16 +29,17 @@ def alone(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Durable
     """A session whose registry is the test's own, in place of the usual one."""
     name = f"alone-{uuid.uuid4().hex[:8]}"
     monkeypatch.setenv("SAFE_REFS_REGISTRY", name)
-    session = DurableSession()
-    monkeypatch.setattr(sessions, "_sessions", {session.connection: session})
+    sessions.drop(workers.connection())
+    session = DurableSession(name)
+    assert sessions.add(session) is session
     yield session
     shard: Any = cluster.named_actor(actor_name(name), Shard)
-    assert value(shard.stats.remote()).live_leases == 0
+    assert got(shard.stats.remote()).live_leases == 0
     ray.kill(shard)
     session.copies.shut_down(name, 1)
     gc.collect()
     wait_until(lambda: not runs(owner_name(name, 0)))
-    session.close()
+    sessions.drop(session.connection)
 
 
 def runs(name: str) -> bool:
@@ -59,10 +48,6 @@ def runs(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def copy_owner() -> Any:
-    return cluster.named_actor(owner_name(config.registry_name(), 0), SafeRefsCopyOwner)
 
 
 class Maker:
@@ -83,30 +68,30 @@ def test_what_is_durable_outlives_its_objects(alone: DurableSession) -> None:
     owners = {workers.owner_of(ref) for ref in loaded.values()}
     assert len(owners) == 1
     assert me not in owners
-    (first, one), (second, two) = value(loaded["a"]), value(loaded["b"])
+    (first, one), (second, two) = got(loaded["a"]), got(loaded["b"])
     assert (one, two) == (1, 2)
     assert first == second
-    assert value(first) == "shared"
+    assert got(first) == "shared"
     assert safe_refs.release(payload) == 1
-    assert value(second) == "shared", "what was resolved stays good"
+    assert got(second) == "shared", "what was resolved stays good"
 
 
 def test_a_second_lease_is_copied_beside_its_pin(alone: DurableSession) -> None:
     """The copy owner runs by then, and the maker sends it the request itself; a ttl counts from when the copies exist."""
     safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
     payload = safe_refs.dumps([ray.put(number) for number in range(20)], durable=True, ttl=3.0)
-    assert [value(ref) for ref in safe_refs.loads(payload)] == list(range(20))
-    assert value(copy_owner().copying.remote()) == 0
+    assert [got(ref) for ref in safe_refs.loads(payload)] == list(range(20))
+    assert copying(alone.name) == 0
     assert 2.0 < (safe_refs.expires_in_s(payload) or 0.0) <= 3.0
-    wait_until(lambda: value(copy_owner().owned.remote()) == 20)
+    wait_until(lambda: owned(alone.name) == 20)
     safe_refs.release(payload)
-    wait_until(lambda: value(copy_owner().owned.remote()) == 0)
+    wait_until(lambda: owned(alone.name) == 0)
 
 
 def test_many_at_once_and_a_lease_that_exists(alone: DurableSession) -> None:
     """Of an owner that is killed then."""
     maker: Any = ray.remote(num_cpus=0)(Maker).remote()
-    (ref,) = value(maker.give.remote())
+    (ref,) = got(maker.give.remote())
     handle = safe_refs.pin(ref)
     alone.copies.make_durable([handle.address], config.durable_deadline(60))
     alone.copies.make_durable([handle.address], config.durable_deadline(60))
@@ -114,9 +99,9 @@ def test_many_at_once_and_a_lease_that_exists(alone: DurableSession) -> None:
     ray.kill(maker)
     del ref
     gc.collect()
-    given, inside = value(handle.resolve())
-    assert (given, value(inside)) == ("given", "inside")
-    assert [value(safe_refs.loads(payload)) for payload in many] == list(range(50))
+    given, inside = got(handle.resolve())
+    assert (given, got(inside)) == ("given", "inside")
+    assert [got(safe_refs.loads(payload)) for payload in many] == list(range(50))
     assert safe_refs.release([handle, *many]) == 51
 
 
@@ -136,38 +121,29 @@ def test_what_cannot_be_copied_is_refused(alone: DurableSession) -> None:
     with safe_refs.pin(pending) as handle, pytest.raises(RegistryUnavailableError, match="not durable after 1 s"):
         alone.copies.make_durable([handle.address], config.durable_deadline(1))
     ray.cancel(pending, force=True)
-    wait_until(lambda: value(copy_owner().copying.remote()) == 0)
+    wait_until(lambda: copying(alone.name) == 0)
 
 
 def test_the_death_of_the_only_copy_owner_ends_the_lease(alone: DurableSession) -> None:
     """Another one starts for the next."""
     payload = safe_refs.dumps(ray.put("copied"), durable=True)
-    os.kill(value(copy_owner().where.remote())[1], signal.SIGKILL)
-
-    def is_gone() -> bool:
-        try:
-            safe_refs.loads(payload)
-        except OwnerGoneError:
-            return True
-        return False
-
-    wait_until(is_gone)
+    kill_copy_owner(alone.name)
+    wait_until(lambda: error_of(payload) is OwnerGoneError)
     again = safe_refs.dumps(ray.put("again"), durable=True)
-    assert value(safe_refs.loads(again)) == "again"
+    assert got(safe_refs.loads(again)) == "again"
     safe_refs.release(again)
 
 
 def test_a_copy_owner_stays_until_nobody_has_a_copy(alone: DurableSession) -> None:
-    """And its actor and thread carry names that say whose they are."""
+    """And its process carries a name that says whose it is."""
     payload = safe_refs.dumps(ray.put("copied"), durable=True)
     loaded = safe_refs.loads(payload)
-    pid = value(copy_owner().where.remote())[1]
+    pid = pid_of_copy_owner(alone.name)
     assert "SafeRefsCopyOwner" in Path(f"/proc/{pid}/cmdline").read_text()
-    # Linux keeps 15 characters of a thread's name, where Python passes it on at all.
     safe_refs.release(payload)
-    copy_owner().retire.remote()
-    time.sleep(2)
-    assert value(loaded) == "copied"
+    copy_owner(alone.name).retire.remote()
+    stays(lambda: Path(f"/proc/{pid}").exists(), 2)
+    assert got(loaded) == "copied"
     del loaded
     gc.collect()
     wait_until(lambda: not Path(f"/proc/{pid}").exists())

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from safe_refs.registry.pinning import Pin
 
 import safe_refs
-from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, aio
+from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, aio, assembly, config
 from safe_refs._ray import objects, workers
-from safe_refs.envelope import LeaseAddress
-from safe_refs.registry import adopting, outbox, site
-from safe_refs.registry.records import Terms, Wish
+from safe_refs.durability.client import Copies
+from safe_refs.durability.wire import WING, CopyRequest
+from safe_refs.registry.records import Terms
+from safe_refs.registry.requests import Plan
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
+from tests.support.copies import copying, owned
 from tests.support.processes import Driver
 from tests.support.store import is_empty
 from tests.support.tasks import when_told
@@ -154,37 +156,56 @@ def test_what_was_given_up_or_refused_keeps_nothing() -> None:
     soon.release()
 
 
-def begin(ref: Any, ttl: float | None = None) -> tuple[Pin, adopting.Bells]:
-    """What `dumps` does first: tell the adopter of what it is about to pin."""
-    here = site.site()
-    wish = Wish(objects.surroundings(), ttl)
-    return adopting.begin("default", Pin(os.urandom(16), [ref], Terms(), site.origin(here), wish), here)
+def begin(ref: Any, borrowed: Sequence[Any] = ()) -> tuple[Plan, Copies]:
+    """What `dumps` does first: have the copy owner begin with what is about to be pinned."""
+    here = assembly.client()
+    plan = Plan(os.urandom(16), [ref], Terms(), here.origin(), borrowed, durable=True)
+    here.copies.before_pin("default", plan)
+    return plan, here.copies
 
 
 @pytest.mark.usefixtures("cluster")
 def test_the_copying_begins_beside_the_pin_and_comes_to_nothing_without_it() -> None:
-    """The maker tells a running adopter of what it owns itself; a copy whose pin never comes, or comes late, isn't kept."""
+    """The maker sends the request to a running copy owner itself; a copy whose pin never comes, or comes late, isn't kept."""
     safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
     ref = ray.put(np.ones(10 * MB, dtype=np.uint8))
-    pin, bells = begin(ref)
-    assert pin.wish is not None
-    assert pin.wish.told == (0,)
-    (bell,) = bells
-    assert got(bell) == b""
-    adopter: Any = ray.get_actor("registry:default:adopter", namespace="safe_refs")
-    assert got(adopter.adopting.remote()) == 0
-    wait_until(lambda: got(adopter.owned.remote()) == 0, 20)
-    here = site.site()
-    epoch, generation = outbox.pin("default", pin, 30, here)
-    address = LeaseAddress("default", here.connection.cluster, epoch, generation, pin.lease, False)
-    adopting.make_durable([address], 30, None, bells)
+    plan, copies = begin(ref)
+    request = CopyRequest(*plan.extras[WING])
+    assert request == CopyRequest(objects.surroundings(), None, [0])
+    (completion,) = plan.notes[WING].completions
+    assert got(completion) == b""
+    assert copying() == 0
+    wait_until(lambda: owned() == 0, 20)
+    here, deadline = assembly.client(), config.deadline(30)
+    copies.after_pin("default", plan, here.sender.pin("default", plan, deadline), deadline)
+    assert plan.notes == {}
     (row,) = safe_refs.leases()
     assert row.durable
-    assert outbox.release([address], 30) == 1
+    assert here.sender.release("default", [plan.lease], deadline) == 1
+    del plan, completion
 
     owner = as_actor(Owner).remote()
-    pin, bells = begin(got(owner.give.remote(1))[0])
-    assert (pin.wish, bells) == (Wish(objects.surroundings(), None), {}), "what may have to be anchored isn't told"
+    (ref,) = got(owner.give.remote(1))
+    plan, copies = begin(ref, [ref])
+    assert plan.extras == {}, "what may have to be anchored is in no call"
+    assert plan.notes[WING].completions == {}
+    copies.after_pin("default", plan, None, deadline)
+    assert plan.notes == {}, "the pin has failed"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_many_are_copied_when_their_shards_have_them() -> None:
+    """Their requests travel with the pins: else most would be copied before their pins arrive, in vain."""
+    safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
+    here, refs = assembly.client(), [ray.put(number) for number in range(3)]
+    plans = [Plan(os.urandom(16), [ref], Terms(ttl=5.0), here.origin(), durable=True) for ref in refs]
+    here.copies.before_pins("default", plans)
+    assert [CopyRequest(*plan.extras[WING]).sent_to for plan in plans] == [()] * 3
+    assert [plan.terms.ttl for plan in plans] == [config.durable_timeout_s()] * 3
+    assert [plan.notes[WING].ttl for plan in plans] == [5.0] * 3
+    many = safe_refs.dumps_many(refs, durable=True)
+    assert [got(ref) for ref in safe_refs.loads_many(many)] == [0, 1, 2]
+    assert safe_refs.release(many) == 3
 
 
 @pytest.mark.usefixtures("cluster")

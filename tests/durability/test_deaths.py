@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,13 @@ import ray
 
 import safe_refs
 from safe_refs import OwnerGoneError
-from safe_refs._ray import cluster, store
+from safe_refs._ray import store as ray_store
+from safe_refs.registry.calls import Call
+from safe_refs.replication.part import Replication
 from tests.support import store
+from tests.support.copies import copying, kill_copy_owner, pid_of_copy_owner
 from tests.support.processes import NODES, PRELUDE, run_python
-from tests.support.shards import Start, actor, kill, wait_until_whole
+from tests.support.shards import Start, ask, kill, wait_until_whole
 from tests.support.tasks import wait_for
 from tests.support.values import error_of, got
 from tests.support.waiting import wait_until
@@ -34,30 +36,9 @@ def owners(name: str, payload: bytes) -> list[bytes]:
     lease = bytes.fromhex(safe_refs.inspect(payload).lease_id or "")
     found = []
     for shard in (0, 1):
-        copies = ray.get(actor(name, shard).parcel.remote([lease]), timeout=30)[0]
-        found.append(copies[0].owners[0] if copies else b"")
+        records = ask(name, shard, Call(Replication.records, [lease])).live
+        found.append(records[0].owners[0] if records else b"")
     return found
-
-
-def adopters_pid(name: str, shard: int) -> int:
-    """The process that owns a shard's copies, once it answers."""
-    adopter: Any = ray.get_actor(
-        f"{'registry:' + name + (f':{shard}' if shard else '')}:adopter", namespace=cluster.NAMESPACE
-    )
-    pids: list[int] = []
-
-    def answers() -> bool:
-        with suppress(ray.exceptions.ActorUnavailableError):  # Ray starts it anew
-            pids.append(ray.get(adopter.where.remote(), timeout=30)[1])
-        return bool(pids)
-
-    wait_until(answers, 60)
-    return pids[0]
-
-
-def kill_adopter(name: str, shard: int) -> None:
-    """SIGKILL it."""
-    os.kill(adopters_pid(name, shard), signal.SIGKILL)
 
 
 def read(payload: bytes) -> Any:
@@ -77,10 +58,10 @@ def test_each_replica_has_a_copy_of_its_own_and_gets_another_when_that_is_lost(s
     assert first
     assert second
     assert first != second
-    kill_adopter(name, 0)
+    kill_copy_owner(name, 0)
     wait_until(lambda: read(payload) == ["copied", 1], 20)
     wait_until(lambda: owners(name, payload)[0] not in (b"", first, second), 60, "it is copied again")
-    kill_adopter(name, 1)
+    kill_copy_owner(name, 1)
     wait_until(lambda: read(payload) == ["copied", 1], 20)
     wait_until(lambda: second not in owners(name, payload) and b"" not in owners(name, payload), 60)
     assert read(payload) == ["copied", 1]
@@ -97,23 +78,23 @@ def test_a_shard_that_comes_back_has_copies_made_of_its_own(start: Start) -> Non
     assert got(safe_refs.loads(payload)) == "copied"
     wait_until(lambda: owners(name, payload)[0] not in (b"", second), 60)
     assert owners(name, payload)[1] == second
-    kill_adopter(name, 1)
+    kill_copy_owner(name, 1)
     wait_until(lambda: read(payload) == "copied", 30)
     assert safe_refs.release(payload) == 1
 
 
 @pytest.mark.long
-def test_an_adopter_that_is_killed_at_any_moment_costs_no_dumps(start: Start) -> None:
-    """The maker has told it itself, or not; it had the object, or a copy: the next one copies again.
+def test_a_copy_owner_that_is_killed_at_any_moment_costs_no_dumps(start: Start) -> None:
+    """The maker has sent it the request itself, or not; it had the object, or a copy: the next one copies again.
 
-    If it was killed after it had handed over, the copies have died with it, and that is told.
+    If it was killed after the shard had taken the copies, they have died with it, and the maker or the reader learns that.
     """
     name = start(1, 1)
     safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
-    before = store.store_usage()
+    before = ray_store.store_usage()
     good = 0
     for number in range(5):
-        killer = threading.Timer(number * 0.004, os.kill, (adopters_pid(name, 0), signal.SIGKILL))
+        killer = threading.Timer(number * 0.004, os.kill, (pid_of_copy_owner(name, 0), signal.SIGKILL))
         killer.start()
         try:
             payload = safe_refs.dumps(ray.put([number, bytes(200_000)]), durable=True)
@@ -127,7 +108,7 @@ def test_an_adopter_that_is_killed_at_any_moment_costs_no_dumps(start: Start) ->
             error.with_traceback(None)
     assert good >= 2
     # A copy that its owner died over before Ray had pinned it stays as cache, until its room is needed.
-    left = store.wait_for_store(before.used_bytes, 5)
+    left = ray_store.wait_for_store(before.used_bytes, 5)
     if left.primary_bytes <= before.primary_bytes:
         store.allow(max(0, left.used_bytes - before.used_bytes))
 
@@ -137,7 +118,7 @@ def test_without_replicas_the_death_of_the_owner_is_told(start: Start) -> None:
     """There is one copy, and it dies with the process that owns it: `OwnerGoneError`, soon."""
     name = start(1, 1)
     payload = safe_refs.dumps(ray.put("copied"), durable=True)
-    kill_adopter(name, 0)
+    kill_copy_owner(name, 0)
     wait_until(lambda: error_of(payload) is OwnerGoneError)
     again = safe_refs.dumps(ray.put("again"), durable=True)
     assert got(safe_refs.loads(again)) == "again", "there is another owner by now"
@@ -169,16 +150,6 @@ class Holder:
         return self._made
 
 
-def adopting() -> int:
-    """For how many leases copies are being made."""
-    try:
-        adopter: Any = ray.get_actor("registry:default:adopter", namespace=cluster.NAMESPACE)
-    except ValueError:
-        return 0
-    found: int = ray.get(adopter.adopting.remote(), timeout=30)
-    return found
-
-
 @pytest.mark.long
 def test_a_maker_that_is_killed_while_copies_are_awaited_leaves_nothing(cluster: str, tmp_path: Path) -> None:
     """Nobody has the payload: the copies are not made, and the lease is not left behind for long."""
@@ -190,9 +161,9 @@ def test_a_maker_that_is_killed_while_copies_are_awaited_leaves_nothing(cluster:
         assert maker.stdout is not None
         assert any(line.strip() == "waits" for line in maker.stdout)
         wait_until(lambda: bool(safe_refs.leases(sizes=False)), 30)
-        wait_until(lambda: adopting() == 1, 30)
+        wait_until(lambda: copying() == 1, 30)
         maker.kill()
-    wait_until(lambda: adopting() == 0, 60, "nobody asks for it any more")
+    wait_until(lambda: copying() == 0, 60, "nobody asks for it any more")
     gate.touch()
     assert got(got(holder.made.remote())[0]) == b"late" * 1000
     assert not any(row.durable for row in safe_refs.leases(sizes=False))
@@ -211,7 +182,10 @@ import numpy as np
 safe_refs.init(shards=2, replicas=2)
 payloads = [safe_refs.dumps([ray.put(np.full(2**20, n, dtype=np.uint8))], durable=True) for n in range(6)]
 leases = [bytes.fromhex(safe_refs.inspect(payload).lease_id) for payload in payloads]
-from tests.support.shards import actor
+from safe_refs._ray import objects
+from safe_refs.registry.calls import Call
+from safe_refs.replication.part import Replication
+from tests.support.shards import ask
 from tests.support.waiting import comes
 
 def places():  # for each lease, the nodes of its copies, shard by shard
@@ -220,8 +194,8 @@ def places():  # for each lease, the nodes of its copies, shard by shard
         found.append([])
         for shard in (0, 1):
             try:
-                copies = ray.get(actor("default", shard).parcel.remote([lease]))[0]
-                found[-1].append(objects.nodes_of(copies[0].items[0], 5) if copies else [])
+                records = ask("default", shard, Call(Replication.records, [lease])).live
+                found[-1].append(objects.nodes_of(records[0].items[0], 5) if records else [])
             except (ValueError, ray.exceptions.RayError):  # it starts anew on another node
                 found[-1].append([])
     return found

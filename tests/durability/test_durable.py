@@ -22,6 +22,7 @@ from safe_refs import LeaseExpiredError, OwnerGoneError, aio
 from safe_refs._ray import store
 from tests.support.actors import Borrower, Owner, borrower
 from tests.support.cluster import as_actor
+from tests.support.copies import pid_of_copy_owner
 from tests.support.processes import PRELUDE, Driver, dies
 from tests.support.store import is_empty
 from tests.support.values import MB, error_of, got
@@ -242,8 +243,7 @@ def test_the_registrys_end_leaves_copies_to_whom_have_them() -> None:
     """After `shutdown` a copy that was resolved is still good, and the process that owns it ends when nobody has one."""
     payload = safe_refs.dumps(ray.put("copied"), durable=True)
     loaded = safe_refs.loads(payload)
-    adopter: Any = ray.get_actor("registry:default:adopter", namespace="safe_refs")
-    pid: int = ray.get(adopter.where.remote(), timeout=30)[1]
+    pid = pid_of_copy_owner()
     assert safe_refs.shutdown() == 1
     assert got(loaded) == "copied"
     del loaded

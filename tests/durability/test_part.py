@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from safe_refs._ray import workers
 from safe_refs.config import Limits
-from safe_refs.durability import part as part_module
 from safe_refs.durability.part import Durability
 from safe_refs.durability.wire import WING, CopyCall, CopyRequest, DurableCall, DurableRow, NotCopyable, Why
 from safe_refs.errors import LeaseError, LeaseLostError, LeaseNotFoundError, LeaseReleasedError, SafeRefsError
@@ -117,7 +117,7 @@ class House:
 
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> House:
-    monkeypatch.setattr(part_module.workers, "owner_of", lambda ref: COPIES_OWNER if "copy" in ref else OWNER)
+    monkeypatch.setattr(workers, "owner_of", lambda ref: COPIES_OWNER if "copy" in ref else OWNER)
     return House()
 
 
@@ -300,7 +300,7 @@ def test_a_reader_is_sent_to_other_replicas_when_the_copies_owner_is_dead(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the next sweep sees it; where there are no others, the lease's end says it."""
-    monkeypatch.setattr(part_module.workers, "is_surely_dead", lambda owner: owner == COPIES_OWNER)
+    monkeypatch.setattr(workers, "is_surely_dead", lambda owner: owner == COPIES_OWNER)
     row = ResolveRow(A, IDENTITY, None, False, ME, b"")
     house.pin(A, CopyRequest(ENV, None))
     house.table.alone = False
@@ -313,3 +313,21 @@ def test_a_reader_is_sent_to_other_replicas_when_the_copies_owner_is_dead(
     (answer,), _ = house.ask(A, failed=True)
     assert isinstance(answer, NotCopyable)
     assert answer.why is Why.GONE
+
+
+def test_a_lease_that_became_durable_elsewhere_gets_copies_of_its_own(house: House) -> None:
+    """A process had asked for it here, too, and stops asking when it hears that it is durable."""
+    house.pin(A, CopyRequest(ENV, 60.0), ttl=600.0)
+    house.part.send_due()
+    house.table.alone = False
+    with house.shard.lock:
+        terms = house.table.live[A].terms._replace(durable=ENV)
+        house.table.replace(A, ["their copy"], [b"another copy owner"], terms)
+        house.shard.parts.pinned(A, Began(b"another shard", from_shard=True))
+    assert house.ask(A)[0] == [True]
+    house.part._requests._clock = lambda: house.clock() + 1e6
+    house.part.send_due()
+    assert house.owner.calls[-1][1] == ["their copy"]
+    assert house.part.take_copies(A, ["our copy"])  # type: ignore[list-item]
+    assert house.items(A) == ["our copy"]
+    assert house.table.live[A].renewals == 0

@@ -152,3 +152,20 @@ def test_what_is_said_of_unknown_leases_is_nothing(requests: CopyRequests) -> No
     assert requests.completion(A) is None
     assert requests.still([A]) == []
     assert len(requests) == 0
+
+
+def test_copies_of_another_shard_take_the_place_of_what_was_asked_for(requests: CopyRequests, clock: Clock) -> None:
+    """The lease became durable elsewhere while a process asked for it here. That process is content, and asks no more.
+
+    Our own copies are wanted nevertheless, and leave the ttl alone, which began with the other shard's.
+    """
+    requests.ask(A, ENV, 60.0)
+    requests.sent(A, "completion")
+    requests.want(A, ENV)
+    clock.now += 60
+    assert requests.due() == [(A, ENV)]
+    assert requests.done(A) == (ENV, None)
+    requests.ask(B, ENV)
+    requests.fail(B, PROBLEM)
+    requests.want(B, ENV)
+    assert requests.due() == [(B, ENV)], "what failed were copies of the originals"

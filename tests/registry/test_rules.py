@@ -15,8 +15,9 @@ from safe_refs.errors import (
     RegistryFullError,
 )
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Query, Terms
-from tests.support.rules import EPOCH, ME, A, B, C, Clock, make_table, pin, resolve
+from safe_refs.registry.listing import page
+from safe_refs.registry.records import Identity, Query, Terms
+from tests.support.rules import ME, STARTED, A, B, C, Clock, make_table, pin, resolve
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_renew_lengthens_and_shortens(table: LeaseTable[str], clock: Clock, ttl:
     """After `renew` only the new time counts, even where the old one was longer or shorter."""
     pin(table, A, "x", ttl=10.0)
     clock.now += 5
-    table.renew(A, EPOCH, 3, ttl)
+    table.renew(A, STARTED, ttl)
     clock.now += 6
     table.expire()
     assert (table.stats().live_leases == 1) is alive
@@ -109,7 +110,7 @@ def test_renew_of_an_ended_lease_says_how_it_ended(table: LeaseTable[str], clock
     pin(table, A, "x", ttl=1.0)
     clock.now += 2
     with pytest.raises(LeaseExpiredError):
-        table.renew(A, EPOCH, 3, 10.0)
+        table.renew(A, STARTED, 10.0)
     assert table.stats().live_leases == 0
 
 
@@ -135,9 +136,9 @@ def test_take_ends_the_lease_as_it_resolves(table: LeaseTable[str]) -> None:
 def test_unknown_leases_are_lost_or_not_found_by_their_epoch(table: LeaseTable[str]) -> None:
     """An unknown lease of this start of the registry was never here; one of another start was lost with it."""
     with pytest.raises(LeaseNotFoundError):
-        table.resolve(A, EPOCH, 3, slot=None, take=False, origin=ME)
+        table.resolve(A, STARTED, slot=None, take=False, origin=ME)
     with pytest.raises(LeaseLostError, match=r"generation 2 of .*generation 3 runs now") as caught:
-        table.resolve(A, b"epoch..0", 2, slot=None, take=False, origin=ME)
+        table.resolve(A, Identity(b"epoch..0", 2), slot=None, take=False, origin=ME)
     assert (caught.value.generation, caught.value.current_generation) == (2, 3)
 
 
@@ -216,13 +217,13 @@ def test_a_listing_shows_terms_and_origin_but_nothing_that_resolves(table: Lease
     pin(table, B, "z")
     clock.now += 4
     resolve(table, A)
-    page = table.page(Query())
-    info, items = page.infos[0], page.items[0]
+    found = page(table, Query())
+    info, items = found.infos[0], found.items[0]
     assert items == ("x", "y")
     assert (info.short_id, info.label, info.age_s, info.expires_in_s) == ("01010101", "train", 4, 6)
     assert (info.uses_left, info.references, info.pid, info.source) == (2, 2, 4711, "app.py:12 in main")
     assert A.hex() not in repr(info)
-    assert [row.short_id for row in table.page(Query(label="train")).infos] == ["01010101"]
+    assert [row.short_id for row in page(table, Query(label="train")).infos] == ["01010101"]
 
 
 def test_bytes_are_counted_once_for_all_and_once_for_each_job(clock: Clock) -> None:
@@ -262,71 +263,12 @@ def test_limits_in_bytes_can_begin_and_end_while_leases_live(clock: Clock) -> No
     assert table.release(A, ME) == 1
 
 
-def test_an_end_remembers_the_use_that_it_came_by(table: LeaseTable[str], clock: Clock) -> None:
-    """Here and on other replicas that are told of it, so that nobody is refused what was granted to himself."""
-    other = make_table(clock)
-    for lease, take in ((A, True), (B, False)):
-        pin(table, lease, "x", uses=1)
-        table.resolve(lease, EPOCH, 3, slot=None, take=take, origin=ME, use=b"mine")
-        ending = table.ending(lease)
-        assert ending is not None
-        other.adopt(ending)
-        for each in (table, other):
-            assert [each.ended_by(lease, use) for use in (b"mine", b"another's", b"")] == [True, False, False]
-    table.release(C, ME)
-    assert not table.ended_by(C, b"")
-
-
 def test_an_end_is_told_as_such_in_a_later_epoch_too(table: LeaseTable[str]) -> None:
     """A reader who hears "lost" goes on to the other replica, which may not have heard of the end."""
     pin(table, A, "x")
     table.release(A, ME)
-    table.begin_anew(b"epoch..2", 4)
+    table.identity = Identity(b"epoch..2", 4)
     with pytest.raises(LeaseReleasedError):
         resolve(table, A)
     with pytest.raises(LeaseLostError):
         resolve(table, B)
-
-
-@pytest.mark.parametrize(("ttl", "other", "longest"), [(10.0, 20.0, 20.0), (20.0, 10.0, 20.0), (None, 10.0, None)])
-def test_two_renewals_of_one_number_merge_to_the_longer(
-    clock: Clock, ttl: float | None, other: float | None, longest: float | None
-) -> None:
-    """Each replica may count one while the other is down; whatever is told first, both end with the same time."""
-    tables = [make_table(clock), make_table(clock)]
-    for table, wanted in zip(tables, (ttl, other), strict=True):
-        pin(table, A, "x", ttl=5.0)
-        assert table.renew(A, EPOCH, 3, wanted) == 1
-    for table, peer in (tables, tables[::-1]):
-        copy = peer.copy(A)
-        assert copy is not None
-        assert table.take_over(copy)
-        assert table.take_over(copy)
-    assert [table.expires_in_s(A, EPOCH, 3) for table in tables] == [longest, longest]
-
-
-def test_an_end_remembers_the_uses_before_the_last_one(clock: Clock) -> None:
-    """One that was granted by the first shard is granted by the second, even if it hears first that another was the last."""
-    first, second = make_table(clock), make_table(clock)
-    for table in (first, second):
-        pin(table, A, "x", uses=2)
-    for use in (b"mine", b"another's"):
-        first.resolve(A, EPOCH, 3, slot=None, take=False, origin=ME, use=use)
-    ending = first.ending(A)
-    assert ending is not None
-    second.adopt(ending)
-    assert [second.ended_by(A, use) for use in (b"mine", b"another's", b"a third")] == [True, True, False]
-
-
-def test_uses_that_two_shards_granted_in_all_too_many_are_good_for_nothing_more(clock: Clock) -> None:
-    """Each granted some while the other was down: what one of them granted is not confirmed by the other."""
-    first, second = make_table(clock), make_table(clock)
-    for table, uses in ((first, (b"1", b"2")), (second, (b"3",))):
-        pin(table, A, "x", uses=2)
-        for use in uses:
-            table.resolve(A, EPOCH, 3, slot=None, take=False, origin=ME, use=use)
-    ending = first.ending(A)
-    assert ending is not None
-    second.adopt(ending)
-    assert not any(second.ended_by(A, use) for use in (b"1", b"2", b"3"))
-    assert all(first.ended_by(A, use) for use in (b"1", b"2"))

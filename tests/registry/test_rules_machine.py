@@ -1,5 +1,8 @@
 """The rules against a shadow: whatever comes, in whatever order, a lease can be reached just as long as it should be.
 
+What is driven are the functions that the shard itself calls (`steps`), on its table, and a part that learns of each lease's beginning
+and end.
+
 Clients send messages (pins, resolves, releases, renewals) into a network that delivers them late, twice, in another order, or
 never; time passes, owners die, the registry restarts. A model that is as plain as can be, with no heaps, indexes or laziness, says
 after each delivery what the answer has to be, and after each sweep what must be held: nothing ends early, nothing leaks, each end
@@ -36,9 +39,13 @@ from safe_refs.errors import (
     LeaseReleasedError,
     LeaseUsedUpError,
     OwnerGoneError,
+    SafeRefsError,
 )
+from safe_refs.registry import steps
+from safe_refs.registry.hooks import Began, Parts, ShardPart
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Origin, Terms
+from safe_refs.registry.records import Identity, Origin, Terms
+from safe_refs.registry.wire import PinRow, ReleaseCall, RenewCall, ResolveRow
 from tests.support.rules import ME, Clock
 
 OWNERS = (b"owner 0", b"owner 1", b"owner 2")
@@ -54,6 +61,7 @@ class Shadow:
     ends_at: float | None
     uses: int | None
     end: type[LeaseError] | None = None
+    used: set[bytes] = field(default_factory=set)
 
 
 @dataclass
@@ -64,6 +72,19 @@ class Message:
     lease: bytes
     epoch: bytes
     arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Kept(ShardPart):
+    """What a part keeps of a lease: from when it is told that the lease has begun, until it is told that it has ended."""
+
+    def __init__(self) -> None:
+        self.leases: dict[bytes, tuple[str, ...]] = {}
+
+    def pinned(self, lease: bytes, began: Began) -> None:
+        self.leases[lease] = ()
+
+    def ended(self, lease: bytes, items: Sequence[Any]) -> None:
+        del self.leases[lease]
 
 
 class RulesMachine(RuleBasedStateMachine):
@@ -77,19 +98,22 @@ class RulesMachine(RuleBasedStateMachine):
         self.epochs = 0
         self.leases: list[tuple[bytes, bytes]] = []
         self.network: list[Message] = []
+        self.calls = 0
 
     @initialize()
     def restart(self) -> None:
         """The registry starts, or crashes and starts again: what it held is lost, and the shadow's book begins anew."""
         self.epochs += 1
         self.epoch = f"epoch {self.epochs:02}".encode()
+        self.kept = Kept()
+        self.parts = Parts([self.kept])
         self.table = self.table_class(
             registry="r",
-            epoch=self.epoch,
-            generation=self.epochs,
+            identity=Identity(self.epoch, self.epochs),
             clock=self.clock,
             wall=self.clock,
             limits=Limits(max_tombstones=10**6, tombstone_age_s=1e9),
+            gone=lambda lease, _: self.parts.ended(lease, ()),
         )
         self.book: dict[bytes, Shadow] = {}
 
@@ -132,7 +156,13 @@ class RulesMachine(RuleBasedStateMachine):
     def draw_call(self, data: st.DataObject, what: str, take: bool, ttl: float | None) -> Message:
         """A call about any lease that a client may know of."""
         lease, epoch = data.draw(st.sampled_from(self.leases))
-        arguments: dict[str, dict[str, Any]] = {"resolve": {"take": take}, "release": {}, "renew": {"ttl": ttl}}
+        self.calls += 1
+        use = self.calls.to_bytes(8, "big")
+        arguments: dict[str, dict[str, Any]] = {
+            "resolve": {"take": take, "use": use},
+            "release": {},
+            "renew": {"ttl": ttl},
+        }
         return Message(what, lease, epoch, arguments[what])
 
     @precondition(lambda self: self.network)
@@ -183,6 +213,11 @@ class RulesMachine(RuleBasedStateMachine):
             if shadow.end is None and not (shadow.ends_at is not None and shadow.ends_at <= self.clock.now):
                 assert held.issuperset(shadow.items)
 
+    @invariant()
+    def parts_keep_what_is_live_and_nothing_else(self) -> None:
+        """A part is told of every beginning and every end, however it comes about."""
+        assert self.kept.leases.keys() == self.table.live.keys()
+
     def let_time_work(self) -> None:
         for shadow in self.book.values():
             if shadow.end is None and shadow.ends_at is not None and shadow.ends_at <= self.clock.now:
@@ -219,28 +254,33 @@ class RulesMachine(RuleBasedStateMachine):
             ttl = message.arguments["ttl"]
             shadow.ends_at = None if ttl is None else self.clock.now + ttl
             return None
-        if shadow.uses is not None:
-            shadow.uses -= 1
+        shadow.used.add(message.arguments["use"])  # a call that arrives twice is one use
         if message.arguments["take"]:
             shadow.end = LeaseReleasedError
-        elif shadow.uses == 0:
+        elif len(shadow.used) == shadow.uses:
             shadow.end = LeaseUsedUpError
         return shadow.items
 
     def do(self, message: Message) -> Any:
-        """What the table answers: a value, or the class of its error."""
-        lease, epoch, arguments = message.lease, message.epoch, message.arguments
-        try:
-            if message.what == "pin":
-                return self.table.pin(lease, arguments["items"], arguments["owners"], arguments["terms"], ME)
-            if message.what == "release":
-                return self.table.release(lease, ME)
-            if message.what == "renew":
-                self.table.renew(lease, epoch, 1, arguments["ttl"])
-                return None
-            return self.table.resolve(lease, epoch, 1, slot=None, take=arguments["take"], origin=ME)
-        except LeaseError as error:
-            return type(error)
+        """What the shard answers: a value, or the class of its error."""
+        lease, asked, arguments = message.lease, Identity(message.epoch, 1), message.arguments
+        answer: Any
+        if message.what == "pin":
+            items, owners = arguments["items"], arguments["owners"]
+            row = PinRow(lease, len(items), arguments["terms"], ME, b"", {})
+            answer = steps.pin(self.table, self.parts, row, items, owners)
+        elif message.what == "release":
+            (answer,) = steps.release(self.table, self.parts, ReleaseCall(0, [([lease], ME)]))
+        elif message.what == "renew":
+            answer = steps.renew(self.table, self.parts, RenewCall(0, lease, asked, arguments["ttl"], 0))
+        else:
+            asking = ResolveRow(lease, asked, None, arguments["take"], ME, arguments["use"])
+            answer = steps.resolve(self.table, self.parts, asking)
+        if isinstance(answer, SafeRefsError):
+            return type(answer)
+        if message.what in ("pin", "renew"):
+            return None  # the registry's identity; the renewal's number
+        return tuple(answer) if isinstance(answer, list) else answer
 
 
 def run(machine: type[RulesMachine], programs: int, *, explain: bool = True) -> None:
@@ -274,18 +314,18 @@ class EarlyExpiry(LeaseTable[str]):
     """A bug: the sweep ends leases that have a third of a second left."""
 
     def expire(self, most: int | None = None) -> int:
-        clock, self._clock = self._clock, lambda: clock() + 0.3
+        clock, self.clock = self.clock, lambda: clock() + 0.3
         try:
             return super().expire(most)
         finally:
-            self._clock = clock
+            self.clock = clock
 
 
 class LostRelease(LeaseTable[str]):
     """A bug: the release of a lease with a ttl is answered, and not carried out."""
 
     def release(self, lease: bytes, origin: Origin) -> int:
-        if lease in self._live and self._live[lease].terms.ttl is not None:
+        if lease in self.live and self.live[lease].terms.ttl is not None:
             return 1
         return super().release(lease, origin)
 
@@ -293,9 +333,9 @@ class LostRelease(LeaseTable[str]):
 class Resurrection(LeaseTable[str]):
     """A bug: a pin that comes late, after its lease has been released, begins it again."""
 
-    def pin(self, lease: bytes, items: Sequence[str], owners: Sequence[bytes], terms: Terms, origin: Origin) -> None:
-        self._ended.pop(lease, None)
-        super().pin(lease, items, owners, terms, origin)
+    def pin(self, lease: bytes, items: Sequence[str], owners: Sequence[bytes], terms: Terms, origin: Origin) -> bool:
+        self.tombstones._ended.pop(lease, None)
+        return super().pin(lease, items, owners, terms, origin)
 
 
 @pytest.mark.parametrize("bug", [EarlyExpiry, LostRelease, Resurrection], ids=lambda bug: bug.__name__)

@@ -6,7 +6,7 @@ import pytest
 
 from safe_refs._ray import cluster
 from safe_refs.replication import control_store
-from safe_refs.replication.topology import grown, settled
+from safe_refs.replication.topology import completed, grown
 from tests.support.shards_by_hand import Store
 
 NAME = "any"
@@ -25,8 +25,8 @@ def test_a_version_belongs_to_one_topology(store: Store) -> None:
         grows = grown(first, 3)
         assert grows is not None
         assert control_store.change(NAME, grows)
-        assert control_store.change(NAME, settled(grows))
-        versions += [first.version, grows.version, settled(grows).version]
+        assert control_store.change(NAME, completed(grows))
+        versions += [first.version, grows.version, completed(grows).version]
         control_store.close(NAME)
     assert versions == sorted(set(versions))
 
@@ -55,7 +55,7 @@ def test_a_registry_that_was_shut_down_leaves_two_counts(store: Store) -> None:
         control_store.join(NAME, shard)
     control_store.close(NAME)
     assert sorted(store.values) == [f"generation:{NAME}", f"version:{NAME}"]
-    assert not control_store.change(NAME, settled(grows))
+    assert not control_store.change(NAME, completed(grows))
     assert control_store.topology(NAME) is None
 
 

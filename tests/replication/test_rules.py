@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-import pytest
-from safe_refs.registry.replication import Replica
-from safe_refs.registry.topology import Topology
-
-from safe_refs import _ray
-from safe_refs.registry import contact, releasing
+from safe_refs.errors import LeaseNotFoundError, LeaseReleasedError
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.shard import STALE
-from tests.support.rules import ME, A, B, C, Clock, make_table, pin
+from safe_refs.registry.records import Identity
+from safe_refs.registry.wire import Granted, NotNow
+from safe_refs.replication.rules import Rules
+from safe_refs.replication.topology import Topology
+from tests.support.rules import ME, STARTED, A, B, C, Clock, make_table, pin
 
 TOPOLOGY = Topology(version=1, shards=2, replicas=2)
 
 
-def make(shard: int, clock: Clock, restarted: bool = False) -> tuple[LeaseTable[str], Replica[str]]:
+def make(shard: int, clock: Clock, restarted: bool = False) -> tuple[LeaseTable[str], Rules[str]]:
     table = make_table(clock)
-    return table, Replica(shard, TOPOLOGY, table, restarted, clock)
+    return table, Rules(shard, TOPOLOGY, table, restarted, clock)
 
 
-def tell(one: Replica[str], other: Replica[str]) -> list[bytes]:
+def tell(one: Rules[str], other: Rules[str]) -> list[bytes]:
     """Deliver all news of one shard to the other; of which leases there were some."""
     news = one.take_news(other.shard, 100)
-    other.receive(one.parcel(news))
+    other.received(one.records(news))
     return news
+
+
+def recover(back: Rules[str], peer: Rules[str]) -> None:
+    """A shard that came back takes from the only other what they share."""
+    leases, complete = peer.shared_with(back.shard)
+    back.received(peer.records(leases))
+    back.heard(peer.shard, complete)
+    assert not back.recovered()
+    back.end_recovery(None)
 
 
 def test_a_pin_that_one_shard_lost_and_the_other_got_late_reaches_both() -> None:
     """A shard carries out a pin, crashes, comes back and asks; only then the pin arrives at the other."""
     clock = Clock()
     (one, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
-    back.receive(peer.parcel(peer.shared_with(0)))
-    back.hear(1, peer.knows_of(0))
+    recover(back, peer)
     pin(two, A, "x")
-    assert peer.owe_returned([A])
+    assert peer.pinned(A)
     assert tell(peer, back) == [A]
     assert one.items_of(A) == ("x",)
-    assert not back.owe_returned([A])
+    assert not back.pinned(A)
 
 
 def test_an_end_that_comes_late_reaches_who_came_back_from_who_told_it() -> None:
@@ -45,14 +51,13 @@ def test_an_end_that_comes_late_reaches_who_came_back_from_who_told_it() -> None
     clock = Clock()
     (one, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
     pin(two, A, "x")
-    back.receive(peer.parcel(peer.shared_with(0)))
-    back.hear(1, peer.knows_of(0))
+    recover(back, peer)
     gone, crashed = make(0, clock)
     gone.release(A, ME)
-    peer.receive(crashed.parcel([A]))
+    peer.received(crashed.records([A]))
     assert tell(peer, back) == [A]
     assert one.items_of(A) == ()
-    peer.receive(crashed.parcel([A]))
+    peer.received(crashed.records([A]))
     assert tell(peer, back) == tell(back, peer) == []
 
 
@@ -65,10 +70,10 @@ def test_a_lease_that_has_moved_does_not_come_back_with_news() -> None:
     pin(one, moved, "x", uses=2)
     old.topology = new.topology = grown
     assert old.misplaced() == [moved]
-    new.receive(old.parcel([moved]))
+    new.received(old.records([moved]))
     assert old.drop_moved([moved]) == 1
-    two.resolve(moved, two.epoch, two.generation, slot=None, take=False, origin=ME, use=b"1")
-    assert new.owe([moved])
+    two.resolve(moved, STARTED, slot=None, take=False, origin=ME, use=b"1")
+    assert new.changed([moved])
     assert tell(new, old) == [moved]
     assert (one.items_of(moved), two.items_of(moved)) == ((), ("x",))
 
@@ -81,7 +86,7 @@ def test_a_new_shard_takes_what_it_is_given_before_it_has_heard_of_the_growth() 
     (one, old), (two, new) = make(0, clock), make(grown.holders(moved)[0], clock)
     old.topology, new.topology = grown, before
     pin(one, moved, "x")
-    assert new.receive(old.parcel([moved])) == [moved]
+    assert new.received(old.records([moved])) == [moved]
     assert two.items_of(moved) == ("x",)
 
 
@@ -93,11 +98,14 @@ def test_a_shard_that_recovers_after_a_growth_keeps_nothing_that_has_moved() -> 
     (one, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
     back.topology = peer.topology = grown
     pin(two, moved, "x")
-    back.receive(peer.parcel(peer.shared_with(0)))
+    leases, complete = peer.shared_with(0)
+    back.received(peer.records(leases))
     assert one.items_of(moved) == ("x",)
-    assert back.drop_strays() == 0
+    for shard in back.unheard:
+        back.heard(shard, complete)
+    assert not back.recovered()
     back.topology = grown._replace(version=3, before=0)
-    assert back.drop_strays() == 1
+    assert back.end_recovery(None) == 1
     assert one.items_of(moved) == ()
 
 
@@ -107,23 +115,101 @@ def test_who_never_crashed_or_long_ago_is_told_nothing_twice() -> None:
     (_, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
     for lease in (A, B):
         pin(two, lease, "x")
-    assert not peer.owe_returned([A])
-    assert sorted(peer.shared_with(0)) == [A, B]
-    assert peer.owe_returned([B])
+    assert not peer.pinned(A)
+    assert sorted(peer.shared_with(0)[0]) == [A, B]
+    assert peer.pinned(B)
     assert tell(peer, back) == [B]
     clock.now += 601.0
     pin(two, C, "x")
-    assert not peer.owe_returned([C])
+    assert not peer.pinned(C)
 
 
-def test_an_end_counts_though_another_shard_says_that_the_registry_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old holder ends a lease; the new one has heard that the growth is over, and has the lease's end as news already."""
-    moved = next(
-        lease for lease in (bytes([n]) * 16 for n in range(99)) if Topology(1, shards=3).holders(lease) == (2,)
-    )
-    topologies = iter([Topology(2, shards=3, before=1), Topology(3, shards=3)])
-    replies = iter([{0: [True], 2: STALE}, {2: [False]}])
-    monkeypatch.setattr(_ray, "connection", lambda: _ray.Connection(b"c" * 28, "01000000"))
-    monkeypatch.setattr(contact, "topology", lambda *_, **__: next(topologies))
-    monkeypatch.setattr(contact, "ask_each", lambda *_, **__: next(replies))
-    assert releasing.release_ids("any", [([moved], ME)], 5.0) == {moved}
+def test_what_a_client_pins_is_news_for_a_shard_that_came_back_and_what_a_shard_sends_is_not() -> None:
+    """Otherwise two shards that both came back would send each other the same lease for ever."""
+    clock = Clock()
+    _, back = make(0, clock, restarted=True)
+    two, peer = make(1, clock)
+    recover(back, peer)
+    back.shared_with(1)
+    pin(two, A, "x")
+    assert peer.pinned(A)
+    assert tell(peer, back) == [A]
+    assert not back.pinned(A, from_shard=True)
+    assert tell(back, peer) == [A]  # as `received` has learned something that shard 1 may not know
+    assert tell(peer, back) == tell(back, peer) == []
+
+
+def test_a_shard_that_recovers_says_so_in_place_of_not_found_until_it_answers_for_itself() -> None:
+    """Also between the last answer of the others and the new epoch, if there is one; an end that it knows of it says at all times."""
+    clock = Clock()
+    one, back = make(0, clock, restarted=True)
+    unknown, ended = LeaseNotFoundError.of("a", "r"), LeaseReleasedError.of("a", "r", 1.0, "me")
+    assert back.excuse(A, b"use", unknown) is NotNow.RECOVERING
+    assert back.excuse(A, b"use", ended) is None
+    assert back.recovered()
+    assert back.excuse(A, b"use", unknown) is NotNow.RECOVERING
+    assert back.end_recovery(Identity(b"epoch..2", 4)) == 0
+    assert back.excuse(A, b"use", unknown) is None
+    assert one.identity == Identity(b"epoch..2", 4)
+
+
+def test_the_use_that_ended_a_lease_is_granted_by_who_heard_of_its_end_first() -> None:
+    """What another holder granted is not refused here."""
+    clock = Clock()
+    (one, granting), (_, asked) = make(0, clock), make(1, clock)
+    pin(one, A, "x", uses=1)
+    one.resolve(A, STARTED, slot=None, take=False, origin=ME, use=b"mine")
+    asked.received(granting.records([A]))
+    refusal = LeaseReleasedError.of("a", "r", 1.0, "me")
+    assert asked.excuse(A, b"mine", refusal) == Granted(refusal)
+    assert asked.excuse(A, b"another's", refusal) is None
+
+
+def test_a_lease_that_ends_as_it_arrives_is_not_new() -> None:
+    """Its uses on both shards are all that it had: nobody is told of a lease that is not there."""
+    clock = Clock()
+    (one, _), (two, rules) = make(0, clock), make(1, clock)
+    for table, use in ((one, b"1"), (two, b"2")):
+        pin(table, A, "x", uses=2)
+        table.resolve(A, STARTED, slot=None, take=False, origin=ME, use=use)
+    sent = Rules(0, TOPOLOGY, one, False, clock).records([A])
+    two.let_go(A)
+    sent = sent._replace(live=[sent.live[0]._replace(used=frozenset((b"1", b"2")))])
+    assert rules.received(sent) == []
+    assert A in two.tombstones
+
+
+def test_own_copies_are_news_for_who_came_back_and_while_the_registry_grows() -> None:
+    """Other holders make copies of their own, and don't want these."""
+    clock = Clock()
+    table, rules = make(0, clock)
+    pin(table, A, "x")
+    assert not rules.replaced(A)
+    rules.shared_with(1)
+    assert rules.replaced(A)
+    assert rules.take_news(1, 10) == [A]
+    table, rules = make(0, clock)
+    rules.topology = Topology(2, shards=4, replicas=2, before=2)
+    assert rules.replaced(A)
+
+
+def test_what_is_lost_is_asked_back_from_the_other_holders() -> None:
+    """Each of them once, for all leases; and it owes them from then on."""
+    clock = Clock()
+    _, rules = make(0, clock)
+    other, peer = make(1, clock)
+    assert rules.lost([A, B]) == {1: [A, B]}
+    pin(other, A, "x")
+    peer.missed([A, B], [0])
+    assert peer.owing() == [0]
+    assert tell(peer, rules) == [A, B]
+
+
+def test_a_newer_identity_comes_with_records_and_an_older_one_does_not() -> None:
+    """A shard that lost leases has begun a new epoch; the others learn of it with its news."""
+    clock = Clock()
+    table, rules = make(0, clock)
+    rules.received(rules.records([]), Identity(b"epoch..0", 2))
+    assert table.identity == STARTED
+    rules.received(rules.records([]), Identity(b"epoch..2", 4))
+    assert table.identity == Identity(b"epoch..2", 4)

@@ -8,7 +8,7 @@ from safe_refs._ray import workers
 from safe_refs.config import Limits
 from safe_refs.registry import sessions
 from safe_refs.registry.here import Start
-from safe_refs.registry.hooks import Always
+from safe_refs.registry.protocols import Always
 from safe_refs.registry.records import Identity
 from safe_refs.registry.sessions import Session
 from safe_refs.registry.shard import Shard

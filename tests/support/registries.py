@@ -11,7 +11,7 @@ from typing import Any
 from safe_refs.config import Deadline
 from safe_refs.envelope import LeaseAddress
 from safe_refs.errors import LeaseReleasedError, RegistryUnavailableError, SafeRefsError
-from safe_refs.registry.hooks import Layout, OneShard
+from safe_refs.registry.protocols import Layout, OneShard
 from safe_refs.registry.records import Identity, Origin, Terms
 from safe_refs.registry.requests import Plan, Question, Wanted
 

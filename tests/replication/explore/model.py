@@ -14,7 +14,7 @@ ME = Origin("job", "node", 1, "model")
 DOWN = 0
 T = TypeVar("T", bound=Hashable)
 
-World = tuple[int, int, int, int, int, int, int]  # shard 0, shard 1, client 0, 1, 2, network, book
+World = tuple[int, int, int, int, int, int, int]  # shard 0, shard 1, client 0, 1, 2, network, ledger
 Status = tuple[Any, ...]  # of a client's call to one shard; see `Op`
 Choice = tuple[str, int]  # what to do, with which lease
 
@@ -51,12 +51,12 @@ class Network(NamedTuple):
 
     Attributes:
         news: from each shard, to the other: the call, and the leases to give back if it fails.
-        told: to each shard, the answer to its question what it held: a call.
+        shared: to each shard, the answer to its question what it held: a call.
         orphans: calls that nobody waits for: the shard, and the call.
     """
 
     news: tuple[tuple[int, tuple[bytes, ...]] | None, tuple[int, tuple[bytes, ...]] | None] = (None, None)
-    told: tuple[int | None, int | None] = (None, None)
+    shared: tuple[int | None, int | None] = (None, None)
     orphans: tuple[tuple[int, int], ...] = ()
 
 
@@ -87,7 +87,7 @@ class Story(NamedTuple):
     wins: int = 0
 
 
-class Book(NamedTuple):
+class Ledger(NamedTuple):
     """What may still happen, what the control store knows, and what was promised.
 
     Attributes:
@@ -151,6 +151,6 @@ def replaced(pair: tuple[Any, Any], index: int, value: Any) -> tuple[Any, Any]:
     return (value, pair[1]) if index == 0 else (pair[0], value)
 
 
-def told(book: Book, lease: int, story: Story) -> Book:
-    """A book with another story of one lease."""
-    return book._replace(stories=replaced(book.stories, lease, story))
+def with_story(ledger: Ledger, lease: int, story: Story) -> Ledger:
+    """A ledger with another story of one lease."""
+    return ledger._replace(stories=replaced(ledger.stories, lease, story))

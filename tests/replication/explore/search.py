@@ -101,9 +101,9 @@ class Explorer(Steps):
 
     def _check_promises(self, world: World) -> None:
         """What a resolve would say that asks both shards in this very moment."""
-        book = self.books.values[world[6]]
+        ledger = self.ledgers.values[world[6]]
         up = [shard for shard in (0, 1) if world[shard] != DOWN]
-        for lease, story in enumerate(book.stories):
+        for lease, story in enumerate(ledger.stories):
             if story.stage != "held":
                 continue
             name = NAMES[lease]
@@ -131,9 +131,9 @@ class Explorer(Steps):
 
     def _check_quiet(self, world: World) -> None:
         self._quiet += 1
-        book = self.books.values[world[6]]
+        ledger = self.ledgers.values[world[6]]
         both = [self.shards.shown[world[shard]].leases for shard in (0, 1)]
-        for lease, story in enumerate(book.stories):
+        for lease, story in enumerate(ledger.stories):
             kinds = [leases[lease][0] if leases[lease] else "unknown" for leases in both]
             if story.stage == "abandoned":
                 self._left_over[" and ".join(sorted(kinds))] += 1
@@ -164,9 +164,9 @@ class Explorer(Steps):
             way.append(step)
             step = parents[step]
         way.reverse()
-        told = []
+        labels = []
         for here, there in pairwise(way):
             self._problem = ""
-            told.append(next(label for label, world in self.steps(here) if world == there))
-        lines = [f"{number:3}. {label}" for number, label in enumerate(told, 1)]
-        return ViolationError(f"{problem}, after {len(told)} steps:\n" + "\n".join(lines))
+            labels.append(next(label for label, world in self.steps(here) if world == there))
+        lines = [f"{number:3}. {label}" for number, label in enumerate(labels, 1)]
+        return ViolationError(f"{problem}, after {len(labels)} steps:\n" + "\n".join(lines))

@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from itertools import product
 
 from .clients import with_call
-from .model import DOWN, NAMES, Book, Network, Story, World, replaced, told
+from .model import DOWN, NAMES, Ledger, Network, Story, World, replaced, with_story
 from .whole import Whole
 
 
 class ShardSteps(Whole):
     """What shards do by themselves, and what happens to them."""
 
-    def _restart(self, world: World, shard: int, book: Book) -> tuple[str, World]:
-        state = self.shards.start(shard, book.epoch, True)
+    def _restart(self, world: World, shard: int, ledger: Ledger) -> tuple[str, World]:
+        state = self.shards.start(shard, ledger.epoch, True)
         return f"shard {shard} restarts", self._moved(world, {shard: state})
 
-    def _shard_steps(self, world: World, shard: int, book: Book, network: Network) -> Iterator[tuple[str, World]]:
+    def _shard_steps(self, world: World, shard: int, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
         other = 1 - shard
         up = world[other] != DOWN
         shown = self.shards.shown[world[shard]]
-        if book.crashes and (self.scope.both or (up and not self.shards.shown[world[other]].recovering)):
-            yield from self._crash(world, shard, book, network)
+        if ledger.crashes and (self.scope.both or (up and not self.shards.shown[world[other]].recovering)):
+            yield from self._crash(world, shard, ledger, network)
         # News.
         under_way = network.news[shard]
         if under_way is None:
@@ -43,37 +43,37 @@ class ShardSteps(Whole):
                 got, _ = self.shards.do(world[other], call)
                 label = f"news reach shard {other}: {self._name(call)}"
                 yield label, self._moved(world, {other: got}, network=arrived)
-                if book.doubles:
-                    fewer = book._replace(doubles=book.doubles - 1)
+                if ledger.doubles:
+                    fewer = ledger._replace(doubles=ledger.doubles - 1)
                     late = arrived._replace(orphans=tuple(sorted((*network.orphans, (other, call)))))
-                    yield label + ", and are doubled", self._moved(world, {other: got}, network=late, book=fewer)
+                    yield label + ", and are doubled", self._moved(world, {other: got}, network=late, ledger=fewer)
                     yield (
                         label + ", and the answer is lost",
-                        self._moved(world, {other: got, shard: back}, network=arrived, book=fewer),
+                        self._moved(world, {other: got, shard: back}, network=arrived, ledger=fewer),
                     )
         if self.scope.borrowed:
             yield from self._anchor(world, shard, network)
         # Recovery.
         if not shown.recovering:
             return
-        answer = network.told[shard]
+        answer = network.shared[shard]
         if answer is not None:
             state, lossy = self.shards.do(world[shard], answer)
-            label = f"shard {shard} hears what it held: {self._name(answer)}"
-            yield self._settled(world, shard, state, lossy, book, network, label)
+            label = f"shard {shard} takes what it held: {self._name(answer)}"
+            yield self._settled(world, shard, state, lossy, ledger, network, label)
         elif up:
-            state, answer = self.shards.do(world[other], self._tell)
+            state, answer = self.shards.do(world[other], self._share)
             yield (
-                f"shard {other} tells shard {shard} what it held",
+                f"shard {other} shares what it knows with shard {shard}",
                 self._moved(
                     world,
                     {other: state},
-                    network=network._replace(told=replaced(network.told, shard, answer)),
+                    network=network._replace(shared=replaced(network.shared, shard, answer)),
                 ),
             )
         else:
             state, lossy = self.shards.do(world[shard], self._give_up)
-            yield self._settled(world, shard, state, lossy, book, network, f"shard {shard} gives up waiting")
+            yield self._settled(world, shard, state, lossy, ledger, network, f"shard {shard} gives up waiting")
 
     def _anchor(self, world: World, shard: int, network: Network) -> Iterator[tuple[str, World]]:
         """The owner of what was borrowed answers a shard; what that shard finds to be lost, it asks the other for."""
@@ -89,9 +89,9 @@ class ShardSteps(Whole):
                     self._moved(world, {shard: state}, network=network._replace(orphans=orphans)),
                 )
 
-    def _maker_dies(self, world: World, book: Book) -> Iterator[tuple[str, World]]:
+    def _maker_dies(self, world: World, ledger: Ledger) -> Iterator[tuple[str, World]]:
         """The maker of a lease dies, on which shards still depend: what they hold may be gone from each; from all is not promised."""
-        for lease, story in enumerate(book.stories):
+        for lease, story in enumerate(ledger.stories):
             dependent = [shard for shard in (0, 1) if self.shards.shown[world[shard]].depends[lease] == "maker"]
             if story.stage != "held" or not dependent:
                 continue
@@ -104,23 +104,23 @@ class ShardSteps(Whole):
                     self.shards.shown[world[shard]].leases[lease] for shard in (0, 1) if shard not in dependent
                 )
                 risk = story.risk or ("safe" not in fates and not has_other)
-                after = told(book._replace(deaths=book.deaths - 1), lease, story._replace(risk=risk))
-                yield f"the maker of {NAMES[lease]} dies, {', '.join(fates)}", self._moved(world, moved, book=after)
+                after = with_story(ledger._replace(deaths=ledger.deaths - 1), lease, story._replace(risk=risk))
+                yield f"the maker of {NAMES[lease]} dies, {', '.join(fates)}", self._moved(world, moved, ledger=after)
 
     def _settled(
-        self, world: World, shard: int, state: int, lossy: bool | None, book: Book, network: Network, label: str
+        self, world: World, shard: int, state: int, lossy: bool | None, ledger: Ledger, network: Network, label: str
     ) -> tuple[str, World]:
-        network = network._replace(told=replaced(network.told, shard, None))
+        network = network._replace(shared=replaced(network.shared, shard, None))
         if lossy:
-            book = book._replace(epoch=book.epoch + 1)
-            state, _ = self.shards.do(state, self.shards.calls(("new epoch", book.epoch)))
+            ledger = ledger._replace(epoch=ledger.epoch + 1)
+            state, _ = self.shards.do(state, self.shards.calls(("new epoch", ledger.epoch)))
             label += "; a new epoch begins"
-        return label, self._moved(world, {shard: state}, network=network, book=book)
+        return label, self._moved(world, {shard: state}, network=network, ledger=ledger)
 
-    def _crash(self, world: World, shard: int, book: Book, network: Network) -> Iterator[tuple[str, World]]:
+    def _crash(self, world: World, shard: int, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
         """A shard is gone, and what was under way to it; what it sent may still arrive."""
         other = 1 - shard
-        book = book._replace(crashes=book.crashes - 1)
+        ledger = ledger._replace(crashes=ledger.crashes - 1)
         moved = {shard: DOWN}
         undelivered = network.news[other]
         if undelivered is not None:
@@ -130,23 +130,23 @@ class ShardSteps(Whole):
             if client.op is not None and client.op.calls[shard][0] in ("sent", "done"):
                 moved[index] = self.clients(client._replace(op=with_call(client.op, shard, ("sent", True))))
         orphans = tuple(orphan for orphan in network.orphans if orphan[0] != shard)
-        news, told = network.news[shard], network.told[other]
-        for keep_news, keep_told in product(
-            (False, True)[: 1 + (news is not None)], (False, True)[: 1 + (told is not None)]
+        news, shared = network.news[shard], network.shared[other]
+        for keep_news, keep_shared in product(
+            (False, True)[: 1 + (news is not None)], (False, True)[: 1 + (shared is not None)]
         ):
             kept = tuple(sorted((*orphans, (other, news[0])))) if keep_news and news is not None else orphans
-            left = Network(told=replaced((None, None), other, told if keep_told else None), orphans=kept)
-            after = self._moved(world, moved, network=left, book=book)
+            left = Network(shared=replaced((None, None), other, shared if keep_shared else None), orphans=kept)
+            after = self._moved(world, moved, network=left, ledger=ledger)
             if self.scope.is_shaky:
                 stories = [self._shaken(world, after, shard, lease, network) for lease in (0, 1)]
-                after = self._moved(after, {}, book=book._replace(stories=(stories[0], stories[1])))
+                after = self._moved(after, {}, ledger=ledger._replace(stories=(stories[0], stories[1])))
             yield f"shard {shard} crashes", after
 
     def _shaken(self, before: World, after: World, shard: int, lease: int, network: Network) -> Story:
         """What is promised about a lease when a shard crashes."""
-        story = self.books.values[before[6]].stories[lease]
+        story = self.ledgers.values[before[6]].stories[lease]
         if not story.stage:
             return story
         if not self._settled_of(before, lease, network):
-            story = self._forgetful(self.books.values[before[6]], lease, 1 << shard).stories[lease]
+            story = self._forgetful(self.ledgers.values[before[6]], lease, 1 << shard).stories[lease]
         return story._replace(risk=not self.scope.strict and (story.risk or self._both_out(after)))

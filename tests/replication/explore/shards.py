@@ -182,12 +182,12 @@ class Shards:
             return rules.give_back(other, given[0])
         if what == "receive":
             return _receive(parts, rules, given[0].records, identity_of(given[1]))
-        if what == "tell":
+        if what == "share":
             leases, complete = rules.shared_with(other)
             records = rules.records(leases)
             rules.shared_all(other)
-            return self.calls(("hear", _Packed(records), complete))
-        if what == "hear":
+            return self.calls(("heard", _Packed(records), complete))
+        if what == "heard":
             _receive(parts, rules, given[0].records, None)
             rules.heard(other, given[1])
             return None if rules.unheard else _recovered(rules)

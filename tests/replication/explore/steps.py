@@ -11,7 +11,7 @@ from safe_refs.registry.wire import NotNow, Silence
 from safe_refs.replication.merging import Ask, Repair
 
 from .clients import begin, given_up, go_on, with_call
-from .model import DOWN, EARLY, NAMES, READS, TAKES, USES, Book, Client, Network, Op, Story, World, told
+from .model import DOWN, EARLY, NAMES, READS, TAKES, USES, Client, Ledger, Network, Op, Story, World, with_story
 from .shard_steps import ShardSteps
 from .shards import LOST, NOT_FOUND, OWN
 
@@ -21,15 +21,15 @@ class Steps(ShardSteps):
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
         """Everything that can happen next."""
-        book = self.books.values[world[6]]
+        ledger = self.ledgers.values[world[6]]
         network = self.networks.values[world[5]]
         for number in (0, 1, 2):
-            yield from self._client_steps(world, number, book, network)
+            yield from self._client_steps(world, number, ledger, network)
         for shard in (0, 1):
             if world[shard] == DOWN:
-                yield self._restart(world, shard, book)
+                yield self._restart(world, shard, ledger)
             else:
-                yield from self._shard_steps(world, shard, book, network)
+                yield from self._shard_steps(world, shard, ledger, network)
         for index, (shard, call) in enumerate(network.orphans):
             if index == 0 or network.orphans[index - 1] != (shard, call):
                 state, _ = self.shards.do(world[shard], call)
@@ -38,45 +38,45 @@ class Steps(ShardSteps):
                     f"shard {shard} gets a call that nobody waits for: {self._name(call)}",
                     self._moved(world, {shard: state}, network=network._replace(orphans=rest)),
                 )
-        if self.scope.borrowed and book.deaths:
-            yield from self._maker_dies(world, book)
+        if self.scope.borrowed and ledger.deaths:
+            yield from self._maker_dies(world, ledger)
 
-    def _client_steps(self, world: World, number: int, book: Book, network: Network) -> Iterator[tuple[str, World]]:
+    def _client_steps(self, world: World, number: int, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
         client = self.clients.values[world[2 + number]]
         op = client.op
         if op is None:
             for kind, lease in client.program[0] if client.program else ():
-                story = book.stories[lease]
+                story = ledger.stories[lease]
                 if story.stage == ("" if kind == "pin" else "held") or (kind in EARLY and story.stage == "pinning"):
-                    yield self._begin(world, number, kind, lease, book, network)
+                    yield self._begin(world, number, kind, lease, ledger, network)
             return
         what = f"client {number}'s {op.kind} of {NAMES[op.lease]}"
         if op.machine is None:
-            yield from self._wait_for_it(world, number, op, book, what)
+            yield from self._wait_for_it(world, number, op, ledger, what)
             return
         for shard in (0, 1):
             call = op.calls[shard]
             if call[0] == "sent":
                 if world[shard] == DOWN or call[1]:
                     failed = with_call(op, shard, ("here", Silence.DEAD))
-                    yield f"{what} fails at shard {shard}", self._go_on(world, number, failed, book, network)
+                    yield f"{what} fails at shard {shard}", self._go_on(world, number, failed, ledger, network)
                 if world[shard] != DOWN:
-                    yield from self._deliver(world, number, op, shard, book, network, what)
+                    yield from self._deliver(world, number, op, shard, ledger, network, what)
             elif call[0] == "done":
                 there = with_call(op, shard, ("here", call[1]))
                 yield (
                     f"{what} is answered by shard {shard}: {self._said(call[1])}",
-                    self._go_on(world, number, there, book, network),
+                    self._go_on(world, number, there, ledger, network),
                 )
-        if book.lates or (book.deaths and op.kind == "pin"):
-            yield self._give_up_waiting(world, number, op, book, network, what)
-        if book.deaths and not op.only_looks:
-            yield from self._die(world, number, op, book, network)
+        if ledger.lates or (ledger.deaths and op.kind == "pin"):
+            yield self._give_up_waiting(world, number, op, ledger, network, what)
+        if ledger.deaths and not op.only_looks:
+            yield from self._die(world, number, op, ledger, network)
 
     def _begin(
-        self, world: World, number: int, kind: str, lease: int, book: Book, network: Network
+        self, world: World, number: int, kind: str, lease: int, ledger: Ledger, network: Network
     ) -> tuple[str, World]:
-        story = book.stories[lease]
+        story = ledger.stories[lease]
         settled = not self.scope.is_shaky or self._settled_of(world, lease, network)
         flag = kind == "resolve" and story.ended and (settled or not story.crashed)
         flag = flag or (kind in EARLY and story.stage == "held")
@@ -85,7 +85,7 @@ class Steps(ShardSteps):
         if kind == "pin":
             # The epoch is that of a payload that is out before the answers are here.
             risk = not self.scope.strict and self._both_out(world)
-            story = story._replace(stage="pinning", epoch=book.epoch, risk=risk)
+            story = story._replace(stage="pinning", epoch=ledger.epoch, risk=risk)
         elif kind in ("release", *TAKES):
             story = story._replace(enders=min(2, story.enders + 1))
         elif kind == "use" and self.scope.uses[lease] is not None:
@@ -94,11 +94,11 @@ class Steps(ShardSteps):
             out = sum(1 << shard for shard in (0, 1) if self._is_out(world, shard, lease))
             story = story._replace(crashed=(0 if settled else story.crashed) | out)
         after = self._moved(
-            world, {2 + number: self.clients(Client(program[1:], begun))}, book=told(book, lease, story)
+            world, {2 + number: self.clients(Client(program[1:], begun))}, ledger=with_story(ledger, lease, story)
         )
         return f"client {number} begins to {kind} {NAMES[lease]}", after
 
-    def _call_of(self, number: int, op: Op, shard: int, book: Book) -> int:
+    def _call_of(self, number: int, op: Op, shard: int, ledger: Ledger) -> int:
         """The call that an op makes to a shard."""
         ask = op.ask
         if isinstance(ask, Repair):
@@ -108,52 +108,57 @@ class Steps(ShardSteps):
         if op.kind == "release":
             return self.shards.calls(("release", op.lease))
         assert isinstance(ask, Ask)
-        epoch = book.stories[op.lease].epoch
+        epoch = ledger.stories[op.lease].epoch
         if op.kind == "renew":
             return self.shards.calls(("renew", op.lease, epoch, 10.0 * (number + 1), ask.number))
         use = bytes([number, op.turn]) if ask.counts else b""
         return self.shards.calls(("resolve", op.lease, epoch, op.kind in TAKES, use))
 
     def _deliver(
-        self, world: World, number: int, op: Op, shard: int, book: Book, network: Network, what: str
+        self, world: World, number: int, op: Op, shard: int, ledger: Ledger, network: Network, what: str
     ) -> Iterator[tuple[str, World]]:
-        call = self._call_of(number, op, shard, book)
+        call = self._call_of(number, op, shard, ledger)
         state, answer = self.shards.do(world[shard], call)
         if answer in (NOT_FOUND, LOST) and self.shards.shown[world[shard]].recovering:
             self._problem = f"not found while recovering: shard {shard} says {self._said(answer)} of {NAMES[op.lease]}"
         world = self._moved(world, {shard: state})
         if answer in (NotNow.DOUBTFUL, NOT_FOUND, LOST) and not op.only_looks:
-            book = self._forgetful(book, op.lease, 1 << shard)  # it does not know of this use, at first
-        for doubled in (False, True)[: 1 + (book.doubles > 0 and not op.only_looks)]:
+            ledger = self._forgetful(ledger, op.lease, 1 << shard)  # it does not know of this use, at first
+        for doubled in (False, True)[: 1 + (ledger.doubles > 0 and not op.only_looks)]:
             if doubled:
                 network = _with_orphans(network, [(shard, call)])
-                book = book._replace(doubles=book.doubles - 1)
+                ledger = ledger._replace(doubles=ledger.doubles - 1)
             label = f"{what} reaches shard {shard}{', and is doubled' * doubled}: {self._said(answer)}"
-            if book.crashes and not op.only_looks:
+            if ledger.crashes and not op.only_looks:
                 # The answer is under way, and a crash may come before it.
                 waiting = with_call(op, shard, ("done", answer))
                 yield (
                     label + " (the answer is under way)",
-                    self._moved(world, {2 + number: self._with_op(world, number, waiting)}, network=network, book=book),
+                    self._moved(
+                        world, {2 + number: self._with_op(world, number, waiting)}, network=network, ledger=ledger
+                    ),
                 )
             else:
-                yield label, self._go_on(world, number, with_call(op, shard, ("here", answer)), book, network)
+                yield label, self._go_on(world, number, with_call(op, shard, ("here", answer)), ledger, network)
 
-    def _go_on(self, world: World, number: int, op: Op, book: Book, network: Network) -> World:
+    def _go_on(self, world: World, number: int, op: Op, ledger: Ledger, network: Network) -> World:
         """A client has learned something, and acts on it."""
         op, verdict = go_on(op, self.scope)
         if verdict is None:
-            return self._moved(world, {2 + number: self._with_op(world, number, op)}, network=network, book=book)
+            return self._moved(world, {2 + number: self._with_op(world, number, op)}, network=network, ledger=ledger)
         if op.kind == "pin" and isinstance(verdict, (SafeRefsError, Silence)):
-            return self._undo(world, number, op.lease, book, network)
-        story = self._judged(op, verdict, book)
+            return self._undo(world, number, op.lease, ledger, network)
+        story = self._judged(op, verdict, ledger)
         return self._moved(
-            world, {2 + number: self._with_op(world, number, None)}, network=network, book=told(book, op.lease, story)
+            world,
+            {2 + number: self._with_op(world, number, None)},
+            network=network,
+            ledger=with_story(ledger, op.lease, story),
         )
 
-    def _wait_for_it(self, world: World, number: int, op: Op, book: Book, what: str) -> Iterator[tuple[str, World]]:
+    def _wait_for_it(self, world: World, number: int, op: Op, ledger: Ledger, what: str) -> Iterator[tuple[str, World]]:
         """Who has the payload before its pin was acknowledged asks again, until its patience ends, which outlasts any pin."""
-        story = book.stories[op.lease]
+        story = ledger.stories[op.lease]
         again = begin(op._replace(flag=story.stage == "held"), self.scope)
         yield f"{what} is made again", self._moved(world, {2 + number: self._with_op(world, number, again)})
         if story.stage != "pinning":
@@ -163,33 +168,33 @@ class Steps(ShardSteps):
             yield f"{what} is given up", after
 
     def _give_up_waiting(
-        self, world: World, number: int, op: Op, book: Book, network: Network, what: str
+        self, world: World, number: int, op: Op, ledger: Ledger, network: Network, what: str
     ) -> tuple[str, World]:
         """A client's time is over. What is under way may arrive all the same."""
-        left = self._under_way(world, number, op, book)
+        left = self._under_way(world, number, op, ledger)
         if op.kind != "pin":  # one that is not answered in time promises nothing
             late = sum(1 << shard for shard in (0, 1) if op.calls[shard][0] in ("sent", "done"))
-            book = self._forgetful(book, op.lease, late)
-        book = book._replace(lates=book.lates - 1) if book.lates else book._replace(deaths=book.deaths - 1)
-        after = self._go_on(world, number, given_up(op), book, _with_orphans(network, left))
+            ledger = self._forgetful(ledger, op.lease, late)
+        ledger = ledger._replace(lates=ledger.lates - 1) if ledger.lates else ledger._replace(deaths=ledger.deaths - 1)
+        after = self._go_on(world, number, given_up(op), ledger, _with_orphans(network, left))
         return f"{what} is not answered in time", after
 
-    def _under_way(self, world: World, number: int, op: Op, book: Book) -> list[tuple[int, int]]:
+    def _under_way(self, world: World, number: int, op: Op, ledger: Ledger) -> list[tuple[int, int]]:
         return [
-            (shard, self._call_of(number, op, shard, book))
+            (shard, self._call_of(number, op, shard, ledger))
             for shard in (0, 1)
             if op.calls[shard][0] == "sent" and world[shard] != DOWN and not op.only_looks
         ]
 
-    def _judged(self, op: Op, verdict: Any, book: Book) -> Story:
+    def _judged(self, op: Op, verdict: Any, ledger: Ledger) -> Story:
         """What a call has promised, or whether it breaks what was."""
-        story, name = book.stories[op.lease], NAMES[op.lease]
+        story, name = ledger.stories[op.lease], NAMES[op.lease]
         if verdict is Silence.LATE:
             return story
         if verdict in (NOT_FOUND, LOST):
             self._problem = self._early_end(op, self._said(verdict), story)
         elif verdict is OWN:
-            if book.crashes == self.scope.crashes:
+            if ledger.crashes == self.scope.crashes:
                 self._problem = (
                     f"early end: a {op.kind} of {name} is refused for its own sake, and no shard has crashed"
                 )
@@ -230,25 +235,25 @@ class Steps(ShardSteps):
         most = self.scope.uses[lease]
         return story.enders > 0 or (most is not None and story.users >= most)
 
-    def _undo(self, world: World, number: int, lease: int, book: Book, network: Network) -> World:
+    def _undo(self, world: World, number: int, lease: int, ledger: Ledger, network: Network) -> World:
         """A pin has not come to a good end, and its maker lives: it releases the lease."""
         call = self.shards.calls(("release", lease))
         network = _with_orphans(network, [(shard, call) for shard in (0, 1) if world[shard] != DOWN])
-        book = told(book, lease, book.stories[lease]._replace(stage="undone"))
-        return self._moved(world, {2 + number: self._with_op(world, number, None)}, network=network, book=book)
+        ledger = with_story(ledger, lease, ledger.stories[lease]._replace(stage="undone"))
+        return self._moved(world, {2 + number: self._with_op(world, number, None)}, network=network, ledger=ledger)
 
-    def _die(self, world: World, number: int, op: Op, book: Book, network: Network) -> Iterator[tuple[str, World]]:
+    def _die(self, world: World, number: int, op: Op, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
         """A client dies, and each of its calls that are under way may be lost."""
-        book = book._replace(deaths=book.deaths - 1)
-        sent = self._under_way(world, number, op, book)
+        ledger = ledger._replace(deaths=ledger.deaths - 1)
+        sent = self._under_way(world, number, op, ledger)
         if op.kind == "pin":
-            book = told(book, op.lease, book.stories[op.lease]._replace(stage="abandoned"))
+            ledger = with_story(ledger, op.lease, ledger.stories[op.lease]._replace(stage="abandoned"))
         for keep in product((False, True), repeat=len(sent)):
             kept = [message for message, is_kept in zip(sent, keep, strict=True) if is_kept]
             yield (
                 f"client {number} dies; {len(sent) - len(kept)} of its calls are lost, {len(kept)} go on",
                 self._moved(
-                    world, {2 + number: self.clients(Client(()))}, network=_with_orphans(network, kept), book=book
+                    world, {2 + number: self.clients(Client(()))}, network=_with_orphans(network, kept), ledger=ledger
                 ),
             )
 

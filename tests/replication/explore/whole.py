@@ -1,11 +1,11 @@
-"""The whole: both shards, the clients, the network and the book, as seven small numbers."""
+"""The whole: both shards, the clients, the network and the ledger, as seven small numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .clients import Scope
-from .model import LEASES, READS, Book, Client, Interned, Network, Op, World, told
+from .model import LEASES, READS, Client, Interned, Ledger, Network, Op, World, with_story
 from .shards import ENDED, LOST, NOT_FOUND, OWN, Shards
 
 _WORDS = {id(NOT_FOUND): "not found", id(LOST): "lost", id(ENDED): "ended", id(OWN): "ended by its own use"}
@@ -19,18 +19,18 @@ class Whole:
         self.shards = Shards(scope.table, scope.rules, scope.uses, scope.limits)
         self.clients: Interned[Client] = Interned()
         self.networks: Interned[Network] = Interned()
-        self.books: Interned[Book] = Interned()
+        self.ledgers: Interned[Ledger] = Interned()
         self._problem = ""
         self._tells = False  # the labels of steps are wanted whole: for a trace
         call = self.shards.calls
-        self._send_news, self._tell, self._give_up = call(("send news",)), call(("tell",)), call(("give up",))
+        self._send_news, self._share, self._give_up = call(("send news",)), call(("share",)), call(("give up",))
 
     def first(self) -> World:
         """Two empty shards, and clients that have done nothing yet."""
-        book = Book(self.scope.crashes, self.scope.deaths, self.scope.doubles, self.scope.lates)
+        ledger = Ledger(self.scope.crashes, self.scope.deaths, self.scope.doubles, self.scope.lates)
         a, b, c = (self.clients(Client(program)) for program in self.scope.programs)
         shards = (self.shards.start(0, 1, False), self.shards.start(1, 1, False))
-        return (*shards, a, b, c, self.networks(Network()), self.books(book))
+        return (*shards, a, b, c, self.networks(Network()), self.ledgers(ledger))
 
     def _settled_of(self, world: World, lease: int, network: Network) -> bool:
         """Whether both shards know the same of a lease, and nothing that concerns it is under way."""
@@ -49,14 +49,14 @@ class Whole:
         shown = self.shards.shown[world[shard]]
         return shown.recovering or shown.depends[lease] in ("safe", "gone")
 
-    def _forgetful(self, book: Book, lease: int, shards: int) -> Book:
+    def _forgetful(self, ledger: Ledger, lease: int, shards: int) -> Ledger:
         """Those shards (a bit each) may not know what they should of a lease: if that is both, nothing is promised about it."""
         if not self.scope.is_shaky:
-            return book
-        story = book.stories[lease]
+            return ledger
+        story = ledger.stories[lease]
         crashed = story.crashed | shards
-        return told(
-            book, lease, story._replace(crashed=crashed, risk=not self.scope.strict and (story.risk or crashed == 3))
+        return with_story(
+            ledger, lease, story._replace(crashed=crashed, risk=not self.scope.strict and (story.risk or crashed == 3))
         )
 
     def _both_out(self, world: World) -> bool:
@@ -68,15 +68,15 @@ class Whole:
         return self.clients(Client(self.clients.values[world[2 + number]].program, op))
 
     def _moved(
-        self, world: World, parts: dict[int, int], *, network: Network | None = None, book: Book | None = None
+        self, world: World, parts: dict[int, int], *, network: Network | None = None, ledger: Ledger | None = None
     ) -> World:
         parts_of = list(world)
         for index, part in parts.items():
             parts_of[index] = part
         if network is not None:
             parts_of[5] = self.networks(network)
-        if book is not None:
-            parts_of[6] = self.books(book)
+        if ledger is not None:
+            parts_of[6] = self.ledgers(ledger)
         return tuple(parts_of)  # type: ignore[return-value] # of the same length
 
     def _said(self, answer: Any) -> str:

@@ -10,7 +10,7 @@ from safe_refs.durability import owner
 from safe_refs.durability.client import Copies
 from safe_refs.durability.part import Durability
 from safe_refs.registry.here import Start
-from safe_refs.registry.hooks import Always
+from safe_refs.registry.protocols import Always
 from safe_refs.registry.records import Identity
 from safe_refs.registry.sessions import Session
 from safe_refs.registry.shard import Shard
@@ -25,9 +25,14 @@ class DurableShard(Shard):
 
 
 class DurableSession(Session):
-    """A session of such registries, for this process's connection."""
+    """A session of such registries, for this process's connection.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the registry that the test uses.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
         super().__init__(workers.connection(), Always(), lambda registry, _: Start(DurableShard, (registry,)))
         self.copies = Copies(self)
         self.parts = (self.copies,)

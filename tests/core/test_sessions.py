@@ -1,0 +1,114 @@
+"""What a process keeps for a connection: one session, which goes with the connection and stays behind in a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import ray
+
+import safe_refs
+from safe_refs import assembly, config
+from safe_refs.registry import sessions
+from tests.support.processes import Driver, run_python
+
+
+def test_there_is_one_session_whoever_asks_first(cluster: str) -> None:
+    """Threads that come at once get the same one, with all its parts."""
+    sessions.drop(next(iter(sessions.known), None) or assembly.client().connection)
+    found: list[assembly.Client] = []
+    begin = threading.Barrier(8)
+
+    def ask() -> None:
+        begin.wait()
+        found.append(assembly.client())
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert {id(each) for each in found} == {id(assembly.client())}
+    payload = safe_refs.dumps(ray.put("v"))
+    assert ray.get(safe_refs.loads(payload, take=True), timeout=20) == "v"
+
+
+def test_a_session_goes_with_its_connection() -> None:
+    """Nothing that was kept for one cluster is there in the next: neither handles nor what was resolved a moment ago."""
+    code = """
+    import json, logging, ray, safe_refs
+    from safe_refs.registry import sessions
+    from tests.support.cluster import LOCAL_RAY
+
+    seen = []
+    for number in range(2):
+        ray.init(**LOCAL_RAY)
+        payload = safe_refs.dumps(ray.put(number))
+        ref = safe_refs.loads(payload)
+        seen.append([ray.get(ref), len(sessions.known), safe_refs.release(payload)])
+        before = next(iter(sessions.known.values()))
+        if number:
+            seen.append(before is not first and not before.parts[0]._reports.lately() - {ref.binary()})
+        first = before
+        ray.shutdown()
+    print(json.dumps(seen))
+    """
+    assert run_python(code, timeout=120) == [[0, 1, 1], [1, 1, 1], True]
+
+
+def test_a_forked_child_knows_no_session(cluster: str) -> None:
+    """It has none of the threads, and locks that they held would never be free."""
+    assembly.client()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if not sessions.known and not sessions._lock.locked() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert sessions.known
+
+
+@pytest.mark.parametrize("name", ["default:1", "", "a/b", "x" * 65, "ü", "two words"])
+def test_registries_have_names_that_are_theirs_alone(cluster: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`default:1` would be the actor of a shard of `default`. Nothing is changed by a name that is refused."""
+    with pytest.raises(ValueError, match="a registry's name is"):
+        safe_refs.init(name)
+    assert config.registry_name() != name
+    with pytest.raises(ValueError, match="a registry's name is"):
+        safe_refs.stats(registry=name)
+    if name:
+        monkeypatch.setenv("SAFE_REFS_REGISTRY", name)
+        with pytest.raises(ValueError, match="a registry's name is"):
+            safe_refs.dumps(ray.put(1))
+
+
+def test_old_names_work_for_one_more_release(cluster: str) -> None:
+    """Each with a warning that says the new one."""
+    payload = safe_refs.dumps(ray.put("v"))
+    (info,) = safe_refs.leases()
+    figures = safe_refs.stats()
+    assert figures is not None
+    with pytest.warns(DeprecationWarning, match="depends_on"):
+        assert info.hangs_on is info.depends_on
+    with pytest.warns(DeprecationWarning, match="unanchored"):
+        assert figures.unsettled == figures.unanchored
+    safe_refs.release(payload)
+
+
+def test_actors_say_whose_they_are(cluster: str, driver: Driver) -> None:
+    """In `ray list actors`, by their classes; a shard, and the relays that help it."""
+    found = driver(
+        """
+        from ray._private.state import actors
+        safe_refs.release(safe_refs.dumps(ray.put(1)))
+        deadline = time.monotonic() + 30
+        wanted = {"SafeRefsRegistry", "SafeRefsRelay"}
+        while time.monotonic() < deadline:
+            names = {row["ActorClassName"].rpartition(".")[2] for row in actors().values()}
+            if wanted <= names:
+                break
+            time.sleep(0.1)
+        print(json.dumps(sorted(wanted & names)))
+        """
+    )
+    assert found == ["SafeRefsRegistry", "SafeRefsRelay"]

@@ -1,0 +1,72 @@
+"""What comes and goes leaves nothing behind: not in the registry, nor in the relays, nor in the processes that use it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+import safe_refs
+from safe_refs._ray.cluster import NAMESPACE
+from safe_refs.anchoring import relays
+from safe_refs.registry.shard import actor_name
+from tests.support.cluster import as_actor
+
+ROUNDS = 100_000 if os.environ.get("SAFE_REFS_TEST_DEEP") else 2_000
+FIRST = ROUNDS // 10  # memory is flat after so many
+GROWS_BYTES = 6 * 2**20  # what Ray's and Python's allocators take meanwhile, whatever we do
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory that a process has to itself, and that no library shares."""
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith("Private"))
+
+
+class Client:
+    """A process that makes a payload, loads it and ends its lease, again and again."""
+
+    def where(self) -> int:
+        return os.getpid()
+
+    def take(self, times: int) -> None:
+        for number in range(times):
+            safe_refs.loads(safe_refs.dumps(ray.put(number)), take=True)
+
+    def load_and_release(self, times: int) -> None:
+        for number in range(times):
+            payload = safe_refs.dumps(ray.put(number))
+            safe_refs.loads(payload)
+            safe_refs.release(payload)
+
+
+@(pytest.mark.slow if ROUNDS > 10_000 else pytest.mark.long)
+@pytest.mark.timeout(7200)
+def test_memory_is_flat(registry: str) -> None:
+    """One process takes what it made, another loads it and releases it: as many times again as often, and nothing has grown."""
+    safe_refs.init(max_tombstones=500)  # that many ended leases are remembered, and no more
+    clients: list[Any] = [as_actor(Client).remote() for _ in range(2)]
+    ways = (clients[0].take, clients[1].load_and_release)
+
+    def run(times: int) -> None:
+        ray.get([way.remote(times) for way in ways], timeout=7000)
+
+    run(FIRST)
+    pids = {f"client {number}": ray.get(client.where.remote()) for number, client in enumerate(clients)}
+    for name in (actor_name(registry), *map(relays.name, (*relays.FOR_SHARDS, *relays.FOR_CLIENTS))):
+        try:
+            actor = ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            continue  # a spare, which nobody needed
+        pids[name] = ray.get(actor.where.remote(), timeout=30)[1]
+    assert len(pids) >= 5
+    before = {name: memory(pid) for name, pid in pids.items()}
+    run(ROUNDS - FIRST)
+    grown = {name: memory(pid) - before[name] for name, pid in pids.items()}
+    print(f"between {2 * FIRST} and {2 * ROUNDS} leases, bytes:", grown)
+    assert max(grown.values()) < GROWS_BYTES, grown
+    for client in clients:
+        ray.kill(client)
