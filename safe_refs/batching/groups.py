@@ -181,17 +181,12 @@ class Batched:
 
     def pin_many(self, registry: str, plans: Sequence[Plan], deadline: Deadline) -> list[Identity]:
         """In calls of a thousand; what such a call does not decide, by itself."""
-        asked, done = self.session.registry(registry), list[Identity]()
+        asked = self.session.registry(registry)
         try:
-            for start in range(0, len(plans), AT_ONCE):
-                some = plans[start : start + AT_ONCE]
-                for plan, answer in zip(some, _pin_together(asked, some, deadline), strict=True):
-                    if isinstance(answer, Exception):
-                        raise answer
-                    done.append(verbs.pin(asked, plan, deadline) if answer is None else answer)
+            # Not here: the frame that knows an answer which is an error must be none of those in its traceback.
+            return _pin_many(asked, plans, deadline)
         except SafeRefsError as error:
             raise error.with_traceback(None) from None
-        return done
 
     def resolve(self, row: Wanted, deadline: Deadline) -> list[Ref]:
         """Perhaps with others."""
@@ -284,6 +279,17 @@ def _gone(registry: str) -> RegistryUnavailableError:
         f"the connection to Ray by which registry {registry!r} was asked has ended: call ray.init(address=...) for the cluster, and "
         "try again"
     )
+
+
+def _pin_many(registry: Registry, plans: Sequence[Plan], deadline: Deadline) -> list[Identity]:
+    done: list[Identity] = []
+    for start in range(0, len(plans), AT_ONCE):
+        some = plans[start : start + AT_ONCE]
+        for plan, answer in zip(some, _pin_together(registry, some, deadline), strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            done.append(verbs.pin(registry, plan, deadline) if answer is None else answer)
+    return done
 
 
 def _pin(registry: Registry, plan: Plan, deadline: Deadline) -> Identity:

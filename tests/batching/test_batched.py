@@ -117,25 +117,25 @@ def test_a_request_takes_no_longer_than_its_timeout(session: FakeSession, one: F
         assert isinstance(first.exception(10), RegistryUnavailableError)
 
 
-def test_what_failed_keeps_no_references(session: FakeSession, one: FakeRegistry) -> None:
-    """Not even until the next garbage collection: alone, with others, and many at once."""
+@pytest.mark.parametrize("way", ["answered", "raised"])
+def test_what_failed_keeps_no_references(session: FakeSession, one: FakeRegistry, way: str) -> None:
+    """Not even until the next garbage collection: alone, with others, and many at once; whether the error was an answer or not."""
 
     class Ref:
         pass
 
-    def refused() -> RegistryFullError:
-        return RegistryFullError("full")
-
     alive: list[Any] = []
 
     def pin(many: bool) -> None:
-        refs = [Ref()]
-        alive.append(weakref.ref(refs[0]))
+        each = plan([Ref()])
+        alive.append(weakref.ref(each.refs[0]))
+        if way == "answered":
+            one.refused[each.lease] = RegistryFullError("full")
         try:
             if many:
-                session.sender.pin_many("one", [plan(refs)], within(5))
+                session.sender.pin_many("one", [each, each], within(5))
             else:
-                session.sender.pin("one", plan(refs), within(5))
+                session.sender.pin("one", each, within(5))
         except RegistryFullError as error:
             assert error.__context__ is None  # noqa: PT017 # what `raises` would keep is what this looks for
 
@@ -143,12 +143,13 @@ def test_what_failed_keeps_no_references(session: FakeSession, one: FakeRegistry
     gc.disable()
     try:
         for many in (False, True):
-            one.fail = [refused()]
+            one.fail = [RegistryFullError("full")] if way == "raised" else []
             pin(many)
         with ThreadPoolExecutor(3) as pool:
             one.asked.clear()
             first = silence(one, pool, "pin", within(20))
-            one.fail = [refused(), refused(), refused(), ZeroDivisionError()]
+            one.fail = [RegistryFullError("full") for _ in range(3)] if way == "raised" else []
+            one.fail.append(ZeroDivisionError())
             others = [pool.submit(pin, False) for _ in range(2)]
             wait_until(lambda: len(session.sender._pins["one"]._waiting) == 2)
             one.gate.set()
@@ -156,7 +157,7 @@ def test_what_failed_keeps_no_references(session: FakeSession, one: FakeRegistry
             for each in others:
                 each.result(10)
             del others, each, first
-        one.fail.clear()
+        one.refused.clear()  # as these errors have been raised, and know the frames of this test
         assert [each() for each in alive] == [None] * 4
     finally:
         gc.enable()
@@ -181,11 +182,17 @@ def test_a_registry_has_one_group_whatever_the_timeouts(session: FakeSession, on
 def test_a_session_that_ends_answers_all(session: FakeSession, one: FakeRegistry) -> None:
     """Also those in a call that is under way still; the groups' threads end; later requests are refused at once."""
     told: list[Exception | None] = []
+    before = set(threading.enumerate())
+
+    def ours() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "safe_refs-sending" and each not in before]
+
     with ThreadPoolExecutor(3) as pool:
         first = silence(one, pool, "pin", within(2))
         others = [pool.submit(session.sender.pin, "one", plan(), within(20)) for _ in range(2)]
         wait_until(lambda: len(session.sender._pins["one"]._waiting) == 2)
         session.sender.post("one", plan(), within(20), lambda _, error: told.append(error))
+        assert ours()
         begun = time.monotonic()
         session.sender.close()
         for each in others:
@@ -197,7 +204,7 @@ def test_a_session_that_ends_answers_all(session: FakeSession, one: FakeRegistry
             with pytest.raises(RegistryUnavailableError, match="the connection"):
                 session.sender.pin(name, plan(), within(5))
         assert isinstance(first.exception(10), RegistryUnavailableError)
-    wait_until(lambda: "safe_refs-sending" not in {thread.name for thread in threading.enumerate()})
+    wait_until(lambda: not ours())
 
 
 def test_closing_in_a_destructor_waits_for_nothing(session: FakeSession, one: FakeRegistry) -> None:
