@@ -33,7 +33,7 @@ def test_the_whole_of_it_works_in_a_client(client: Client, cluster: str) -> None
             "plain pickle": ray.get(pickle.loads(payload)[0]),
         }
         info, = safe_refs.leases()
-        seen["row"] = [info.label, info.references, info.hangs_on, info.size_bytes > 0, info.pid == os.getpid(), info.source]
+        seen["row"] = [info.label, info.references, info.depends_on, info.size_bytes > 0, info.pid == os.getpid(), info.source]
         seen["job"] = info.job == ray.get_runtime_context().get_job_id()
         safe_refs.renew(payload, 90)
         seen["left"] = safe_refs.expires_in_s(payload)
@@ -170,7 +170,7 @@ def test_from_a_client_into_the_cluster(port: int, cluster: str) -> None:
         pid = ray.get(loaded["actor"].pid.remote(), timeout=60)
         assert ray.get(safe_refs.loads(bytes.fromhex(large), take=True), timeout=20) == list(range(650))
         assert SafeRef.parse(text).get(20) == "by its text"
-        assert all(info.hangs_on is None for info in safe_refs.leases(sizes=False))
+        assert all(info.depends_on is None for info in safe_refs.leases(sizes=False))
         loaded.clear()
         gc.collect()
         assert goes_on(pid)

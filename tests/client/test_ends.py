@@ -35,7 +35,7 @@ theirs = ray.get([owner.give.remote("for a while"), owner.give.remote("for good"
 short = safe_refs.dumps(theirs[0], ttl=float(args[1]), label="short")
 long = safe_refs.dumps(theirs[1], label="long")
 actor = safe_refs.dumps(theirs[2], label="actor")
-rows = {row.label: row.hangs_on is not None for row in safe_refs.leases(sizes=False) if row.label}
+rows = {row.label: row.depends_on is not None for row in safe_refs.leases(sizes=False) if row.label}
 print(json.dumps([own.hex(), own_actor.hex(), kept.hex(), short.hex(), long.hex(), actor.hex(), rows]), flush=True)
 sys.stdin.readline()
 """
@@ -88,7 +88,7 @@ def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it
     outer, inner = ray.get(safe_refs.loads(kept)["ref"], timeout=20)
     assert (outer, ray.get(inner, timeout=20)) == ("a client's", "inside")
     del inner
-    wait_until(lambda: all(info.hangs_on is None for info in safe_refs.leases(sizes=False)), NOTICED_S)
+    wait_until(lambda: all(info.depends_on is None for info in safe_refs.leases(sizes=False)), NOTICED_S)
     wait_until(lambda: error_of(short) is LeaseExpiredError, left_s + 2)
     assert time.monotonic() > expires_at - 0.5
     assert ray.get(safe_refs.loads(long)[0], timeout=20) == "for good"

@@ -146,7 +146,7 @@ def test_leases_made_while_pickling_end_with_an_attempt_that_came_to_nothing(clu
 def leases_ids() -> list[str]:
     """Full ids of the live leases, which only the registry itself can tell."""
     actor: Any = ray.get_actor("registry:default", namespace="safe_refs")
-    ids: list[str] = ray.get(actor.__ray_call__.remote(lambda shard: [lease.hex() for lease in shard._table._live]))
+    ids: list[str] = ray.get(actor.__ray_call__.remote(lambda shard: [lease.hex() for lease in shard.table.live]))
     return ids
 
 

@@ -55,4 +55,4 @@ def test_the_way_to_the_actor_is_short(cluster: str, monkeypatch: pytest.MonkeyP
         files = {file for file, _ in way}
         assert any(file.endswith("calls.py") for file in files)  # it did reach the call
         assert len(files) <= 12, sorted(files)
-        assert len(way) <= 25, sorted(way)
+        assert len(way) <= 25, "\n".join(f"{Path(file).name}:{name}" for file, name in sorted(way))

@@ -210,16 +210,16 @@ def test_no_module_of_rays_is_imported_for_a_refusal() -> None:
     code = (
         "import sys, safe_refs; safe_refs.dumps([1]); assert 'ray' not in sys.modules\n"
         "import ray; safe_refs.dumps([1])\n"
-        "from safe_refs import slots\n"
+        "from safe_refs import kinds, slots\n"
         "import types, copyreg\n"
         "late = 'ray.experimental.compiled_dag_ref'\n"
         "known = sys.modules.pop(late)\n"
-        "slots._waiting += ((late, slots._register_compiled_graphs),)\n"
-        "slots.register(); assert late in [name for name, _ in slots._waiting]; assert late not in sys.modules\n"
+        "slots.waiting += ((late, kinds._register_compiled_graphs),)\n"
+        "slots.register(); assert late in [name for name, _ in slots.waiting]; assert late not in sys.modules\n"
         "sys.modules[late] = types.ModuleType(late)\n"
-        "slots.register(); assert late in [name for name, _ in slots._waiting]\n"
+        "slots.register(); assert late in [name for name, _ in slots.waiting]\n"
         "sys.modules[late] = known\n"
-        "slots.register(); assert late not in [name for name, _ in slots._waiting]\n"
+        "slots.register(); assert late not in [name for name, _ in slots.waiting]\n"
         "assert known.CompiledDAGRef in copyreg.dispatch_table\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=90)
