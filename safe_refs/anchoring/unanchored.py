@@ -92,8 +92,8 @@ class Unanchored:
     def hasten(self, lease: bytes) -> bool:
         """Have a lease tried at once; whether it is unanchored.
 
-        It gets no mark, because it is not passed on by that. Callers ask every few milliseconds until it is anchored, and a round that
-        has it meanwhile would never be the last.
+        It gets no mark, because it is not passed on by that. Callers ask every few milliseconds until it is anchored, and a round
+        that has it meanwhile would never be the last.
         """
         entry = self._entries.get(lease)
         if entry is None:
