@@ -132,9 +132,7 @@ class Anchoring(ShardPart):
     def anchor_now(self, leases: Sequence[bytes]) -> list[bytes]:
         """Anchor these leases soon; which of them are unanchored still."""
         with self._lock:
-            waiting = [lease for lease in leases if lease in self._unanchored]
-            for lease in waiting:
-                self._unanchored.note(lease, soon=True)
+            waiting = [lease for lease in leases if self._unanchored.hasten(lease)]
             self._rounds.nudge()
         return waiting
 

@@ -49,6 +49,25 @@ def test_a_lease_resolved_during_a_round_has_another(unanchored: Unanchored, clo
     assert [each for each, _ in unanchored.take()] == [b"a"]
 
 
+def test_asking_for_a_lease_again_and_again_does_not_keep_it_from_being_anchored(
+    unanchored: Unanchored, clock: list[float]
+) -> None:
+    """A process that ends asks every 10 ms, also while a round has the lease: it waits for that round, and for no other."""
+    unanchored.note(b"a", b"maker")
+    assert unanchored.hasten(b"a")
+    [(lease, marks)] = unanchored.take()
+    for _ in range(3):
+        assert unanchored.hasten(b"a")
+        clock[0] += 0.01
+    unanchored.outcome(lease, marks, Touch.UNKNOWN)
+    assert (unanchored.next_in_s() or 0) > 0.1
+    assert unanchored.hasten(b"a"), "what the owner doesn't know yet is tried again at once"
+    [(lease, marks)] = unanchored.take()
+    assert unanchored.hasten(b"a")
+    unanchored.outcome(lease, marks, Touch.REPORTED)
+    assert not unanchored.hasten(b"a")
+
+
 def test_an_unknown_one_is_tried_ever_more_seldom(unanchored: Unanchored, clock: list[float]) -> None:
     """Up to half a minute."""
     unanchored.note(b"a", b"maker", soon=True)
