@@ -194,7 +194,8 @@ def pickle_object(
     finally:
         state.writing = around
     pieces = sink.take()
-    if not pieces or ("cloudpickle" in sys.modules and _by_value_modules()):
+    by_value = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", tuple)  # as `_by_value_modules`
+    if not pieces or by_value():
         writing.discard()
         pickled = _finish(_standard_picklers(None, True)[1], obj, None)
         return b"".join(pickled.pieces) if pickled.writing.refs is None else pickled

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import cloudpickle
 import pytest
 import ray
 
@@ -42,6 +43,7 @@ def passed(call: Callable[[], Any]) -> tuple[Any, set[tuple[str, str]]]:
 def test_the_way_to_the_actor_is_short(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dumps` of one reference passes at most 12 files and 25 functions, and so do `loads` and `release`."""
     monkeypatch.delenv("SAFE_REFS_REGISTRY", raising=False)
+    assert cloudpickle  # where it is imported, it is asked, too
     ref = ray.put("v")
     first = safe_refs.dumps(ref)
     safe_refs.loads(first)
