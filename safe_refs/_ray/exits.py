@@ -38,15 +38,6 @@ def is_marked_dead() -> bool:
     return bool(row.get("State") == "DEAD")
 
 
-def is_ending(*, look_up: bool = True) -> bool:
-    """Whether this actor is about to end.
-
-    Args:
-        look_up: ask the control store as well; see `is_marked_dead`. Without, only `has_called_exit`.
-    """
-    return has_called_exit() or (look_up and is_marked_dead())
-
-
 # What to call when this process ends in order, in this order. Bound: one for each wing that has one. The lock guards changes; the
 # list is replaced whole.
 _hooks: list[Callable[[], None]] = []

@@ -103,8 +103,7 @@ class Replication(ShardPart):
         """A process that goes by another topology has to look it up again. If it is a newer one, it is this shard that looks."""
         if version > self._rules.topology.version:
             self.look()
-        # 0 is nobody's version: of a call that doesn't depend on the topology.
-        return None if version in (0, self._rules.topology.version) else NotNow.STALE
+        return NotNow.STALE if self._rules.is_stale(version) else None
 
     def threads(self) -> Sequence[Loop]:
         """The peers' thread."""

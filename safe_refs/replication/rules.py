@@ -238,8 +238,8 @@ class Rules(Generic[T]):
     # The topology changes.
 
     def is_stale(self, version: int) -> bool:
-        """Whether a caller that goes by that version of the topology has to look it up again; 0 is nobody's."""
-        return 0 < version < self.topology.version
+        """Whether a caller goes by another topology than this shard, also by a newer one; 0: the call doesn't depend on it."""
+        return version not in (0, self.topology.version)
 
     def take_topology(self, found: Topology | None) -> bool:
         """The topology as the control store has it now: whether it is newer than what this shard knew."""

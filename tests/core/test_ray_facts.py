@@ -235,7 +235,7 @@ def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) ->
             def watch() -> None:
                 waiting = other.keep.remote([], 3.0)
                 begun.set()
-                comes(exits.is_ending)
+                comes(lambda: exits.has_called_exit() or exits.is_marked_dead())
                 path.write_text("told")
                 del waiting
 
