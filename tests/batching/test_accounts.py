@@ -148,7 +148,7 @@ def test_a_bound_on_those_that_wait(posted: Unacknowledged, one: FakeRegistry, m
     assert len(one.held) == 4
 
 
-def test_flush_waits_no_longer_than_told(posted: Unacknowledged, one: FakeRegistry) -> None:
+def test_flush_waits_no_longer_than_the_timeout(posted: Unacknowledged, one: FakeRegistry) -> None:
     """And may be called again."""
     one.gate.clear()
     posted.post("one", plan(), within(20))

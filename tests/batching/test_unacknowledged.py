@@ -176,7 +176,7 @@ def test_a_reader_that_comes_too_early_holds_up_no_other(cluster: str, gate: thr
     assert safe_refs.release([there, coming]) == 2
 
 
-def test_flush_waits_no_longer_than_told(cluster: str) -> None:
+def test_flush_waits_no_longer_than_the_timeout(cluster: str) -> None:
     """And may be called again."""
     safe_refs.init()
     payload = safe_refs.dumps(ray.put(1))

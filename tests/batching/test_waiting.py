@@ -19,7 +19,7 @@ from tests.support.groups import Answer, Echo, Outcomes, gone, late, within
 from tests.support.waiting import comes, stays, wait_until
 
 
-def test_nobody_waits_longer_than_told(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_longer_than_the_timeout(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that is not answered holds up those who queue no longer than their own time, whatever that of the leader."""
     with ThreadPoolExecutor(4) as pool:
         first = echo.first(pool, 20)
@@ -214,7 +214,7 @@ def test_the_thread_for_posted_requests_ends_when_idle(echo: Echo, monkeypatch: 
     assert echo.batches == [[0], [1], [2]]
 
 
-def test_where_no_thread_can_be_had_who_posts_is_told(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_thread_can_be_had_who_posts_gets_the_error(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left queued, and whoever waits goes on."""
 
     def refuse(_: threading.Thread) -> None:

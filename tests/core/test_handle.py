@@ -166,7 +166,7 @@ def test_a_handle_as_a_context_manager_releases_at_the_end(cluster: str) -> None
     assert handle.release() == 0
 
 
-def test_get_waits_no_longer_than_told(cluster: str) -> None:
+def test_get_waits_no_longer_than_the_timeout(cluster: str) -> None:
     """`get(timeout)` raises Ray's own timeout error for a value that isn't there yet; the lease stays."""
 
     class Gate:

@@ -312,7 +312,7 @@ def test_what_is_put_at_a_place_is_found_there(path: list[int], beside: Any) -> 
     assert eval(found, {"payload": inner}) is target  # noqa: S307 # as above
 
 
-def test_an_error_is_told_once_and_holds_nothing_afterwards() -> None:
+def test_an_error_is_given_once_and_holds_nothing_afterwards() -> None:
     """The first that knows the object says where it stands; the error lets go of the reference."""
     target = Target()
     error = UnsupportedReferenceError.of(target, "a Target, which safe_refs can't carry", "leave it", kind="Target")

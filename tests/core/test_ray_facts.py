@@ -54,7 +54,7 @@ def test_the_control_store_keeps_counts(cluster: str) -> None:
     assert ray_cluster.kv_get(name) is None
 
 
-def test_owners_can_be_told_apart_and_their_death_noticed(cluster: str) -> None:
+def test_owners_can_be_distinguished_and_their_death_noticed(cluster: str) -> None:
     """References of one owner have one address, of two have two; a dead owner is left out of the answer, a living one isn't."""
     owner = as_actor(Owner).remote()
     (first, second), pid = ray.get([owner.give.remote(1, 2), owner.pid.remote()], timeout=60)
@@ -83,7 +83,7 @@ def test_usual_references_have_no_transport_and_an_owner(cluster: str) -> None:
     assert workers.ownerless(refs) is None
 
 
-def test_a_hanging_owner_is_no_answer_rather_than_a_death(cluster: str) -> None:
+def test_an_owner_that_does_not_respond_is_no_answer_rather_than_a_death(cluster: str) -> None:
     """A stopped owner makes the question run into its timeout, which is an error of its own."""
     owner = as_actor(Owner).remote()
     (ref,), pid = ray.get([owner.give.remote(1), owner.pid.remote()], timeout=60)
@@ -222,7 +222,7 @@ def test_a_process_knows_its_own_address(cluster: str) -> None:
     assert not workers.is_surely_dead(workers.own_address())
 
 
-def test_an_actor_is_told_to_end_before_it_does(cluster: str, tmp_path: Path) -> None:
+def test_an_actor_is_asked_to_end_before_it_does(cluster: str, tmp_path: Path) -> None:
     """Once its last handle is dropped the control store says so, while a call of its own is still open."""
     path = tmp_path / "told"
 

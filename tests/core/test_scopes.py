@@ -187,7 +187,7 @@ def test_keepalive_renews_while_its_block_runs(cluster: str) -> None:
         safe_refs.loads(payload)
 
 
-def test_keepalive_tells_of_a_lease_that_ended_under_way(cluster: str) -> None:
+def test_keepalive_reports_a_lease_that_ended_under_way(cluster: str) -> None:
     """At the end of the block, unless that raises something itself; entering with an ended lease fails at once."""
     payload = safe_refs.dumps(ray.put(1))
 

@@ -209,7 +209,7 @@ def test_many_are_copied_when_their_shards_have_them() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_reference_whose_owner_is_dead_is_told(driver: Driver) -> None:
+def test_a_reference_whose_owner_is_dead_is_reported(driver: Driver) -> None:
     """`OwnerGoneError` from `dumps`, before there is a payload; or the copy is good, if the store had the object still."""
     owner = as_actor(Owner).remote()
     (ref,) = ray.get(owner.give.remote(np.ones(MB, dtype=np.uint8)), timeout=60)

@@ -114,7 +114,7 @@ def test_a_copy_owner_that_is_killed_at_any_moment_costs_no_dumps(start: Start) 
 
 
 @pytest.mark.long
-def test_without_replicas_the_death_of_the_owner_is_told(start: Start) -> None:
+def test_without_replicas_the_death_of_the_owner_is_reported(start: Start) -> None:
     """There is one copy, and it dies with the process that owns it: `OwnerGoneError`, soon."""
     name = start(1, 1)
     payload = safe_refs.dumps(ray.put("copied"), durable=True)

@@ -92,7 +92,7 @@ def _job_lives() -> bool:
 
 
 @pytest.mark.parametrize("end", ["exit", "SIGKILL"])
-def test_without_durable_the_end_of_the_maker_is_told_at_once(cluster: str, end: str) -> None:
+def test_without_durable_the_end_of_the_maker_is_reported_at_once(cluster: str, end: str) -> None:
     """The control: `OwnerGoneError`, and no hang."""
     payload = made_by_a_driver(cluster, "plain", end)
     wait_until(lambda: error_of(payload) is OwnerGoneError, 10)

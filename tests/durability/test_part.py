@@ -197,7 +197,7 @@ def test_nothing_is_kept_of_a_lease_that_ends(house: House) -> None:
     assert house.owner.calls == []
 
 
-def test_what_cannot_be_copied_is_told_to_who_asks_and_the_lease_stays(house: House) -> None:
+def test_what_cannot_be_copied_is_reported_to_whoever_asks_and_the_lease_stays(house: House) -> None:
     """Once, to the first; whoever asks then has it tried again."""
     house.pin(A, CopyRequest(ENV, None))
     house.part.send_due()

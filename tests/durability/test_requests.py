@@ -113,7 +113,7 @@ def test_a_request_that_could_not_be_sent_is_sent_by_the_next_who_asks(requests:
     assert requests.ask(A, ENV) is False
 
 
-def test_a_failure_is_told_once_and_ends_the_request(requests: CopyRequests) -> None:
+def test_a_failure_is_reported_once_and_ends_the_request(requests: CopyRequests) -> None:
     """Whoever asks after that begins anew."""
     requests.ask(A, ENV)
     requests.sent(A, "completion")

@@ -193,7 +193,7 @@ def test_what_of_serve_can_not_be_carried_is_refused_by_name(maker: Any) -> None
     assert safe_refs.leases() == []
 
 
-def test_a_request_that_no_replica_takes_is_not_waited_for_longer_than_told(
+def test_a_request_that_no_replica_takes_is_not_waited_for_longer_than_the_timeout(
     reader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`dumps` gives up after `SAFE_REFS_TIMEOUT`; nothing stays held."""

@@ -40,7 +40,7 @@ def test_a_stopped_owner_is_not_dead_and_a_killed_one_is(cluster: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_owner_that_hangs_for_half_a_minute_keeps_its_leases(cluster: str) -> None:
+def test_an_owner_that_does_not_respond_for_half_a_minute_keeps_its_leases(cluster: str) -> None:
     """Longer than the network's own patience, after which its silence looks just like death."""
     owner = as_actor(Owner).remote()
     (ref,), pid = ray.get([owner.put.remote(b"x" * MB), owner.pid.remote()], timeout=60)
@@ -57,7 +57,7 @@ def test_an_owner_that_hangs_for_half_a_minute_keeps_its_leases(cluster: str) ->
     safe_refs.release(payload)
 
 
-def test_a_hanging_owner_does_not_hold_up_the_listing(cluster: str) -> None:
+def test_an_owner_that_does_not_respond_does_not_hold_up_the_listing(cluster: str) -> None:
     """`leases()` answers while an owner is stopped; sizes that can't be had count as 0."""
     owner = as_actor(Owner).remote()
     (ref,), pid = ray.get([owner.put.remote(b"x" * MB), owner.pid.remote()], timeout=60)

@@ -34,7 +34,7 @@ def test_limits_refuse_with_the_figures_and_can_be_raised(registry: str) -> None
     assert safe_refs.release(held) == 3
 
 
-def test_a_dead_owner_is_told_as_such(registry: str) -> None:
+def test_a_dead_owner_is_reported_as_such(registry: str) -> None:
     """When the process that owned a lease's objects is killed, the lease ends within seconds, and loading says why."""
 
     def make(self: Owner) -> bytes:
@@ -56,7 +56,7 @@ def test_a_dead_owner_is_told_as_such(registry: str) -> None:
     assert (figures.owner_gone, safe_refs.release([payload, kept])) == (1, 1)
 
 
-def test_getting_from_a_handle_of_a_dead_owner_never_hangs(registry: str) -> None:
+def test_getting_from_a_handle_of_a_dead_owner_always_returns(registry: str) -> None:
     """Before the registry has noticed, too: `get` turns Ray's own error into `OwnerGoneError`."""
 
     def make(self: Owner) -> Any:

@@ -91,7 +91,7 @@ def test_it_is_found_from_tasks_and_actors(registry: str) -> None:
     assert safe_refs.release(payload) == 1
 
 
-def test_a_crash_is_told_as_lost_and_the_next_generation_goes_on(registry: str) -> None:
+def test_a_crash_is_reported_as_lost_and_the_next_generation_goes_on(registry: str) -> None:
     """SIGKILL: Ray restarts it empty; old payloads fail as lost, with both generations, and new ones work at once."""
     old = safe_refs.dumps(ray.put(b"o" * MB))
     os.kill(place(registry, 0)[1], signal.SIGKILL)
@@ -215,7 +215,7 @@ print("done")
     safe_refs.release(payload)
 
 
-def test_two_clusters_with_equal_object_ids_are_told_apart() -> None:
+def test_two_clusters_with_equal_object_ids_are_distinguished() -> None:
     """A payload of an earlier cluster is refused in the next one, where the same object id names another object."""
     start = """
 import json, sys, ray, safe_refs

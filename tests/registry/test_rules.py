@@ -263,7 +263,7 @@ def test_limits_in_bytes_can_begin_and_end_while_leases_live(clock: Clock) -> No
     assert table.release(A, ME) == 1
 
 
-def test_an_end_is_told_as_such_in_a_later_epoch_too(table: LeaseTable[str]) -> None:
+def test_an_end_is_reported_as_such_in_a_later_epoch_too(table: LeaseTable[str]) -> None:
     """A reader who hears "lost" goes on to the other replica, which may not have heard of the end."""
     pin(table, A, "x")
     table.release(A, ME)

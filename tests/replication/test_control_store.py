@@ -59,7 +59,7 @@ def test_a_registry_that_was_shut_down_leaves_two_counts(store: Store) -> None:
     assert control_store.topology(NAME) is None
 
 
-def test_a_shard_that_starts_again_is_told_so(store: Store) -> None:
+def test_a_shard_that_starts_again_gets_that_answer(store: Store) -> None:
     """With replicas it recovers, and the epoch stays; without, nobody has what it held, and another epoch begins."""
     control_store.begin(NAME, 2, 2)
     first = control_store.join(NAME, 0)

@@ -45,7 +45,7 @@ def test_a_registry_begins_as_the_process_asks_for(
     assert directory.found(NAME) is None
 
 
-def test_a_process_that_asks_for_another_registry_is_told_so(
+def test_a_process_that_asks_for_another_registry_gets_that_answer(
     directory: TopologyDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More shards than it asks for are welcome; `found` says what there is to who is to shut it down."""

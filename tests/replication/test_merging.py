@@ -213,7 +213,7 @@ def test_a_pin_asks_only_who_does_not_hold_it_yet_unless_the_registry_closes() -
     assert pinning.missing((0, 1)) == (0, 1)
 
 
-def test_an_end_reaches_all_but_the_dead_and_those_if_nobody_else_has_heard_it() -> None:
+def test_an_end_reaches_all_but_the_dead_and_those_if_nobody_else_knows_it() -> None:
     """The others pass it on to the dead; where there are none, it is asked for until one is back."""
     releasing = Releasing().begin([A, B], Topology(1, shards=2, replicas=2))
     both = dict(releasing.waiting or ())
@@ -239,7 +239,7 @@ def test_an_end_counts_though_another_shard_says_that_the_registry_has_grown() -
     assert releasing.take({new: [0]})[1:] == (set(), True)
 
 
-def test_requests_that_go_together_are_told_apart_again() -> None:
+def test_requests_that_go_together_are_separated_again() -> None:
     """One call to each shard, each with its own rows; what a whole shard can't say now is said of each row."""
     rows = rows_of([(0, 1), (1, 2), (), (0,)])
     assert rows == {0: [0, 3], 1: [0, 1], 2: [1]}

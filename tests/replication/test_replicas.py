@@ -139,7 +139,7 @@ def test_a_slow_client_gets_what_it_took(start: Start, monkeypatch: pytest.Monke
     assert outcomes([taken, used]) == ["LeaseReleasedError", "LeaseUsedUpError"]
 
 
-def test_shards_that_do_not_answer_are_waited_for_no_longer_than_told(start: Start) -> None:
+def test_shards_that_do_not_answer_are_waited_for_no_longer_than_the_timeout(start: Start) -> None:
     """One silent: `loads` goes on with the other, `dumps` fails in time and holds nothing. Both silent: every call fails in time."""
     name = start(2, 2)
     payload = safe_refs.dumps(ray.put("there"))
@@ -165,7 +165,7 @@ def test_shards_that_do_not_answer_are_waited_for_no_longer_than_told(start: Sta
     assert outcomes([payload]) == ["LeaseReleasedError"]
 
 
-def test_without_replicas_a_crash_is_told_at_once(start: Start) -> None:
+def test_without_replicas_a_crash_is_reported_at_once(start: Start) -> None:
     """Each payload of the shard that crashed gives `LeaseLostError`, in seconds; those of the others go on, as its own value each."""
     name = start(2, 1)
     payloads = [safe_refs.dumps(ray.put(number)) for number in range(60)]
@@ -185,7 +185,7 @@ def test_without_replicas_a_crash_is_told_at_once(start: Start) -> None:
     assert safe_refs.release(again) == 20
 
 
-def test_if_all_replicas_crash_at_once_it_is_told_as_lost(start: Start) -> None:
+def test_if_all_replicas_crash_at_once_it_is_reported_as_lost(start: Start) -> None:
     """`LeaseLostError` as soon as they are back, never a hang; new payloads work, as the next generation."""
     name = start(2, 2)
     payloads = [safe_refs.dumps(ray.put(bytes(200 * KB))) for _ in range(10)]

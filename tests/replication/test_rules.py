@@ -46,7 +46,7 @@ def test_a_pin_that_one_shard_lost_and_the_other_got_late_reaches_both() -> None
     assert not back.pinned(A)
 
 
-def test_an_end_that_comes_late_reaches_who_came_back_from_who_told_it() -> None:
+def test_an_end_that_comes_late_reaches_who_came_back_from_who_knows_it() -> None:
     """A shard ends a lease, crashes before its news arrive, and is told by the other that the lease lives."""
     clock = Clock()
     (one, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
@@ -78,7 +78,7 @@ def test_a_lease_that_has_moved_does_not_come_back_with_news() -> None:
     assert (one.items_of(moved), two.items_of(moved)) == ((), ("x",))
 
 
-def test_a_new_shard_takes_what_it_is_given_before_it_has_heard_of_the_growth() -> None:
+def test_a_new_shard_takes_what_it_is_given_before_it_knows_of_the_growth() -> None:
     """It was started by the growth, and knows the topology of before, in which there is no such shard."""
     before, grown = Topology(version=1), Topology(version=2, shards=3, replicas=1, before=1)
     clock = Clock()
@@ -109,7 +109,7 @@ def test_a_shard_that_recovers_after_a_growth_keeps_nothing_that_has_moved() -> 
     assert one.items_of(moved) == ()
 
 
-def test_who_never_crashed_or_long_ago_is_told_nothing_twice() -> None:
+def test_who_never_crashed_or_long_ago_gets_nothing_twice() -> None:
     """What is pinned reaches all holders by itself, so that it costs no news when all is well."""
     clock = Clock()
     (_, back), (two, peer) = make(0, clock, restarted=True), make(1, clock)
@@ -153,7 +153,7 @@ def test_a_shard_that_recovers_says_so_in_place_of_not_found_until_it_answers_fo
     assert one.identity == Identity(b"epoch..2", 4)
 
 
-def test_the_use_that_ended_a_lease_is_granted_by_who_heard_of_its_end_first() -> None:
+def test_the_use_that_ended_a_lease_is_granted_by_who_knew_of_its_end_first() -> None:
     """What another holder granted is not refused here."""
     clock = Clock()
     (one, granting), (_, asked) = make(0, clock), make(1, clock)

@@ -204,7 +204,7 @@ def test_an_end_counts_though_another_shard_says_that_the_registry_has_grown() -
     assert ended == {moved}
 
 
-def test_a_release_is_repeated_only_where_nobody_was_told() -> None:
+def test_a_release_is_repeated_only_where_nobody_took_it() -> None:
     """A dead shard hears it from another holder; where there is none, it is told when it is back, and nobody else again."""
     topology = Topology(7, shards=2, replicas=1)
     (here,), (there,) = leases(topology, 0), leases(topology, 1)
