@@ -102,8 +102,8 @@ def registry(cluster: str, monkeypatch: pytest.MonkeyPatch, unlimited: None) -> 
 @pytest.fixture
 def start(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts registries of the test's own; they are gone afterwards, and so is what `init` was told."""
-    for wish in ("shards", "replicas"):
-        monkeypatch.setattr(config._given, wish, None)
+    for setting in ("shards", "replicas"):
+        monkeypatch.setattr(config._given, setting, None)
     names: list[str] = []
 
     def begin(shards: int, replicas: int) -> str:

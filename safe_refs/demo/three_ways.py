@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import leasing, pickling
+from .. import lifetimes, pickling
 from .._ray import store
 from .figures import Way
 from .files import File
@@ -23,7 +23,7 @@ STEPS = 6  # of each way, for whoever shows progress
 _CALL_TIMEOUT_S = 60.0
 _GET_TIMEOUT_S = 3.0
 # Ray frees what nobody needs within about a second; what is still there after two and a half stays.
-_SETTLE_S = 2.5
+_FREED_S = 2.5
 _ENDED_TIMEOUT_S = 15.0
 
 
@@ -107,16 +107,16 @@ def _try(way: str, paths: list[str], progress: Callable[[str], None]) -> Way:
         pickled_bytes = _used()
         progress(way)
         ray.get(maker.drop.remote(), timeout=_CALL_TIMEOUT_S)
-        maker_dropped = _settled(before)
+        maker_dropped = _used_when_freed(before)
         progress(way)
         came_back = ray.get(taker.take.remote(way, pickled), timeout=_CALL_TIMEOUT_S)
         progress(way)
-        all_dropped = _settled(before)
+        all_dropped = _used_when_freed(before)
         progress(way)
         released = None
         if way == "safe_refs":
-            leasing.release(pickled.payloads)
-            released = _settled(before)
+            lifetimes.release(pickled.payloads)
+            released = _used_when_freed(before)
     finally:
         for actor in (maker, taker):
             ray.kill(actor)
@@ -141,9 +141,9 @@ def _used() -> int:
     return store.store_usage().used_bytes
 
 
-def _settled(before: int) -> int:
+def _used_when_freed(before: int) -> int:
     """What the store holds once it has had the time to free what nobody needs."""
-    return store.wait_for_store(before, _SETTLE_S).used_bytes
+    return store.wait_for_store(before, _FREED_S).used_bytes
 
 
 def _dumps(way: str) -> Callable[[Any], bytes]:

@@ -101,7 +101,7 @@ class Peers:
         self._unaware = set(rules.others()) if shard.number == 0 and rules.topology.before else set[int]()
         self._moving = _Moving(0, [])
         self._recovers_by = time.monotonic() + _RECOVERY_TIMEOUT_S
-        self._is_settled = False  # the verdict of the recovery, `_is_lossy`, is known
+        self._has_verdict = False  # the verdict of the recovery, `_is_lossy`, is known
         self._is_lossy = False
         self._new: Identity | None = None  # that the registry has, as leases may be lost
 
@@ -139,19 +139,19 @@ class Peers:
         """Get back from the others what this shard held. If too few could tell, the registry begins a new epoch."""
         while self._rules.unheard and time.monotonic() < self._recovers_by and not self._shard.is_closing:
             for number in sorted(self._rules.unheard):
-                begun, heard = time.monotonic(), None
+                begun, received = time.monotonic(), None
                 try:
-                    heard = self._hear(number)
+                    received = self._recover_from(number)
                 except Exception:
                     logger.warning("shard %d can't be asked; it is asked again", number, exc_info=True)
-                if heard is not None:
-                    logger.info("%d lease(s) from shard %d in %.2f s", heard, number, time.monotonic() - begun)
+                if received is not None:
+                    logger.info("%d lease(s) from shard %d in %.2f s", received, number, time.monotonic() - begun)
             if self._rules.unheard:
                 time.sleep(_AGAIN_S)
         # What follows asks the control store, and may fail: each step is done once, however often the thread is run again.
-        if not self._is_settled:
+        if not self._has_verdict:
             with self._shard.lock:
-                self._is_lossy, self._is_settled = self._rules.recovered(), True
+                self._is_lossy, self._has_verdict = self._rules.recovered(), True
         if self._is_lossy and self._new is None:
             logger.warning(
                 "shard %d of registry %r has restarted, and the others could not tell all that it held: leases may be lost",
@@ -163,7 +163,7 @@ class Peers:
         with self._shard.lock:
             self._rules.end_recovery(self._new)
 
-    def _hear(self, number: int) -> int | None:
+    def _recover_from(self, number: int) -> int | None:
         """Take from another shard what it shares with this one: how many leases; None if it can't be asked now."""
         shared = self._links.ask(number, Call(self._calls.shared_with, self._shard.number))
         if shared is None:
@@ -175,7 +175,7 @@ class Peers:
         if self._links.ask(number, Call(self._calls.peer_is_complete, self._shard.number)) is None:
             return None
         with self._shard.lock:
-            self._rules.heard(number, complete)
+            self._rules.answered(number, complete)
         return len(leases)
 
     # News.

@@ -9,7 +9,7 @@ asks all others for what it should hold.
 shard 0: pin A, crashes         shard 1: A released         shard 0: comes back, empty ("recovering")
                                   `changed([A])`: owed to 0
 shard 0 -> 1: what did we share?  `shared_with(0)`: [A]; from now on whatever arrives late is news for 0 (`pinned`, `received`)
-shard 0: `received(records)`, `heard(1, …)`; all have answered: `recovered()`, `end_recovery(…)`, and it says "not found" again
+shard 0: `received(records)`, `answered(1, …)`; all have answered: `recovered()`, `end_recovery(…)`, and it says "not found" again
 ```
 
 `Rules` is driven by the shard's part under the shard's lock, and by the explorer of the tests. The methods named after an event say
@@ -210,7 +210,7 @@ class Rules(Generic[T]):
         """That shard has taken all of them; from here on both know the same."""
         self._given_up.discard(shard)
 
-    def heard(self, shard: int, complete: bool) -> None:
+    def answered(self, shard: int, complete: bool) -> None:
         """Another shard has sent all that it shares with this one; `complete` as of its `shared_with`."""
         self._unheard.discard(shard)
         if not complete:

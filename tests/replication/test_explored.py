@@ -115,7 +115,7 @@ def test_every_state_of_a_large_scope_is_sound(name: str) -> None:
 
 
 class Hasty(Rules[str]):
-    """Says "not found" before it has heard from the other shard."""
+    """Says "not found" before the other has answered shard."""
 
     @property
     def is_recovering(self) -> bool:

@@ -29,7 +29,7 @@ def recover(back: Rules[str], peer: Rules[str]) -> None:
     """A shard that came back takes from the only other what they share."""
     leases, complete = peer.shared_with(back.shard)
     back.received(peer.records(leases))
-    back.heard(peer.shard, complete)
+    back.answered(peer.shard, complete)
     assert not back.recovered()
     back.end_recovery(None)
 
@@ -102,7 +102,7 @@ def test_a_shard_that_recovers_after_a_growth_keeps_nothing_that_has_moved() -> 
     back.received(peer.records(leases))
     assert one.items_of(moved) == ("x",)
     for shard in back.unheard:
-        back.heard(shard, complete)
+        back.answered(shard, complete)
     assert not back.recovered()
     back.topology = grown._replace(version=3, before=0)
     assert back.end_recovery(None) == 1

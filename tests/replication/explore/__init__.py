@@ -30,7 +30,7 @@ The properties, by the words that a `ViolationError` begins with:
 - early end: a lease that was pinned and that nobody has ended is there, for who asks for it, and each use of it is granted;
 - resurrection: once a release, a take or the last use has returned, who asks from then on is refused;
 - at most once: no lease is given out by more uses and takes than it allows;
-- not found while recovering: a shard that came back says neither "not found" nor "lost" before it has heard from the other;
+- not found while recovering: a shard that came back says neither "not found" nor "lost" before the other has answered;
 - leak: once all is quiet, what was ended, or pinned in vain, is live on no shard;
 - convergence: once all is quiet, both shards know the same of a lease: whether it is live, its uses, its time;
 - a wait for ever: where nothing can happen any more, no client waits, and no news are owed.

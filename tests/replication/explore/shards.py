@@ -72,7 +72,7 @@ class Shown(NamedTuple):
         leases: for each, None, or ("live", uses so far, renewals, seconds left), or ("ended", how, uses), or ("lost",).
         epoch: of its table.
         news: owed to the other, oldest first.
-        recovering: it hasn't heard from the other.
+        recovering: the other has not answered it yet.
         depends: see `Part`, for each lease.
         rest: what else its `Rules` remember.
     """
@@ -186,10 +186,10 @@ class Shards:
             leases, complete = rules.shared_with(other)
             records = rules.records(leases)
             rules.shared_all(other)
-            return self.calls(("heard", _Packed(records), complete))
-        if what == "heard":
+            return self.calls(("answered", _Packed(records), complete))
+        if what == "answered":
             _receive(parts, rules, given[0].records, None)
-            rules.heard(other, given[1])
+            rules.answered(other, given[1])
             return None if rules.unheard else _recovered(rules)
         if what == "give up":
             return _recovered(rules)
@@ -213,7 +213,7 @@ def _receive(parts: Parts, rules: Rules[str], records: Records, identity: Identi
 
 
 def _recovered(rules: Rules[str]) -> bool:
-    """All is heard, or not waited for: whether a new epoch has to begin before the shard answers for itself."""
+    """All have answered, or are not waited for: whether a new epoch has to begin before the shard answers for itself."""
     lossy = rules.recovered()
     if not lossy:
         rules.end_recovery(None)
