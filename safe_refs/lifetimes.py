@@ -1,4 +1,4 @@
-"""Ending, prolonging and looking at leases: `release`, `renew`, `expires_in_s`, `inspect`, `scope`, `keepalive`.
+"""Ending, renewing and looking at leases: `release`, `renew`, `expires_in_s`, `inspect`, `scope`, `keepalive`.
 
 What always holds: a target is read from its envelope, never by unpickling.
 """

@@ -1,7 +1,10 @@
 """The transaction by which leases begin, for `dumps`, `dumps_many`, `pin` and `aio` alike; and what belongs into a payload's slots.
 
-    prepare ── pin ──┬── finish          prepare: all that can fail without a registry: terms, owners, the payload's bytes, the scope
-                     └── undo            finish:  the address of the registry that holds the lease goes into the payload or handle
+    prepare ── pin ──┬── finish     prepare: all that can fail before the pin: the owners, the payload's bytes, the scope. On first
+                     │                       contact it asks the registry for its identity, and starts it if none runs
+                     │              pin:     the registry holds the leases; if it has restarted, their addresses change
+                     │              finish:  give the leases; inside another pickling, tie them to that
+                     └── undo                end them all
 
 What always holds: whatever can fail before the pin is done before it; whatever fails from there on ends the lease again. One lease or
 several: all are held when `finish` returns, or none.
@@ -99,20 +102,20 @@ class Transaction:
         """
         from .registry.requests import Plan
 
-        client, asked = self._client, self._asked
-        registry = client.registries.get(self._registry) or client.registry(self._registry)
+        session, asked = self._client, self._asked
+        registry = session.registries.get(self._registry) or session.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
         lease, borrowed = os.urandom(16), list[Any]()
         # A Ray Client doesn't know what it borrows: the shard sees what the client's server owns.
-        if not client.connection.client:
+        if not session.connection.client:
             try:
                 borrowed = workers.borrowed(refs)
             except ValueError as error:
                 raise _ownerless(error, refs) from None
-        borrower = client.address if borrowed or client.connection.client else b""
-        plan = Plan(lease, refs, asked.terms, client.origin(), borrowed, borrower, asked.durable)
+        borrower = session.address if borrowed or session.connection.client else b""
+        plan = Plan(lease, refs, asked.terms, session.origin(), borrowed, borrower, asked.durable)
         address = LeaseAddress(
-            self._registry, client.connection.cluster, epoch, generation, lease, soon=not asked.waits
+            self._registry, session.connection.cluster, epoch, generation, lease, soon=not asked.waits
         )
         header, payload = None, b""
         if pickled is not None:
@@ -138,41 +141,41 @@ class Transaction:
 
     def pin(self) -> None:
         """Have the registry hold all of it: before this returns, or soon after."""
-        client, plans = self._client, [each.plan for each in self.prepared]
+        session, plans = self._client, [each.plan for each in self.prepared]
         if not self._asked.waits:
             for plan in plans:
-                client.post(self._registry, plan, self.deadline)
+                session.post(self._registry, plan, self.deadline)
             return
         if any(plan.borrowed or plan.durable for plan in plans):
-            client.before_pins(self._registry, plans)
+            session.before_pins(self._registry, plans)
         if len(plans) == 1:
-            self._acknowledged([client.sender.pin(self._registry, plans[0], self.deadline)])
+            self._acknowledged([session.sender.pin(self._registry, plans[0], self.deadline)])
         elif plans:
-            self._acknowledged(client.sender.pin_many(self._registry, plans, self.deadline))
+            self._acknowledged(session.sender.pin_many(self._registry, plans, self.deadline))
 
     async def pin_async(self) -> None:
         """`pin` of one lease, awaited. A thread of the session calls the wings, as they may wait."""
         plan = self.prepared[0].plan
         if self._asked.waits:
-            self._name([await self._client.pin_async(self._registry, plan, self.deadline)])
+            self._use_identities([await self._client.pin_async(self._registry, plan, self.deadline)])
         else:
             await self._client.post_async(self._registry, plan, self.deadline)
 
     def _acknowledged(self, identities: Sequence[Identity]) -> None:
         """The registries of these identities hold the leases. Wings finish what they have begun."""
-        self._name(identities)
+        self._use_identities(identities)
         pins = [(each.plan, identity) for each, identity in zip(self.prepared, identities, strict=True)]
         self._client.after_pins(self._registry, pins, self.deadline)
 
-    def _name(self, identities: Sequence[Identity]) -> None:
-        """Name the start of the registry that holds each lease: it may have restarted since this process last asked it."""
+    def _use_identities(self, identities: Sequence[Identity]) -> None:
+        """Put the identity that holds each lease into its address: the registry may have restarted since this process last asked."""
         for number, (each, identity) in enumerate(zip(self.prepared, identities, strict=True)):
             if identity.epoch != each.address.epoch:
                 address = each.address._replace(epoch=identity.epoch, generation=identity.generation)
                 self.prepared[number] = each._replace(address=address)
 
     def finish(self) -> list[Prepared]:
-        """The leases as they are held now. If this is part of another pickling, they end with that should it fail."""
+        """The leases as the registry holds them. Inside another pickling, note how to end them, in case that pickling fails."""
         if state.writing is not None:
             for each in self.prepared:
                 state.writing.note(partial(self._client.registry(self._registry).release_later, [each.plan.lease]))

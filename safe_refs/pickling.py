@@ -68,9 +68,10 @@ def dumps(
         RegistryFullError: a limit of the registry would be passed.
         RegistryUnavailableError: no Ray connection, or no answer in time; or the copies could not be made in time.
         OwnerGoneError: with `durable`, the owner of an object died before it was copied.
-        ValueError: `durable=True` and `wait=False`, or terms that are none.
+        ValueError: `durable=True` and `wait=False`, or a term that is not valid.
         Exception: what `pickle` or `cloudpickle` raises for an object that can't be pickled.
-        In each case nothing stays held.
+
+    If it raises, the registry holds nothing of `obj`.
     """
     try:
         pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
@@ -170,7 +171,7 @@ def loads(
         Exception: what `pickle.loads` raises.
     """
     if type(data) is bytes and data[2:4] != _THIRD_OPCODE:
-        # Some other pickle: the common case, seen by two bytes.
+        # Two bytes show that this is another pickle: the common case.
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     if not envelope.is_payload(data):
         return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)

@@ -2,8 +2,8 @@
 
 Out: `copyreg` reducers for Ray's reference types (see `kinds`), which act only while safe_refs is pickling in the same thread. At any
 other time they return what the type's own `__reduce__` returns. So the C pickler runs at full speed and asks us only about
-references, and Ray's own in-band pickler, which looks in a private table first, never sees us. The reducers are registered once Ray
-is in the process: no reference exists before that.
+references. Ray's own in-band pickler looks in its own table first, so it never calls these reducers. They are registered once Ray
+has been imported: no reference exists before that.
 
 In: a slot in a pickle is a call of `slot(tag, number)`, which answers from the payload being opened in this thread. The tag is drawn
 anew for each payload: a slot that somehow ended up in another payload's pickle finds nothing, rather than the wrong object.
@@ -32,9 +32,9 @@ KINDS = frozenset({OBJECT_REF, ACTOR})
 
 
 class Writing:
-    """What is met while one object is being pickled: its references, each once, and leases made by code that pickling calls.
+    """The state of one pickling: its references, each once, and the leases that code called by it has made.
 
-    Costs nothing until the first one.
+    It allocates nothing before the first of them.
     """
 
     refs: list[Reference] | None = None
@@ -118,7 +118,7 @@ def slot(tag: bytes, number: int) -> Any:
     """
     writing = state.writing
     if writing is not None and writing.refs is not None and tag == writing.tag:
-        return writing.refs[number]  # a `__getstate__` copies what it gives away: `copy` asks the same reducers
+        return writing.refs[number]  # `copy` uses these reducers too: a `__getstate__` copies a reference
     reading = state.reading
     if reading is None:
         raise EnvelopeError("a slot of a payload was unpickled by itself: open the whole payload, with loads()")
@@ -130,8 +130,8 @@ slot.__module__ = "safe_refs"
 slot.__qualname__ = slot.__name__ = "_slot"
 
 
-# Modules whose reference types have no reducers yet, and what registers some for them; `kinds` says which. Every pickling looks here,
-# so it is short. It is replaced as a whole and never changed, so that threads may look at it at any time.
+# Modules whose reference types have no reducers yet, each with the function that registers them; `kinds` says which. Every pickling
+# looks here, so it is short. It is replaced as a whole and never changed, so that threads may look at it at any time.
 waiting: tuple[tuple[str, Callable[[], bool]], ...] = ()
 
 

@@ -1,13 +1,16 @@
 """Anchoring: the owners of objects learn who borrows them, so that no lease and no reader depends on the process it came through.
 
 What it is for. Ray keeps an object alive for the processes that its owner knows, and a borrower reports the processes to which it
-passed a reference only when it drops its own (`relays` has the method). Without this wing, a lease that a borrower pinned is lost
-if the borrower is killed, also by an orderly end of its actor; and a reference that somebody resolved is dead if the registry is
-killed. All else is as with it: leases of borrowers are listed with `depends_on`, for as long as they live.
+passed a reference only when it drops its own. Without this wing a lease that a borrower pinned is lost when that borrower ends, also
+in order; and a reference that somebody resolved is dead when the registry is killed. `leases()` shows the first by `depends_on`.
+
+How: another process, a relay, holds the reference for some milliseconds, so that its holder can drop it, report, and have it again
+(hold, touch zero, give back: `relays` shows the three steps).
 
 What it costs. A `dumps` of a borrowed reference takes 1.7 times that of an owned one, 2.2 times in a tight loop. A shard anchors
-about 500 leases of one reference a second, 5,500 references a second by the hundred; all calls wait for 2 to 5 ms a turn, of at
-most 128 references. Three relay actors of 50 MB run in a cluster while a registry does. A `dumps` of owned references and a `loads`
+about 500 leases of one reference a second, or 5,500 references a second in leases of 100. Each round stops all calls to the shard
+for 2 to 5 ms, for 128 references at most. Three relay actors of 50 MB run in a cluster while a registry does, and two spare ones
+when one of them does not respond. A `dumps` of owned references and a `loads`
 cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where the registry starts and where `dumps` is called, turns it off; so does a Ray
 without the private calls that it needs (`_ray.counts.can_anchor`).
 

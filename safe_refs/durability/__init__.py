@@ -20,7 +20,7 @@ What it costs:
   task for 400 MB, 1.45 times for 100 MB, 2.6 times for 1 MB (benchmarks/README.md, docs/durable.md)
 - some seconds the first time in a cluster, because processes start; a shard without durable leases starts no copy owner
 
-Without this wing `durable=True` can't be kept: every lease ends when the owners of its objects do (`OwnerGoneError`).
+Without this wing nobody makes the copies: every lease ends when the owners of its objects do (`OwnerGoneError`).
 
 Files, each imports only those before it: `wire` (what travels), `copying` (the tasks), `jobs` (one lease's copies; pure),
 `requests` (one shard's copy requests; pure), `nodes` (where copies are), `part` (the shard's side), `runner` and `owner` (the
@@ -29,8 +29,8 @@ actor), `waiting` and `client` (the maker's side).
 Parts:
 
 - of a shard: `part.Durability(shard, owner.start)`
-- of a client: `client.Copies(session)`. It comes after anchoring's part: borrowed objects are copied when they are anchored. Its
-  `make_durable` is for leases that exist; `client.given_up` is how a caller that waits in another thread stops that.
+- of a client: `client.Copies(session)`. It follows anchoring's part in the list: borrowed objects must be anchored before they are
+  copied. Its `make_durable` is for leases that exist; by `client.given_up` a caller stops one that waits in another thread.
 - the actor `owner.SafeRefsCopyOwner`, named `<the shard's name>:copies`, which the shard starts
 
 The thread is called `safe_refs-copies`, in a shard and in a copy owner.

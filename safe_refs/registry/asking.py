@@ -1,6 +1,6 @@
-"""What asks a registry once. `Verbs` asks the only shard of a registry; a registry with several shards has others that inherit.
+"""One request to a registry, sent once. `Verbs` is for a registry with one shard; `ReplicatedVerbs` inherits it, for several.
 
-`verbs` asks by these until there is an answer, by those for the layout that the registry has at that moment.
+The module `verbs` repeats a request until there is an answer. Each time it takes the `Verbs` for the layout of that moment.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class Verbs:
         if not isinstance(reply, list):
             self.not_now(reply, deadline)
             return [None] * len(plans)
-        return [self.held(each) if isinstance(each, bytes) else each for each in reply]
+        return [self.remember(each) if isinstance(each, bytes) else each for each in reply]
 
-    def held(self, answer: bytes) -> Identity:
-        """The identity in the answer to a pin, which is remembered."""
+    def remember(self, answer: bytes) -> Identity:
+        """Remember the identity in the answer to a pin, and give it."""
         self.registry.identity = found = Identity.from_bytes(answer)
         return found
 
@@ -97,7 +97,7 @@ class Verbs:
             return [None] * len(rows)
         if not isinstance(reply, tuple):
             return [None] * len(rows)
-        return [self.resolved(row.address, refs) for row, refs in zip(rows, parts(*reply), strict=True)]
+        return [self.resolved(row.address, refs) for row, refs in zip(rows, split(*reply), strict=True)]
 
     def resolved(self, address: LeaseAddress, refs: list[Ref] | None) -> list[Ref] | None:
         """References that have come from the registry. The client's parts learn of them."""
@@ -155,7 +155,7 @@ class Verbs:
             self.registry.pause(deadline)
 
 
-def parts(answers: Sequence[int | Any], refs: list[Ref]) -> list[list[Ref] | None]:
+def split(answers: Sequence[int | Any], refs: list[Ref]) -> list[list[Ref] | None]:
     """The references of each lease, by the answer to a `resolve`; None for one that has none."""
     found: list[list[Ref] | None] = []
     at = 0

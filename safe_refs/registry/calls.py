@@ -2,8 +2,8 @@
 
 A `Registry` is what this process knows of one registry: the actors' handles, the layout, the identity of the last start.
 
-What always holds: every wait ends by its deadline; every call can be repeated (ids are the caller's), so that one into an actor that
-turns out to be dead is made again on its successor.
+What always holds: every wait ends by its deadline. Every call can be repeated, as the caller draws the ids; but this module calls
+once. `verbs` repeats calls, also on the successor of an actor that has died.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class Call(Generic[A]):
 
 
 class Registry:
-    """A registry as this process knows it. What it knows is replaced whole, so that threads may look at any time.
+    """A registry as this process knows it. Attributes are replaced, never changed in place, so that threads read them without a lock.
 
     Args:
         here: where this process stands.
         name: of the registry.
-        verbs: what asks a registry once that has such a layout.
+        verbs: makes the `Verbs` for a layout.
     """
 
     def __init__(self, here: Here, name: str, verbs: Callable[[Registry, Layout], Asks]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Direct:
-    """A `Sender` (see `hooks`) without any batching: each request goes out by itself, and its caller waits.
+    """A `Sender` (see `protocols`) without any batching: each request goes out by itself, and its caller waits.
 
     Args:
         registry: gives a registry by its name.

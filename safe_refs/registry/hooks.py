@@ -72,7 +72,7 @@ class ShardPart:
         """The lease holds copies now, of this shard's own, in place of what it held."""
 
     def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
-        """A lease isn't held here any more: it has ended, was lost, or has moved to other shards."""
+        """This shard no longer holds the lease: it has ended, was lost, or moved to other shards. If it was lost, `lost` follows."""
 
     def lost(self, leases: Sequence[bytes]) -> None:
         """What these leases held is gone from here; other holders may still have it."""

@@ -3,11 +3,12 @@
 `LeaseTable` is pure: no Ray, no threads, no clock of its own (both clocks are passed in). What it holds is opaque to it, so that a
 test can drive it with strings through a million steps. The shard wraps it in a lock and gives it references.
 
-What always holds: a lease is live or it has ended, and once ended it never lives again; it ends by release, take, ttl, uses, or
-because its owners are dead; an ended lease holds nothing. Callers make the ids, so that every call can be repeated: pinning a live
-lease again changes nothing, releasing an ended one returns 0, and a pin that arrives after its own release is refused.
+What always holds: a lease that has ended never lives again, and holds nothing. It ends by release, take, ttl, uses, or because all
+owners of its items are dead. A lost lease has not ended: this table no longer holds its items, but another shard may give them back.
+Callers make the ids, so that every call can be repeated: pinning a live lease again changes nothing, releasing an ended one returns
+0, and a pin that arrives after its own release is refused.
 
-To add a way for a lease to end: call `end` with a new `how`, count it in `RegistryStats`, and give it an error in `tombstones.why`.
+To add a way for a lease to end, see "Where to add" in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ class LeaseTable(Generic[T]):
             tombstones=len(self.tombstones),
         )
 
-    # The steps that all of the above is made of, and that whoever merges the leases of several tables uses, too.
+    # The methods above are made of the methods below. `replication.records` uses these, too.
     def begin(
         self,
         lease: bytes,
@@ -283,7 +284,7 @@ class LeaseTable(Generic[T]):
         origin: Origin,
         age_s: float = 0.0,
     ) -> Lease[T]:
-        """A lease begins, or began so many seconds ago. The caller has seen that it isn't live, and knows what it does."""
+        """Begin a lease, or note one that began `age_s` seconds ago. The caller has checked that it is not live and has not ended."""
         self._pinned += 1
         self.tombstones.found_again(lease)
         since = self.clock() - age_s
@@ -301,7 +302,7 @@ class LeaseTable(Generic[T]):
         self._note_deadline(lease, held)
 
     def end(self, lease: bytes, how: str, by: str, use: bytes = b"") -> None:
-        """A live lease ends.
+        """End a live lease.
 
         Args:
             lease: its id.
@@ -316,9 +317,9 @@ class LeaseTable(Generic[T]):
         self.tombstones.add(lease, End(how, self.clock(), self._wall(), by, held.terms, uses))
 
     def lose(self, lease: bytes, why: str) -> bool:
-        """What a live lease held is gone, from here at least: hold it no longer, and say why; whether it was live.
+        """Stop holding a live lease whose items are gone from here, and remember why; whether it was live.
 
-        It has not ended: another shard may still hold it, and may pass it on to this one again.
+        It has not ended: another shard may still hold it, and may give it back to this one.
         """
         if self.find(lease) is None:
             return False
@@ -328,7 +329,7 @@ class LeaseTable(Generic[T]):
         return True
 
     def let_go(self, lease: bytes) -> Lease[T]:
-        """A live lease isn't held here any more; nothing is remembered of it."""
+        """Stop holding a live lease; remember nothing of it."""
         held = self.live.pop(lease)
         self._unlist(lease, held)
         self._gone(lease, held.items)

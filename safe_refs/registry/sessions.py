@@ -91,7 +91,7 @@ class Session(Here):
         connection: see `Here`.
         directory: see `Here`.
         start: see `Here`.
-        verbs: what asks a registry that has such a layout.
+        verbs: makes the `Verbs` for a layout.
 
     Attributes:
         registries: by name, those that it knows; `registry` adds one.

@@ -57,7 +57,7 @@ def actor_name(registry: str, shard: int = 0) -> str:
 
 
 class Shard:
-    """The actor's class. Public attributes are for its parts; `hello` to `close` are calls from other processes.
+    """The actor's class. Other processes call the methods from `hello` to `close`; all else is for parts.
 
     Args:
         registry: name of the registry that it is a part of.
@@ -139,7 +139,8 @@ class Shard:
         refs: list[Ref] = []
         answers: list[int | SafeRefsError | Granted | NotNow] = []
         for row in call.rows:
-            # An actor whose job has just ended spoils the whole answer: what can't be had twice isn't had in one with others.
+            # If a lease holds an actor whose job has ended, the reader can't open the answer, nor any lease in it. A use or a take
+            # can't be had twice, so the caller must ask for such a lease alone.
             found = NotNow.IN_TURN if len(call.rows) > 1 and self._spoils(row) else self._resolve(row)
             if isinstance(found, list):
                 refs += found
@@ -220,8 +221,8 @@ class Shard:
     def close(self, call: CloseCall) -> int:
         """Let go of everything, and wait until Ray has seen it, for so long at most; how many leases that were.
 
-        An owner learns of a process that resolved a reference from here only once this one has let go in order: killing the actor
-        before that would take those live references along.
+        An owner learns which processes resolved a reference from this shard only when this shard drops its own reference. If the
+        actor were killed before that, those live references would be lost.
         """
         self.is_closing, until = True, time.monotonic() + call.patience_s
         with self.lock:

@@ -1,4 +1,4 @@
-"""What a process wants of a registry: begin leases, resolve them, end them, prolong them.
+"""What a process wants of a registry: begin leases, resolve them, end them, renew them.
 
 The functions (`pin`, `resolve`, `release`, `renew`, `expires_in_s`) ask until there is an answer, by what asks once: `asking.Verbs`.
 

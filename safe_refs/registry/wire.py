@@ -29,7 +29,7 @@ class NotNow(enum.Enum):
 
     STALE: the caller goes by an old topology; look it up again. CLOSING: the registry is being shut down. RECOVERING: the shard does
     not know yet all that it should; ask again, or ask others. IN_TURN: the lease counts its uses, so ask its replicas one after the
-    other. DOUBTFUL: the lease depended on a process that is dead, and what it held may be gone; ask again.
+    other, in a call of its own. DOUBTFUL: the lease depended on a process that is dead, and what it held may be gone; ask again.
     """
 
     STALE = 1

@@ -1,4 +1,4 @@
-"""Several shards for one registry: R of N hold each lease, so that a crash costs nothing, and load is spread.
+"""Several shards for one registry: R of N hold each lease. With R of 2 or more the crash of a shard loses no lease; N spreads load.
 
 A lease's id names its holders, by rendezvous hashing: every process that knows the topology (N and R) finds them by itself. Processes
 talk to all holders. What a process could not say to one of them (the shard was down, the process died half-way) the others pass on.
@@ -7,7 +7,7 @@ talk to all holders. What a process could not say to one of them (the shard was 
       │── pin ────────────────────>│                       │                          │   both hold the lease
       │── pin ────────────────────────────────────────────>│                          │
       │                          crashes, starts anew ─────────────── join ──────────>│   "you have started before"
-      │── release ─────────────────────────────────────────>│                         │   not lost: shard 0 is owed it
+      │── release ─────────────────────────────────────────>│                         │   not lost: shard 1 will pass it on
       │── resolve ────────────────>│  "recovering"         │                          │   so the answer of shard 1 counts
       │── resolve ─────────────────────────────────────────>│                         │
       │                            │── shared_with, records >│                        │   it gets back what it held
@@ -21,7 +21,7 @@ What it costs, median of paired ratios (docs/scaling.md):
 - a shard that was killed holds 10,000 leases again after 1.9 s; a registry with 10,000 leases grows from 2 to 4 shards in 4.3 s
 - with one shard: one comparison a call, and one look into the control store for each registry that a process uses
 
-Without this wing a registry has one shard, and its crash loses all leases; the shard cannot tell that it has restarted.
+Without this wing a registry has one shard, and its crash loses all leases; a shard that has restarted takes itself for a new one.
 
 Files, each imports only those before it: `topology` (who holds what; pure), `records` (a lease between shards; pure), `rules` (what
 one shard owes the others; pure), `merging` (what the answers of several shards mean; pure), `control_store` (what outlives the

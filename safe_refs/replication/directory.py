@@ -13,7 +13,7 @@ _MOST_REGISTRIES = 64
 
 
 class TopologyDirectory:
-    """Finds topologies in the control store; a `Directory` (see `hooks`)."""
+    """Finds topologies in the control store; a `Directory` (see `protocols`)."""
 
     def __init__(self) -> None:
         # By registry, what it had when it was found last: at most _MOST_REGISTRIES, then the oldest is forgotten. Several threads

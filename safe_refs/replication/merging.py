@@ -41,7 +41,7 @@ class Ask(NamedTuple):
     Attributes:
         shards: which.
         counts: what they do counts, as they are asked one after the other; otherwise they only look.
-        number: the largest number that a shard has answered; 0 at first. See `asking.Question`.
+        number: the largest number that a shard has answered; 0 at first. See `requests.Question`.
     """
 
     shards: tuple[int, ...]
@@ -50,7 +50,7 @@ class Ask(NamedTuple):
 
 
 class Inquiry(NamedTuple):
-    """A question about one lease, and what is known of its answer: what `asking.Question.memory` holds.
+    """A question about one lease, and what is known of its answer: what `requests.Question.memory` holds.
 
     Attributes:
         in_turn: the holders are asked one after the other.
@@ -153,7 +153,7 @@ class Repair(NamedTuple):
 
 
 class Pinning(NamedTuple):
-    """A lease that is to begin, and who holds it by now: kept in `hooks.Plan.notes` between two attempts.
+    """A lease that is to begin, and who holds it by now: kept in `requests.Plan.notes` between two attempts.
 
     Attributes:
         held: the shards that hold it.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..errors import SafeRefsError
-from ..registry.asking import Verbs, parts
+from ..registry.asking import Verbs, split
 from ..registry.calls import LONGEST_WAIT_S, Call, NoRegistryError, Registry
 from ..registry.protocols import Layout
 from ..registry.records import Identity, Origin
@@ -153,7 +153,7 @@ class ReplicatedVerbs(Verbs):
             return [None] * len(rows)  # each finds out whether it is its own
         if NotNow.STALE in replies.values():
             self.registry.forget_layout()
-        given = {shard: parts(*reply) if isinstance(reply, tuple) else reply for shard, reply in replies.items()}
+        given = {shard: split(*reply) if isinstance(reply, tuple) else reply for shard, reply in replies.items()}
         answers = replies_of(places, given, len(rows))
         return [self.resolved(row.address, granted_by_all(answer)) for row, answer in zip(rows, answers, strict=True)]
 

@@ -39,7 +39,7 @@ def test_imports_between_rooms_run_one_way() -> None:
 
 def test_the_page_is_one_page() -> None:
     """What a screen or two hold."""
-    assert len(PAGE.read_text().splitlines()) <= 120
+    assert len(PAGE.read_text().splitlines()) <= 125
 
 
 def test_every_name_on_the_page_is_in_the_code() -> None:
