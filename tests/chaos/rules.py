@@ -79,7 +79,7 @@ class Rules:
         ledger: what has happened.
         replicas: of each lease.
         anchored: owners know of all who hold, so that no hold hangs on a process that may die, unless it was made while shards or
-            couriers were down. Without that, a hold may go with its borrower, and what a shard got from another with that one.
+            relays were down. Without that, a hold may go with its borrower, and what a shard got from another with that one.
         timeout_s: that calls to safe_refs are given.
     """
 

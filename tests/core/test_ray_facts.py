@@ -192,12 +192,12 @@ class Keeper:
 
 def test_a_touch_of_zero_tells_the_owner_and_changes_no_count(cluster: str) -> None:
     """The owner knows a borrower to which it gave the reference, and forgets it when it touches zero."""
-    borrower, courier = as_actor(Keeper).remote(), as_actor(Keeper).remote()
+    borrower, relay = as_actor(Keeper).remote(), as_actor(Keeper).remote()
     ray.get(borrower.keep.remote([ray.put(5)]), timeout=60)
-    ray.get(borrower.pass_on.remote(courier), timeout=60)
+    ray.get(borrower.pass_on.remote(relay), timeout=60)
     before = ray.get(borrower.count.remote(), timeout=60)
     assert ray.get(borrower.touch.remote(), timeout=60) == [counts.Touch.REPORTED]
-    ray.get(borrower.pass_on.remote(courier), timeout=60)
+    ray.get(borrower.pass_on.remote(relay), timeout=60)
     assert ray.get(borrower.touch.remote(), timeout=60) == [counts.Touch.UNKNOWN]
     assert ray.get(borrower.count.remote(), timeout=60) == before == [{"local": 1, "submitted": 0}]
 

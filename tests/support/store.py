@@ -13,7 +13,7 @@ from .waiting import comes
 # of these says how many bytes that may be (`@pytest.mark.ray_marks(64)`).
 RAYS_MARKS = 8
 # How long it may take to free what nobody holds. Ray takes well under 1 s on an idle machine; what a shard that was killed had
-# given to couriers stays with them for 10 s.
+# given to relays stays with them for 10 s.
 SETTLE_S = 15.0
 
 _allowed_bytes = RAYS_MARKS
