@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_refs.durability.copying import ErrorInside, Inside
@@ -167,6 +167,7 @@ graphs = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(graphs, st.lists(st.sampled_from(NAMES), min_size=1, max_size=4), st.data())
 def test_whatever_holds_whatever_each_is_copied_once_in_any_order(
     inside: dict[str, list[str]], slots: list[str], data: st.DataObject
