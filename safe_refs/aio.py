@@ -64,7 +64,12 @@ async def dumps(
     """`safe_refs.dumps`, awaited."""
     try:
         pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
-        asked = terms.ask(ttl, uses, label, wait, durable)
+        try:
+            asked = terms.ask(ttl, uses, label, wait, durable)
+        except BaseException:
+            if not isinstance(pickled, bytes):
+                pickled.writing.discard()
+            raise
         return pickled if isinstance(pickled, bytes) else await _hold(pickled, asked)
     except UnsupportedReferenceError as error:
         places.explain(error, obj)

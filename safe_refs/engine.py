@@ -169,8 +169,7 @@ def pickle_object(
     """
     register()
     if protocol is not None or buffer_callback is not None:
-        pickled = pickle_with(_standard_picklers(protocol, fix_imports), obj, buffer_callback, protocol)
-        return b"".join(pickled.pieces) if pickled.writing.refs is None else pickled
+        return _bare(pickle_with(_standard_picklers(protocol, fix_imports), obj, buffer_callback, protocol))
     if type(obj) is FunctionType and obj.__name__ == "<lambda>":
         return _pickle_lambda(obj)
     pickler = _quick.pickler
@@ -197,15 +196,23 @@ def pickle_object(
     by_value = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", tuple)  # as `_by_value_modules`
     if not pieces or by_value():
         writing.discard()
-        pickled = _finish(_standard_picklers(None, True)[1], obj, None)
-        return b"".join(pickled.pieces) if pickled.writing.refs is None else pickled
+        return _bare(_finish(_standard_picklers(None, True)[1], obj, None))
     if len(pieces) == 1 and len(pieces[0]) <= _LARGEST_FRAME:
         # Only a pickler that met nothing large is kept: clearing a memo costs as much as it once grew to.
         pickler.clear_memo()
         _quick.sink, _quick.pickler = sink, pickler
-        if writing.refs is None:
+        if writing.refs is None and writing.nested is None:
             return pieces[0]
-    return b"".join(pieces) if writing.refs is None else Pickled(pieces, writing, 0)
+    pickled = Pickled(pieces, writing, 0)
+    return _bare(pickled) if writing.refs is None else pickled
+
+
+def _bare(pickled: Pickled) -> bytes | Pickled:
+    """Just the bytes of what holds no references."""
+    if pickled.writing.refs is not None:
+        return pickled
+    pickled.writing.hand_on()
+    return b"".join(pickled.pieces)
 
 
 def pickle_with(
@@ -310,7 +317,7 @@ def _pickle_lambda(obj: Any) -> Pickled | bytes:
         raise
     finally:
         state.writing = around
-    return data if writing.refs is None else Pickled([data], writing, 0)
+    return _bare(Pickled([data], writing, 0))
 
 
 def _by_value_modules() -> bool:

@@ -71,10 +71,12 @@ class Transaction:
 
     Args:
         asked: on what terms, and whether to wait.
+        writings: of all picklings that it is for: the leases that they made inside end if this comes to nothing.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, writings: Sequence[Writing] = ()) -> None:
         self._asked = asked
+        self._writings = writings
         from .registry import sessions
 
         self._client = sessions.known.get(workers.connection()) or client()
@@ -84,14 +86,14 @@ class Transaction:
 
     def undo(self) -> None:
         """Nothing of it is to stay held. Never raises."""
-        registry = self._client.registry(self._registry)
-        # A call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
-        # release first refuses the pin.
-        registry.release_later([each.plan.lease for each in self.prepared])
-        self._client.after_pins(self._registry, [(each.plan, None) for each in self.prepared], self.deadline)
-        for each in self.prepared:
-            if each.writing is not None:
-                each.writing.discard()
+        try:
+            # A call may still be on its way (a timeout, Ctrl-C). Calls of one process arrive in order, and a registry that sees the
+            # release first refuses the pin.
+            self._client.registry(self._registry).release_later([each.plan.lease for each in self.prepared])
+            self._client.after_pins(self._registry, [(each.plan, None) for each in self.prepared], self.deadline)
+        finally:
+            for writing in self._writings:
+                writing.discard()
 
     def prepare(self, refs: Sequence[Any], pickled: Pickled | None = None) -> None:
         """Prepare a lease of these references. The payload is made first, so that running out of memory here leaves nothing pinned.
@@ -142,6 +144,8 @@ class Transaction:
     def pin(self) -> None:
         """Have the registry hold all of it: before this returns, or soon after."""
         session, plans = self._client, [each.plan for each in self.prepared]
+        timeout_s = self._asked.settings.timeout_s
+        self.deadline = Deadline(time.monotonic() + timeout_s, timeout_s)  # to prepare many takes time of its own
         if not self._asked.waits:
             for plan in plans:
                 session.post(self._registry, plan, self.deadline)
@@ -196,7 +200,7 @@ def payload_of(prepared: Prepared) -> bytes:
 def hold(pickled: Sequence[Pickled], asked: Asked) -> list[bytes]:
     """Make the payloads of pickled objects; the registry holds their references from before this returns, unless `asked` says not."""
     try:
-        transaction = Transaction(asked)
+        transaction = Transaction(asked, [each.writing for each in pickled])
     except BaseException:
         for each in pickled:
             each.writing.discard()
@@ -214,7 +218,7 @@ def hold(pickled: Sequence[Pickled], asked: Asked) -> list[bytes]:
 async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
     """`hold` of one object, awaited."""
     try:
-        transaction = Transaction(asked)
+        transaction = Transaction(asked, [pickled.writing])
     except BaseException:
         pickled.writing.discard()
         raise
@@ -229,7 +233,12 @@ async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
         # A thread does it, as it may have to look for the registry, which has perhaps just died.
         import asyncio
 
-        await asyncio.shield(asyncio.to_thread(transaction.undo))
+        try:
+            undone = asyncio.get_running_loop().run_in_executor(None, transaction.undo)
+        except RuntimeError:  # the loop's threads have ended
+            transaction.undo()
+        else:
+            await asyncio.shield(undone)
         raise
 
 

@@ -87,7 +87,14 @@ class Pickler(pickle.Pickler):
             pickled = pickle_with((self._as_plain, self._as_cloud), obj, self._user_callback, self._protocol)
             held = None
             if pickled.writing.refs is not None:
-                held = payloads.hold([pickled], terms.ask(*self._terms))[0]
+                try:
+                    asked = terms.ask(*self._terms)
+                except BaseException:
+                    pickled.writing.discard()
+                    raise
+                held = payloads.hold([pickled], asked)[0]
+            elif pickled.writing.nested:
+                pickled.writing.hand_on()
         except UnsupportedReferenceError as error:
             places.explain(error, obj)
             raise

@@ -79,7 +79,12 @@ def dumps(
             if ttl is not None or uses is not None or label is not None:
                 terms.ask(ttl, uses, label, None, None)
             return pickled
-        return payloads.hold([pickled], terms.ask(ttl, uses, label, wait, durable))[0]
+        try:
+            asked = terms.ask(ttl, uses, label, wait, durable)
+        except BaseException:
+            pickled.writing.discard()
+            raise
+        return payloads.hold([pickled], asked)[0]
     except UnsupportedReferenceError as error:
         places.explain(error, obj)
         raise

@@ -45,7 +45,7 @@ class Scope(Surrounding):
         self.label = label
         self.durable = durable
         self._addresses_of = addresses_of
-        self._lock = threading.Lock()  # guards `_leases`
+        self._lock = threading.RLock()  # guards `_leases`; a destructor may come while its thread has it
         self._leases: dict[tuple[str, bytes], None] | None = (
             None  # those that were made inside and live, as far as is known here
         )

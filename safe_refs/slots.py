@@ -62,6 +62,12 @@ class Writing:
             self.nested = []
         self.nested.append(end)
 
+    def hand_on(self) -> None:
+        """This pickle is bytes alone: what was made under way belongs to the pickling around it, if there is one."""
+        if state.writing is not None:
+            for end in self.nested or ():
+                state.writing.note(end)
+
     def discard(self) -> None:
         """This pickling comes to nothing: end the leases that code called by it has made."""
         for end in self.nested or ():

@@ -6,7 +6,6 @@ A scope is a context variable: each thread has its own, and each asyncio task be
 from __future__ import annotations
 
 import contextvars
-import threading
 import weakref
 from collections.abc import Iterable
 from datetime import timedelta
@@ -121,27 +120,23 @@ def note(registry: str, lease: bytes) -> None:
 
 
 # All scopes that are open, in whatever thread, so that a lease that ends can leave its scope. As many as users keep open; weak, so
-# that a scope that nobody closed goes by itself. The lock guards it.
-_open: weakref.WeakSet[Surrounding] = weakref.WeakSet()
-_lock = threading.Lock()
+# that a scope that nobody closed goes by itself. No lock: a destructor or a signal handler may come here at any time, in a thread
+# that is here already. To add, to discard and to copy is one step each.
+_open: set[weakref.ref[Surrounding]] = set()
 
 
 def opened(scope: Surrounding) -> None:
     """A scope is open from now on."""
-    with _lock:
-        _open.add(scope)
+    _open.add(weakref.ref(scope, _open.discard))
 
 
 def closed(scope: Surrounding) -> None:
     """A scope is closed."""
-    with _lock:
-        _open.discard(scope)
+    _open.discard(weakref.ref(scope))
 
 
 def ended(registry: str, leases: Iterable[bytes]) -> None:
     """This process has ended leases: their scopes needn't."""
-    if _open:
-        with _lock:
-            scopes = list(_open)
-        for scope in scopes:
+    for each in list(_open):
+        if (scope := each()) is not None:
             scope.forget(registry, leases)

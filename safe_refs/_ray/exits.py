@@ -41,7 +41,7 @@ def is_marked_dead() -> bool:
 # What to call when this process ends in order, in this order. Bound: one for each wing that has one. The lock guards changes; the
 # list is replaced whole.
 _hooks: list[Callable[[], None]] = []
-_hooks_lock = threading.Lock()
+_hooks_lock = threading.RLock()  # a signal handler may interrupt its holder, and call a `dumps` that comes here
 
 
 def call_before_exit(hook: Callable[[], None], *, first: bool = False) -> None:

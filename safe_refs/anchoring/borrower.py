@@ -224,9 +224,11 @@ class Borrower(ClientPart):
     ) -> set[bytes]:
         """Steps 2 and 3: the relay holds the loan, and the registry the lease; the objects whose owners don't have the report."""
         mine = {ref.binary() for ref in actors.only_objects(refs)}
-        reported, unreported = self._report(loan.refs, mine, registry, lease, deadline)
         lent = Lent(loan.relay, loan.key, registry, lease, tuple(ref.binary() for ref in loan.refs))
-        self._loans.return_later(lent)
+        try:
+            reported, unreported = self._report(loan.refs, mine, registry, lease, deadline)
+        finally:
+            self._loans.return_later(lent)  # also after Ctrl-C: the owner may have the report already
         if reported and (behind or not self._is_sent_at_once(loan.refs)):
             missing = self._unconfirmed(life, reported, min(deadline.at, time.monotonic() + _CONFIRMED_S))
             if missing:

@@ -119,6 +119,7 @@ async def pin(sender: Batched, registry: Registry, plan: Plan, deadline: Deadlin
         sender.post(registry.name, plan, deadline, answer.over)
         return await answer.future
     finally:
+        answer._timer.cancel()
         del answer  # an error's traceback leads to this frame, and would lead back to the error
 
 
@@ -129,6 +130,7 @@ async def resolve(sender: Batched, row: Wanted, deadline: Deadline) -> list[Ref]
         sender.post_resolve(row, deadline, answer)
         return await answer.future
     finally:
+        answer._timer.cancel()
         del answer  # as above
 
 

@@ -111,24 +111,25 @@ class Unacknowledged:
             # First of all hooks: what is acknowledged here may be work for the hook of another wing.
             exits.call_before_exit(_flush_at_exit, first=True)
             self._is_hooked = True
-        with self._changed:
-            while len(self._waiting) >= _MOST:
-                if not blocks:
-                    return False
-                if deadline.is_over():
-                    raise self._session.registry(registry).no_answer(deadline)
-                self._changed.wait(deadline.left_s())
-            if self._is_closed:
-                raise _gone()
-            self._last += 1
-            number = self._last
-            self._waiting[number] = current.get() or self._others
-            self._session.sending = True
-        pin = _Pin(self, number, registry, plan, deadline)
+        number = None
         try:
+            with self._changed:
+                while len(self._waiting) >= _MOST:
+                    if not blocks:
+                        return False
+                    if deadline.is_over():
+                        raise self._session.registry(registry).no_answer(deadline)
+                    self._changed.wait(deadline.left_s())
+                if self._is_closed:
+                    raise _gone()
+                number = self._last = self._last + 1
+                self._waiting[number] = current.get() or self._others
+                self._session.sending = True
+            pin = _Pin(self, number, registry, plan, deadline)
             self._session.sender.post(registry, plan, deadline, pin.over)
         except BaseException:
-            self._count_off(number, None)  # the caller hears of it by this error
+            if number is not None:
+                self._count_off(number, None)  # the caller hears of it by this error
             raise
         return True
 

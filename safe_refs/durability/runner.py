@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import time
 from collections import deque
@@ -108,7 +109,8 @@ class Runner:
         running.is_over = True
         for report in [report for report, task in self._tasks.items() if task.running is running]:
             del self._tasks[report]
-            ray.cancel(report, force=True)  # it may never end, and it keeps what it copies
+            with contextlib.suppress(Exception):
+                ray.cancel(report, force=True)  # it may never end, and it keeps what it copies
         for ref in [ref for ref, rows in self._awaited.items() if any(each is running for each, _ in rows)]:
             self._awaited[ref] = [row for row in self._awaited[ref] if row[0] is not running]
             if not self._awaited[ref]:
@@ -200,7 +202,10 @@ class Runner:
             self._turns.append(running)
         if job.result is not None:
             running.is_over = True
-            self._over(running, job.result)
+            try:
+                self._over(running, job.result)
+            except Exception:  # other jobs go on
+                logger.warning("the copies of a lease could not be delivered", exc_info=True)
 
 
 def _failed(error: Exception) -> NotCopyable:

@@ -75,7 +75,9 @@ class Registry:
         self.identity: Identity | None = None  # of the last start that this process has asked
         self._layout: Layout | None = None
         self._verbs: Asks | None = None  # for that layout
-        self._lock = threading.Lock()  # guards `_handles`
+        self._lock = (
+            threading.RLock()
+        )  # guards `_handles`; a destructor or a signal handler may come while its thread has it
         self._handles: dict[int, Any] = {}  # by shard: at most as many as the registry has shards
 
     def layout(self, *, start: bool) -> Layout:
@@ -120,16 +122,16 @@ class Registry:
 
     def identify(self, deadline: Deadline) -> Identity:
         """The identity of its last start; asked for, and the registry started if it must be, on first contact."""
-        while self.identity is None:
+        while (known := self.identity) is None:
             # All shards are started, as one that doesn't run can't be a replica; the first that answers will do.
             shards = range(self.layout(start=True).shards)
             replies = self.ask({shard: Call(Shard.hello) for shard in shards}, deadline, start=True)
             found = next((reply for reply in replies.values() if isinstance(reply, bytes)), None)
             if found is not None:
-                self.identity = Identity.from_bytes(found)
-            else:
-                self.pause(deadline)
-        return self.identity
+                self.identity = known = Identity.from_bytes(found)
+                return known  # another thread may forget it meanwhile
+            self.pause(deadline)
+        return known
 
     def ask(
         self,
@@ -212,6 +214,8 @@ class Registry:
 
     def release_later(self, leases: Sequence[bytes]) -> None:
         """Ask for the end of leases without waiting for it, for clearing up after a failure. Never raises."""
+        import ray
+
         try:
             if self.here.connection.client and not ray_client.is_in_background():
                 ray_client.in_background(partial(self.release_later, leases))  # as even to drop its answer may wait
@@ -220,7 +224,7 @@ class Registry:
                 return  # that cluster is left, and with it all that this process asked there
             rows = self.verbs(start=False).by_shard(leases)
             version, maker = self.layout(start=False).version, self.here.origin()
-        except (NoRegistryError, RegistryUnavailableError, ValueError):
+        except (NoRegistryError, RegistryUnavailableError, ValueError, ray.exceptions.RayError):
             return
         self.send({shard: Call(Shard.release, ReleaseCall(version, [(ids, maker)])) for shard, ids in rows.items()})
 

@@ -86,9 +86,10 @@ class LeaseTable(Generic[T]):
             LeaseError: the lease has ended already (its release overtook it): nothing is held.
             RegistryFullError: a limit would be passed: nothing is held.
         """
-        if self.find(lease) is not None:
-            return False
-        if lease in self.tombstones:
+        if self.find(lease) is not None or lease in self.tombstones:
+            self.usage.forget_unheld(items)  # which may have been weighed for this
+            if lease in self.live:
+                return False
             raise self.tombstones.why(lease, self.identity, self.identity, alone=self.alone)
         excess = self.usage.excess(items, origin.job)
         if excess is not None:

@@ -28,7 +28,7 @@ _MOST_REGISTRIES = 64  # that a session remembers
 _MOST_SESSIONS = 8
 
 # By connection; at most _MOST_SESSIONS. The lock guards its changes: it is replaced whole, so that it may be read at any time.
-_lock = threading.Lock()
+_lock = threading.RLock()  # a destructor may come while its thread has it
 known: dict[workers.Connection, Session] = {}
 
 
@@ -78,7 +78,7 @@ def drop(connection: workers.Connection) -> None:
 def _forget() -> None:
     """A forked child has none of the threads, and its locks may be held for ever by threads that it doesn't have."""
     global _lock, known
-    _lock, known = threading.Lock(), {}
+    _lock, known = threading.RLock(), {}
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -108,7 +108,7 @@ class Session(Here):
         super().__init__(connection, directory, start)
         self._verbs = verbs
         self.sender: Sender = Direct(self.registry, self.origin)
-        self._lock = threading.Lock()  # guards `registries`
+        self._lock = threading.RLock()  # guards `registries`; as `_lock`
         self.registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
 
     def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:

@@ -144,7 +144,10 @@ def _until(
     while True:
         answer = once(registry.verbs(start=start))
         if isinstance(answer, SafeRefsError):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # it would keep this frame, which keeps it
         if answer is not None:
             return answer
         if registry.knows_layout:  # if the layout has changed, the next attempt may be made at once
@@ -165,6 +168,9 @@ def _live(registry: Registry, question: Question[A], deadline: Deadline) -> A:
         except LeaseError as refusal:
             error = refusal
         if not question.awaits(error) or time.monotonic() >= comes_by:
-            raise error.with_traceback(None) from None
+            try:
+                raise error.with_traceback(None) from None
+            finally:
+                del error
         question.memory = None
         time.sleep(_COMES_PAUSE_S)

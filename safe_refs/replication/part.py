@@ -9,12 +9,13 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._ray import actors, workers
 from ..errors import SafeRefsError
 from ..registry.hooks import Began, Loop, ShardPart, remote
+from ..registry.lease import Lease
 from ..registry.records import Identity
 from ..registry.shard import Shard
 from ..registry.wire import Granted, NotNow
@@ -120,8 +121,9 @@ class Replication(ShardPart):
     @remote
     def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
         """Those shards don't have these leases, or have lost them: this one passes them on as soon as it can."""
+        living = self._with_living_copies(leases)
         with self._shard.lock:
-            self._rules.missed(leases, shards)
+            self._rules.missed(living, shards)
         self._peers.wake()
         return True
 
@@ -226,14 +228,25 @@ class Replication(ShardPart):
 
     def _openable(self, leases: Sequence[bytes]) -> list[bytes]:
         """Those of these leases that hold no actor with a dead owner: another shard could not open its handle, and the lease ends."""
+        owners, dead = self._owners(leases, lambda held: any(map(actors.is_actor_handle, held.items)))
+        return [lease for lease in leases if dead.isdisjoint(owners.get(lease, ()))]
+
+    def _with_living_copies(self, leases: Sequence[bytes]) -> list[bytes]:
+        """Without durable leases whose copies died with their owner: two shards would give those to each other for ever."""
+        owners, dead = self._owners(leases, lambda held: held.terms.durable is not None)
+        return [lease for lease in leases if not owners.get(lease) or not owners[lease] <= dead]
+
+    def _owners(
+        self, leases: Sequence[bytes], matters: Callable[[Lease[Ref]], bool]
+    ) -> tuple[dict[bytes, set[bytes]], set[bytes]]:
+        """The owners of what those leases hold here that matter, and which of these owners are dead."""
         owners: dict[bytes, set[bytes]] = {}
         with self._shard.lock:
             for lease in leases:
                 held = self._shard.table.find(lease)
-                if held is not None and any(map(actors.is_actor_handle, held.items)):
+                if held is not None and matters(held):
                     owners[lease] = set(filter(None, held.owners))
-        dead = {owner for owner in set[bytes]().union(*owners.values()) if workers.is_surely_dead(owner)}
-        return [lease for lease in leases if dead.isdisjoint(owners.get(lease, ()))]
+        return owners, {owner for owner in set[bytes]().union(*owners.values()) if workers.is_surely_dead(owner)}
 
     def _write(self, new: Topology) -> bool:
         """Write the next topology, and go by it; False if another is next, or the registry is being shut down."""
@@ -247,10 +260,11 @@ class Replication(ShardPart):
                 self._take(new)
         finally:
             self._writing.release()
-        self._peers.announce()
         return True
 
     def _take(self, found: Topology | None) -> None:
         if self._rules.take_topology(found):
             self.limits_changed()
             self._peers.wake()
+            if self._shard.number == 0:
+                self._peers.announce()  # also one that it wrote without getting the answer

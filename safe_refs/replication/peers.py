@@ -96,9 +96,9 @@ class Peers:
         # By shard, the leases that it is to be asked for, as they are lost here. Guarded by the shard's lock. At most what this shard
         # held.
         self._wanted_back: dict[int, dict[bytes, None]] = {}
-        # The shards that are yet to be told that the topology has changed. Guarded by the shard's lock. A shard 0 that restarts in
-        # the middle of a growth may have told nobody of it.
-        self._unaware = set(rules.others()) if shard.number == 0 and rules.topology.before else set[int]()
+        # The shards that are yet to be told that the topology has changed. Guarded by the shard's lock. A shard 0 that restarts may
+        # have written a topology and told nobody of it.
+        self._unaware = set(rules.others()) if shard.number == 0 else set[int]()
         self._moving = _Moving(0, [])
         self._recovers_by = time.monotonic() + _RECOVERY_TIMEOUT_S
         self._has_verdict = False  # the verdict of the recovery, `_is_lossy`, is known
@@ -110,9 +110,8 @@ class Peers:
         self._wake.set()
 
     def announce(self) -> None:
-        """This shard has changed the topology: the others are to look."""
-        with self._shard.lock:
-            self._unaware.update(self._rules.others())
+        """The topology has changed: the others are to look. Under the shard's lock."""
+        self._unaware.update(self._rules.others())
         self._wake.set()
 
     def want_back(self, number: int, leases: Sequence[bytes]) -> None:
@@ -152,7 +151,7 @@ class Peers:
         if not self._has_verdict:
             with self._shard.lock:
                 self._is_lossy, self._has_verdict = self._rules.recovered(), True
-        if self._is_lossy and self._new is None:
+        if self._is_lossy and self._new is None and not self._shard.is_closing:
             logger.warning(
                 "shard %d of registry %r has restarted, and the others could not tell all that it held: leases may be lost",
                 self._shard.number,
@@ -184,21 +183,28 @@ class Peers:
         """Tell the others that the topology has changed; whether some don't know yet."""
         with self._shard.lock:
             unaware, self._unaware = self._unaware, set()
-        still = {number for number in unaware if not self._links.ask(number, Call(self._calls.look_again))}
-        with self._shard.lock:
-            self._unaware |= still
-            return bool(self._unaware)
+        try:
+            for number in sorted(unaware):
+                if self._links.ask(number, Call(self._calls.look_again)):
+                    unaware.discard(number)
+        finally:
+            with self._shard.lock:
+                self._unaware |= unaware
+        return bool(unaware)
 
     def _ask_back(self) -> bool:
         """Ask other holders for what is lost here; whether some could not be asked."""
         with self._shard.lock:
             wanted, self._wanted_back = self._wanted_back, {}
-        for number, leases in wanted.items():
-            if not self._links.ask(number, Call(self._calls.repair, list(leases), [self._shard.number])):
-                with self._shard.lock:
+        try:
+            for number, leases in list(wanted.items()):
+                if self._links.ask(number, Call(self._calls.repair, list(leases), [self._shard.number])):
+                    del wanted[number]
+        finally:
+            with self._shard.lock:
+                for number, leases in wanted.items():
                     self._wanted_back.setdefault(number, {}).update(leases)
-        with self._shard.lock:
-            return bool(self._wanted_back)
+        return bool(wanted)
 
     def _tell(self) -> bool:
         """Deliver news; whether some are owed still."""
@@ -229,7 +235,11 @@ class Peers:
         with self._shard.lock:
             topology = rules.topology
             if number >= topology.before:
-                self._moving = _Moving(0, [])
+                if not topology.before and self._moving.version != topology.version:
+                    rules.drop_moved(
+                        list(self._shard.table.live)
+                    )  # what it has got back when it restarted in the growth
+                self._moving = _Moving(topology.version, [])
                 return False
             if self._moving.version != topology.version:
                 self._moving = _Moving(topology.version, rules.misplaced())

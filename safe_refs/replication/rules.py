@@ -180,7 +180,7 @@ class Rules(Generic[T]):
     def _merge(self, records: Iterable[Record]) -> list[bytes]:
         new: list[bytes] = []
         for record in records:
-            held_before = bool(self._table.items_of(record.lease))
+            held_before = record.lease in self._table.live  # not `find`: it would end a lease whose renewal this may be
             if not merge_record(self._table, record):
                 self.changed([record.lease])  # it has ended here: news for the sender, which may not know that
             elif not held_before and record.lease in self._table.live:
@@ -324,5 +324,5 @@ class Rules(Generic[T]):
 
     def _state_of(self, lease: bytes) -> tuple[object, ...]:
         """What can change of a lease."""
-        held = self._table.find(lease)
+        held = self._table.live.get(lease)
         return (lease in self._table.tombstones,) if held is None else (held.used, held.renewals, held.terms.ttl)

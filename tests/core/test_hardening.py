@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import copy
 import gc
 import io
 import math
+import os
 import pickle
 import threading
 import time
 import types
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import ray
 
 import safe_refs
-from safe_refs import envelope
+import safe_refs.aio
+from safe_refs import envelope, terms
 from safe_refs.envelope import Header, LeaseAddress
 from tests.support.values import MB
+from tests.support.waiting import wait_until
 
 ADDRESS = LeaseAddress("default", bytes(range(28)), b"epoch..1", 3, bytes(range(16)))
 
@@ -141,6 +146,64 @@ def test_leases_made_while_pickling_end_with_an_attempt_that_came_to_nothing(clu
     assert len(safe_refs.leases()) == 1
     assert ray.get(safe_refs.loads(data)[0], timeout=20) == 1
     safe_refs.release(leases_ids())
+
+
+class Nesting:
+    """Its `__reduce__` makes a payload of its own, of whatever it was given."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return safe_refs.loads, (safe_refs.dumps(self.value),)
+
+
+@pytest.mark.parametrize("way", ["dumps", "dumps_many", "aio", "Pickler"])
+@pytest.mark.parametrize("why", ["no owner", "terms", "third"])
+def test_leases_made_while_pickling_end_with_what_is_around_them(cluster: str, way: str, why: str) -> None:
+    """However late the outer call fails: as a reference has no owner, as its terms are none, or two picklings further out."""
+    ref = ray.put(1)
+    inner: Any = Nesting(ref)
+    ttl = None
+    obj = [inner, ref]
+    if why == "no owner":
+        obj = [inner, ray.ObjectRef(os.urandom(28))]
+    elif why == "terms":
+        ttl = -1
+    else:
+        obj = [Nesting([inner]), threading.Lock()]  # what is in the middle holds no references itself
+    ways: dict[str, Callable[[], Any]] = {
+        "dumps": lambda: safe_refs.dumps(obj, ttl=ttl),
+        "dumps_many": lambda: safe_refs.dumps_many([[ref], obj, [inner, ref]], ttl=ttl),
+        "aio": lambda: asyncio.run(safe_refs.aio.dumps(obj, ttl=ttl)),
+        "Pickler": lambda: safe_refs.Pickler(io.BytesIO(), ttl=ttl).dump(obj),
+    }
+    with pytest.raises((safe_refs.UnsupportedReferenceError, ValueError, TypeError)):
+        ways[way]()
+    wait_until(lambda: safe_refs.leases() == [], 10)
+
+
+def test_a_destructor_may_end_a_lease_wherever_it_runs(cluster: str) -> None:
+    """Inside the bookkeeping of scopes as well: the same thread is in it already."""
+    payload = safe_refs.dumps(ray.put(1))
+    ended: list[int] = []
+
+    class Scope(terms.Surrounding):
+        def forget(self, registry: str, leases: Any) -> None:
+            if not ended:
+                ended.append(0)
+                ended.append(safe_refs.release(payload))
+
+        def note(self, registry: str, lease: bytes) -> bool:
+            return False
+
+    scope = Scope()
+    terms.opened(scope)
+    try:
+        assert safe_refs.release(safe_refs.dumps(ray.put(2))) == 1
+    finally:
+        terms.closed(scope)
+    assert ended == [0, 1]
 
 
 def leases_ids() -> list[str]:

@@ -61,9 +61,21 @@ def test_a_session_goes_with_its_connection() -> None:
 def test_a_forked_child_knows_no_session(cluster: str) -> None:
     """It has none of the threads, and locks that they held would never be free."""
     assembly.client()
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with sessions._lock:
+            is_held.set()
+            is_over.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    is_held.wait(20)
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if not sessions.known and not sessions._lock.locked() else 1)
+        os._exit(0 if not sessions.known and sessions._lock.acquire(timeout=5) else 1)
+    is_over.set()
+    holder.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert sessions.known
 

@@ -93,7 +93,7 @@ CONTAINERS = {
     "anchoring.exits._all": "weak: the borrowers of live sessions; a lock",
     "batching.unacknowledged._live": "weak: live sessions; changed and copied in one step of the interpreter",
     "registry.sessions.known": "eight connections; replaced whole, under a lock",
-    "terms._open": "weak: open scopes; a lock",
+    "terms._open": "weak: open scopes; each step is atomic",
 }
 
 

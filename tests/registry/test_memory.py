@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.cluster import as_actor
 
 ROUNDS = 100_000 if os.environ.get("SAFE_REFS_TEST_DEEP") else 2_000
 FIRST = ROUNDS // 10  # memory is flat after so many
+THREADS = 4
 GROWS_BYTES = 6 * 2**20  # what Ray's and Python's allocators take meanwhile, whatever we do
 
 
@@ -27,10 +29,17 @@ def memory(pid: int) -> int:
 
 
 class Client:
-    """A process that makes a payload, loads it and ends its lease, again and again."""
+    """A process whose threads make payloads, load them and end their leases, again and again."""
+
+    def __init__(self, registry: str) -> None:
+        os.environ["SAFE_REFS_REGISTRY"] = registry
 
     def where(self) -> int:
         return os.getpid()
+
+    def run(self, take: bool, times: int) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(self.take if take else self.load_and_release, [times // THREADS] * THREADS))
 
     def take(self, times: int) -> None:
         for number in range(times):
@@ -48,11 +57,10 @@ class Client:
 def test_memory_is_flat(registry: str) -> None:
     """One process takes what it made, another loads it and releases it: as many times again as often, and nothing has grown."""
     safe_refs.init(max_tombstones=500)  # that many ended leases are remembered, and no more
-    clients: list[Any] = [as_actor(Client).remote() for _ in range(2)]
-    ways = (clients[0].take, clients[1].load_and_release)
+    clients: list[Any] = [as_actor(Client).remote(registry) for _ in range(2)]
 
     def run(times: int) -> None:
-        ray.get([way.remote(times) for way in ways], timeout=7000)
+        ray.get([client.run.remote(client is clients[0], times) for client in clients], timeout=7000)
 
     run(FIRST)
     pids = {f"client {number}": ray.get(client.where.remote()) for number, client in enumerate(clients)}
@@ -68,5 +76,9 @@ def test_memory_is_flat(registry: str) -> None:
     grown = {name: memory(pid) - before[name] for name, pid in pids.items()}
     print(f"between {2 * FIRST} and {2 * ROUNDS} leases, bytes:", grown)
     assert max(grown.values()) < GROWS_BYTES, grown
+    figures = safe_refs.stats()
+    assert figures is not None
+    assert figures.pinned == 2 * ROUNDS  # it was this registry
+    assert figures.live_leases == 0
     for client in clients:
         ray.kill(client)

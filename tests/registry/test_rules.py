@@ -249,6 +249,22 @@ def test_bytes_are_counted_once_for_all_and_once_for_each_job(clock: Clock) -> N
     assert (table.usage.known_bytes, table.usage.leases, table.usage.references) == (0, 0, 0)
 
 
+def test_a_refused_or_repeated_pin_leaves_no_sizes_behind(clock: Clock) -> None:
+    """What is weighed for a pin that its release has overtaken, or for one that holds copies by now, is not kept."""
+    table = make_table(clock, Limits(max_bytes=100))
+    table.release(A, ME)
+    table.usage.learn({"overtaken": 5})
+    with pytest.raises(LeaseReleasedError):
+        pin(table, A, "overtaken")
+    table.usage.learn({"copy": 5})
+    pin(table, B, "copy")
+    table.usage.learn({"original": 5})
+    pin(table, B, "original")
+    assert table.release(B, ME) == 1
+    assert table.usage.unweighed() == []
+    assert not table.usage._sizes
+
+
 def test_limits_in_bytes_can_begin_and_end_while_leases_live(clock: Clock) -> None:
     """Switched on, they count what is held already, once it is weighed; switched off, nothing is kept for them."""
     table = make_table(clock)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from safe_refs.errors import LeaseNotFoundError, LeaseReleasedError
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Identity
+from safe_refs.registry.records import Identity, Terms
 from safe_refs.registry.wire import Granted, NotNow
 from safe_refs.replication.rules import Rules
-from safe_refs.replication.topology import Topology
+from safe_refs.replication.topology import Topology, completed
 from tests.support.rules import ME, STARTED, A, B, C, Clock, make_table, pin
 
 TOPOLOGY = Topology(version=1, shards=2, replicas=2)
@@ -213,3 +213,39 @@ def test_a_newer_identity_comes_with_records_and_an_older_one_does_not() -> None
     assert table.identity == STARTED
     rules.received(rules.records([]), Identity(b"epoch..2", 4))
     assert table.identity == Identity(b"epoch..2", 4)
+
+
+def test_a_renewal_that_comes_a_moment_after_the_end_of_the_old_ttl_counts() -> None:
+    """One shard renews in time; the other takes the record after the old deadline, before its clock has ended the lease."""
+    clock = Clock()
+    (one, here), (two, other) = make(0, clock), make(1, clock)
+    for table in (one, two):
+        table.begin(A, ["x"], [b"o"], Terms(ttl=1.0), ME)
+        table.set_time(A, 1.0, 1.0, 0)
+    clock.now += 0.9
+    one.renew(A, one.identity, 10.0)
+    clock.now += 0.11
+    other.received(here.records([A]))
+    assert two.items_of(A) == ("x",)
+
+
+def test_a_lease_that_came_back_during_a_growth_goes_where_it_belongs_when_that_ends() -> None:
+    """A shard has moved all, crashes, gets all back, and the growth ends before it has moved them again."""
+    clock = Clock()
+    growing = Topology(version=7, shards=4, replicas=2, before=2)
+    leases = [bytes([number]) * 16 for number in range(40)]
+    peers = make_table(clock)
+    peer = Rules(0, growing, peers, False, clock)
+    table = make_table(clock)
+    back = Rules(1, growing, table, True, clock)
+    for lease in leases:
+        pin(peers, lease, "x")
+    back.received(peer.records(leases))
+    back.answered(0, True)
+    back.recovered()
+    assert back.end_recovery(None) == 0
+    assert back.take_topology(completed(growing))
+    theirs = [lease for lease in leases if 1 not in back.topology.holders(lease)]
+    assert theirs
+    assert back.drop_moved(list(table.live)) == len(theirs)
+    assert set(table.live) == set(leases) - set(theirs)
