@@ -235,10 +235,9 @@ class Peers:
         with self._shard.lock:
             topology = rules.topology
             if number >= topology.before:
-                if not topology.before and self._moving.version != topology.version:
-                    rules.drop_moved(
-                        list(self._shard.table.live)
-                    )  # what it has got back when it restarted in the growth
+                # What it got back when it restarted in a growth that then ended. A new shard may not know its topology yet.
+                if not topology.before and number < topology.shards and self._moving.version != topology.version:
+                    rules.drop_moved(list(self._shard.table.live))
                 self._moving = _Moving(topology.version, [])
                 return False
             if self._moving.version != topology.version:
