@@ -114,12 +114,13 @@ class OrderlyEnd:
 
     def before_exit(self) -> None:
         """This process is about to end: have the owners know to whom it passed references."""
-        if self._is_closed or not len(self.dependents):
+        if self._is_closed:
             return
+        # Also if nothing is left to do: another thread may be in the middle of it, and this one must not end the process meanwhile.
         locked = self._ending.acquire(timeout=_END_S)
         try:
-            if not is_current(self._session):
-                return  # that cluster is left
+            if not len(self.dependents) or not is_current(self._session):
+                return
             ids, leases = self.dependents.take()
             refs, known = counts.references(counts.still_counted(ids)), actors.known_actors(ids)
             for actor in known:

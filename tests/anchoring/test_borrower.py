@@ -121,6 +121,32 @@ def test_a_process_registers_its_hooks_once_and_asks_all_live_sessions(
     assert [len(each._exit.dependents) for each in (left, live, closed)] == [2, 0, 0]
 
 
+def test_a_thread_that_ends_the_process_waits_for_another_that_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch of an actor is in the middle of it when the actor itself comes to its end: there is nothing left to take, yet."""
+    monkeypatch.setattr(workers, "connection", lambda: connected(b"two").connection)
+    monkeypatch.setattr(counts, "still_counted", lambda ids: set(ids))
+    monkeypatch.setattr(counts, "references", lambda ids: [Ref(id_) for id_ in ids])
+    monkeypatch.setattr(actors, "known_actors", lambda ids: set())
+    borrower = Borrower(connected(b"two"))
+    pin(borrower, b"lease", b"object")
+    is_in_it, go_on = threading.Event(), threading.Event()
+
+    def anchor(refs: list[Any], leases: Any) -> None:
+        is_in_it.set()
+        go_on.wait(20)
+
+    monkeypatch.setattr(borrower._exit, "_anchor", anchor)
+    one, other = (threading.Thread(target=borrower._exit.before_exit, daemon=True) for _ in range(2))
+    one.start()
+    assert is_in_it.wait(5)
+    other.start()
+    other.join(0.3)
+    assert other.is_alive()
+    go_on.set()
+    other.join(5)
+    assert not other.is_alive()
+
+
 def test_a_forked_child_knows_no_session() -> None:
     """Its parent's lock may be held for ever by a thread that the child doesn't have."""
     borrower = Borrower(connected())

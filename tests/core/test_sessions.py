@@ -35,6 +35,7 @@ def test_there_is_one_session_whoever_asks_first(cluster: str) -> None:
     assert ray.get(safe_refs.loads(payload, take=True), timeout=20) == "v"
 
 
+@pytest.mark.long
 def test_a_session_goes_with_its_connection() -> None:
     """Nothing that was kept for one cluster is there in the next: neither handles nor what was resolved a moment ago."""
     code = """

@@ -76,6 +76,7 @@ def test_what_is_durable_outlives_its_objects(alone: DurableSession) -> None:
     assert got(second) == "shared", "what was resolved stays good"
 
 
+@pytest.mark.long
 def test_a_second_lease_is_copied_beside_its_pin(alone: DurableSession) -> None:
     """The copy owner runs by then, and the maker sends it the request itself; a ttl counts from when the copies exist."""
     safe_refs.release(safe_refs.dumps(ray.put("first"), durable=True))
@@ -88,6 +89,7 @@ def test_a_second_lease_is_copied_beside_its_pin(alone: DurableSession) -> None:
     wait_until(lambda: owned(alone.name) == 0)
 
 
+@pytest.mark.long
 def test_many_at_once_and_a_lease_that_exists(alone: DurableSession) -> None:
     """Of an owner that is killed then."""
     maker: Any = ray.remote(num_cpus=0)(Maker).remote()
@@ -124,6 +126,7 @@ def test_what_cannot_be_copied_is_refused(alone: DurableSession) -> None:
     wait_until(lambda: copying(alone.name) == 0)
 
 
+@pytest.mark.long
 def test_the_death_of_the_only_copy_owner_ends_the_lease(alone: DurableSession) -> None:
     """Another one starts for the next."""
     payload = safe_refs.dumps(ray.put("copied"), durable=True)
