@@ -68,15 +68,18 @@ def call_before_exit(hook: Callable[[], None], *, first: bool = False) -> None:
         if known:
             return
     # Ray's own `atexit` was registered before, when Ray was imported, and so comes after this.
-    atexit.register(_call_hooks)
+    atexit.register(call_hooks)
     for module in (ray.actor, ray._private.worker):
         original = getattr(module, "raise_sys_exit_with_custom_error_message", None)
         if original is not None:
-            setattr(module, "raise_sys_exit_with_custom_error_message", _first(_call_hooks, original))  # noqa: B010 # Ray's types hide it
+            setattr(module, "raise_sys_exit_with_custom_error_message", _first(call_hooks, original))  # noqa: B010 # Ray's types hide it
 
 
-def _call_hooks() -> None:
-    for hook in _hooks:
+def call_hooks() -> None:
+    """Call all hooks, in their order; one that a hook registers as it is called, too. For a thread that sees the end coming."""
+    called: set[Callable[[], None]] = set()
+    while (hook := next((each for each in _hooks if each not in called), None)) is not None:
+        called.add(hook)
         try:
             hook()
         except Exception:

@@ -208,7 +208,7 @@ class OrderlyEnd:
                     break
                 if watch.tick(time.monotonic()):
                     watch.delay(_END_S)
-                    self.before_exit()
+                    exits.call_hooks()  # not `before_exit` alone: what is acknowledged until then may depend on this process, too
                     break
                 self.tidy()
             except Exception:

@@ -50,7 +50,7 @@ def one(session: FakeSession) -> FakeRegistry:
 def test_wings_hear_of_it_before_it_is_counted_off(
     session: FakeSession, posted: Unacknowledged, one: FakeRegistry
 ) -> None:
-    """Of what is borrowed by a thread of the background: other pins wait for the one that sends."""
+    """Of what is borrowed, by a thread of the background: other pins wait for the one that sends. Of others they need not hear."""
     own, borrowed = plan([1]), plan([2], borrowed=True)
     one.gate.clear()
     for each in (own, borrowed):
@@ -58,7 +58,20 @@ def test_wings_hear_of_it_before_it_is_counted_off(
     assert session.sending
     one.gate.set()
     posted.flush(within(20))
-    assert session.told == [(own.lease, True, "safe_refs-sending"), (borrowed.lease, True, "safe_refs-background")]
+    assert session.told == [(borrowed.lease, True, "safe_refs-background")]
+    assert not session.sending
+
+
+def test_what_is_counted_off_before_it_is_held_is_released(
+    session: FakeSession, posted: Unacknowledged, one: FakeRegistry
+) -> None:
+    """Its `post` was interrupted after it went out: its caller has got an error, so nobody is to have the lease."""
+    own = plan([1])
+    one.gate.clear()
+    assert posted.post("one", own, within(20))
+    assert posted._count_off(1, None)
+    one.gate.set()
+    wait_until(lambda: own.lease in one.ended)
     assert not session.sending
 
 
@@ -258,6 +271,20 @@ exits.call_before_exit(lambda: print("flushes"), first=True)
 anchors = lambda: print("anchors")
 for _ in range(2):
     exits.call_before_exit(anchors)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["flushes", "anchors"]
+
+
+def test_what_a_hook_registers_as_it_is_called_is_called_too() -> None:
+    """The first lease that depends on a process may be acknowledged by the flush at its end."""
+    code = """
+from safe_refs._ray import exits
+anchors = lambda: print("anchors")
+def flushes():
+    print("flushes")
+    exits.call_before_exit(anchors)
+exits.call_before_exit(flushes, first=True)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["flushes", "anchors"]
