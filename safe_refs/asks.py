@@ -12,6 +12,7 @@ from .config import Deadline
 from .envelope import Header, LeaseAddress
 from .errors import EnvelopeError
 from .payloads import client
+from .registry import known
 from .slots import KINDS
 
 
@@ -55,9 +56,7 @@ async def reach(settings: config.Settings) -> None:
     """See to it that this process knows its registry, so that nothing has to wait for that in an event loop."""
     import asyncio  # takes a while, and most processes never need it
 
-    from .registry import sessions
-
-    here = sessions.current() if sessions.are_known() else None
+    here = known.current() if known.sessions else None
     if here is None or here.registry(settings.registry).identity is None:
         deadline = Deadline(time.monotonic() + settings.timeout_s, settings.timeout_s)
         await asyncio.to_thread(lambda: client().registry(settings.registry).identify(deadline))
@@ -69,10 +68,9 @@ async def resolve_async(
     """`resolve`, awaited."""
     import asyncio
 
-    from .registry import sessions
     from .registry.verbs import wanted
 
-    here = sessions.current() if sessions.are_known() else None
+    here = known.current() if known.sessions else None
     if here is None:
         here = await asyncio.to_thread(client)
     refs = await here.resolve_async(wanted(address, here, slot=slot, take=take), config.deadline(timeout))

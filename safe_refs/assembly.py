@@ -20,7 +20,7 @@ from .config import Deadline, Limits
 from .durability import owner
 from .durability.client import Copies, given_up
 from .durability.part import Durability
-from .registry import sessions
+from .registry import known
 from .registry.asking import Verbs
 from .registry.calls import Registry
 from .registry.here import Start
@@ -104,7 +104,7 @@ def _verbs(registry: Registry, layout: Layout) -> Asks:
 
 def connect() -> Client:
     """Make the session of this process's connection."""
-    found = sessions.add(Client(workers.connection()))
+    found = known.add(Client(workers.connection()))
     assert isinstance(found, Client)  # noqa: S101 # nobody else adds sessions
     return found
 
@@ -115,7 +115,7 @@ def client() -> Client:
     Raises:
         RegistryUnavailableError: Ray isn't initialized here.
     """
-    found = sessions.current()
+    found = known.current()
     return found if isinstance(found, Client) else connect()
 
 

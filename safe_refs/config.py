@@ -117,8 +117,11 @@ class Settings(NamedTuple):
     waits: bool
 
 
-def settings() -> Settings:
+def settings(wait: bool | None = None) -> Settings:
     """The settings as they are now: the environment's, else those of `init`, else the defaults.
+
+    Args:
+        wait: whether the call that asks is to wait, if it says so.
 
     Raises:
         ValueError: a variable of the environment has no value that it may have.
@@ -127,8 +130,9 @@ def settings() -> Settings:
     registry = get("SAFE_REFS_REGISTRY") or _given.registry or DEFAULT_REGISTRY
     timeout = _environment("SAFE_REFS_TIMEOUT", float) if get("SAFE_REFS_TIMEOUT") else None
     ttl = _environment("SAFE_REFS_TTL", float) if get("SAFE_REFS_TTL") else None
-    waits, text = waiting.get(), get("SAFE_REFS_WAIT")
+    waits = waiting.get() if wait is None else wait
     if waits is None:
+        text = get("SAFE_REFS_WAIT")
         waits = text not in _OFF if text else _given.wait is not False
     if _NAME.fullmatch(registry) is None:
         checked_name(registry)

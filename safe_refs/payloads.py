@@ -24,13 +24,17 @@ from .config import Deadline
 from .engine import Pickled
 from .envelope import Header, LeaseAddress
 from .errors import UnsupportedReferenceError
+from .registry import known
+from .registry.records import Terms
+from .registry.requests import Plan
 from .slots import Writing, state
 from .terms import Asked
 
 if TYPE_CHECKING:
     from .registry.records import Identity
-    from .registry.requests import Plan
     from .registry.sessions import Session
+
+_NO_TERMS = Terms()
 
 
 def client() -> Session:
@@ -39,9 +43,7 @@ def client() -> Session:
     Raises:
         RegistryUnavailableError: Ray isn't initialized here.
     """
-    from .registry import sessions
-
-    found = sessions.known.get(workers.connection())
+    found = known.sessions.get(workers.connection())
     if found is None:
         from . import assembly
 
@@ -74,12 +76,12 @@ class Transaction:
         writings: of all picklings that it is for: the leases that they made inside end if this comes to nothing.
     """
 
+    __slots__ = ("_asked", "_client", "_registry", "_writings", "deadline", "prepared")
+
     def __init__(self, asked: Asked, writings: Sequence[Writing] = ()) -> None:
         self._asked = asked
         self._writings = writings
-        from .registry import sessions
-
-        self._client = sessions.known.get(workers.connection()) or client()
+        self._client = known.sessions.get(workers.connection()) or client()
         self._registry = asked.settings.registry
         self.deadline = Deadline(time.monotonic() + asked.settings.timeout_s, asked.settings.timeout_s)
         self.prepared: list[Prepared] = []
@@ -102,12 +104,11 @@ class Transaction:
             UnsupportedReferenceError: Ray doesn't know the owner of one.
             RegistryUnavailableError: the registry can't be reached.
         """
-        from .registry.requests import Plan
-
         session, asked = self._client, self._asked
         registry = session.registries.get(self._registry) or session.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
-        lease, borrowed = os.urandom(16), list[Any]()
+        lease = os.urandom(16) if pickled is None else pickled.writing.lease
+        borrowed: list[Any] = []
         # A Ray Client doesn't know what it borrows: the shard sees what the client's server owns.
         if not session.connection.client:
             try:
@@ -122,7 +123,8 @@ class Transaction:
         header, payload = None, b""
         if pickled is not None:
             said: dict[str, Any] = {"durable": True} if asked.durable else {}
-            said.update(item for item in zip(asked.terms._fields, asked.terms, strict=True) if item[1] is not None)
+            if asked.terms != _NO_TERMS:
+                said.update(item for item in zip(asked.terms._fields, asked.terms, strict=True) if item[1] is not None)
             size = sum(map(len, pickled.pieces))
             header = Header(
                 address,
@@ -144,8 +146,9 @@ class Transaction:
     def pin(self) -> None:
         """Have the registry hold all of it: before this returns, or soon after."""
         session, plans = self._client, [each.plan for each in self.prepared]
-        timeout_s = self._asked.settings.timeout_s
-        self.deadline = Deadline(time.monotonic() + timeout_s, timeout_s)  # to prepare many takes time of its own
+        if len(plans) > 1:
+            timeout_s = self._asked.settings.timeout_s
+            self.deadline = Deadline(time.monotonic() + timeout_s, timeout_s)  # to prepare many takes time of its own
         if not self._asked.waits:
             for plan in plans:
                 session.post(self._registry, plan, self.deadline)

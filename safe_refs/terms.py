@@ -69,7 +69,7 @@ def ask(
         ValueError: `ttl` or `uses` isn't above zero, `label` is no text that can be written, or `durable=True` and `wait=False`.
         TypeError: one of them is of the wrong type.
     """
-    settings = config.settings()
+    settings = config.settings(wait)
     if label is not None:
         if not isinstance(label, str):
             raise TypeError(f"label must be a string, not {type(label).__name__}")
@@ -90,8 +90,7 @@ def ask(
         copies = innermost("durable") if durable is None else durable
     if ttl is None and seconds is None:
         seconds = settings.ttl_s
-    waits = True if copies else settings.waits if wait is None else wait
-    return Asked(Terms(seconds, uses, label), waits, bool(copies), settings)
+    return Asked(Terms(seconds, uses, label), copies or settings.waits, bool(copies), settings)
 
 
 def innermost(name: str) -> Any:

@@ -79,7 +79,8 @@ class Unacknowledged:
         self._background = Background()
         self._is_hooked = False
         # Guards all that follows. Re-entrant, for a destructor may post something in between.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # which costs more to enter than its lock
         self._waiting: OrderedDict[int, Account] = OrderedDict()  # by ordinal number; at most _MOST
         self._last = 0  # ordinal number of the last one
         self._goals: list[int] = []  # up to which number somebody waits; one for each `flush` that is under way
@@ -113,7 +114,7 @@ class Unacknowledged:
             self._is_hooked = True
         number = None
         try:
-            with self._changed:
+            with self._lock:
                 while len(self._waiting) >= _MOST:
                     if not blocks:
                         return False
@@ -171,17 +172,17 @@ class Unacknowledged:
         return not self._waiting or next(iter(self._waiting)) > number
 
     def _is_waiting(self, number: int) -> bool:
-        with self._changed:
+        with self._lock:
             return number in self._waiting
 
-    def _count_off(self, number: int, error: Exception | None) -> None:
-        """A pin is acknowledged, or has failed."""
+    def _count_off(self, number: int, error: Exception | None) -> bool:
+        """A pin is acknowledged, or has failed. False: it was counted off before (`post` was interrupted, or the session ended)."""
         if isinstance(error, LeaseReleasedError):
             error = None  # its release, or its scope's end, has overtaken it, and wins
-        with self._changed:
+        with self._lock:
             account = self._waiting.pop(number, None)
             if account is None:
-                return
+                return False
             self._session.sending = bool(self._waiting)
             if error is not None:
                 account.add(error)
@@ -189,6 +190,7 @@ class Unacknowledged:
                 self._changed.notify_all()
         if error is not None:
             logger.error("a payload was made without waiting, and its references could not be held: %s", error)
+        return True
 
 
 class _Pin:
@@ -218,6 +220,12 @@ class _Pin:
             # Wings have something to do for it, which may take long: other pins wait for this thread.
             del plan
             self._owner._background.run(partial(self._end, identity, error))
+        elif plan is not None and error is None:
+            # Nearly every pin, and so in a short way. Its references go first, as below.
+            lease, self._plan = plan.lease, None
+            del plan
+            if not self._owner._count_off(self._number, None) and not self._owner._is_closed:
+                self._owner._session.registry(self._registry).release_later([lease])
         else:
             del plan
             self._end(identity, error)

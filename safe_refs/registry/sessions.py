@@ -9,7 +9,6 @@ What always holds: a session is complete before anybody else sees it; a lease of
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,63 +24,6 @@ from .records import Identity
 from .requests import Plan, Wanted
 
 _MOST_REGISTRIES = 64  # that a session remembers
-_MOST_SESSIONS = 8
-
-# By connection; at most _MOST_SESSIONS. The lock guards its changes: it is replaced whole, so that it may be read at any time.
-_lock = threading.RLock()  # a destructor may come while its thread has it
-known: dict[workers.Connection, Session] = {}
-
-
-def current() -> Session | None:
-    """The session of this process's (a Ray Client's thread's) connection; None if there is none yet.
-
-    Raises:
-        RegistryUnavailableError: Ray isn't initialized here.
-    """
-    return known.get(workers.connection())
-
-
-def are_known() -> bool:
-    """Whether there is a session, so that `current` asks nobody."""
-    return bool(known)
-
-
-def add(session: Session) -> Session:
-    """Keep a session; the one that another thread was quicker to add, if there is one. Sessions of connections that are gone end."""
-    global known
-    with _lock:
-        found = known.get(session.connection)
-        if found is None:
-            # A process may be several Ray Clients at once; otherwise it has one connection at a time.
-            kept = {each: other for each, other in known.items() if session.connection.client and each.client}
-            while len(kept) >= _MOST_SESSIONS:
-                del kept[next(iter(kept))]
-            gone = [other for each, other in known.items() if each not in kept]
-            known = {**kept, session.connection: session}
-        else:
-            gone = [session]
-    for other in gone:
-        other.close()
-    return found or session
-
-
-def drop(connection: workers.Connection) -> None:
-    """The session of a connection ends, if there is one."""
-    global known
-    with _lock:
-        gone = known.get(connection)
-        known = {each: other for each, other in known.items() if each != connection}
-    if gone is not None:
-        gone.close()
-
-
-def _forget() -> None:
-    """A forked child has none of the threads, and its locks may be held for ever by threads that it doesn't have."""
-    global _lock, known
-    _lock, known = threading.RLock(), {}
-
-
-os.register_at_fork(after_in_child=_forget)
 
 
 class Session(Here):
@@ -108,7 +50,7 @@ class Session(Here):
         super().__init__(connection, directory, start)
         self._verbs = verbs
         self.sender: Sender = Direct(self.registry, self.origin)
-        self._lock = threading.RLock()  # guards `registries`; as `_lock`
+        self._lock = threading.RLock()  # guards `registries`; a destructor may come while its thread has it
         self.registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
 
     def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:

@@ -12,7 +12,7 @@ import ray
 
 import safe_refs
 from safe_refs.batching import unacknowledged
-from safe_refs.registry import sessions
+from safe_refs.registry import known
 from tests.support.actors import borrower
 from tests.support.processes import lives
 from tests.support.shards import stopped
@@ -67,7 +67,7 @@ def test_a_forked_child_waits_for_none_of_its_parents(cluster: str, gate: thread
     if pid == 0:
         safe_refs.flush(5)
         unacknowledged._flush_at_exit()
-        os._exit(0 if not sessions.known and not unacknowledged._of_this_process() else 1)
+        os._exit(0 if not known.sessions and not unacknowledged._of_this_process() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     gate.set()
     safe_refs.flush()

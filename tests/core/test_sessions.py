@@ -10,13 +10,13 @@ import ray
 
 import safe_refs
 from safe_refs import assembly, config
-from safe_refs.registry import sessions
+from safe_refs.registry import known
 from tests.support.processes import Driver, run_python
 
 
 def test_there_is_one_session_whoever_asks_first(cluster: str) -> None:
     """Threads that come at once get the same one, with all its parts."""
-    sessions.drop(next(iter(sessions.known), None) or assembly.client().connection)
+    known.drop(next(iter(known.sessions), None) or assembly.client().connection)
     found: list[assembly.Client] = []
     begin = threading.Barrier(8)
 
@@ -40,7 +40,7 @@ def test_a_session_goes_with_its_connection() -> None:
     """Nothing that was kept for one cluster is there in the next: neither handles nor what was resolved a moment ago."""
     code = """
     import json, logging, ray, safe_refs
-    from safe_refs.registry import sessions
+    from safe_refs.registry import known
     from tests.support.cluster import LOCAL_RAY
 
     seen = []
@@ -48,8 +48,8 @@ def test_a_session_goes_with_its_connection() -> None:
         ray.init(**LOCAL_RAY)
         payload = safe_refs.dumps(ray.put(number))
         ref = safe_refs.loads(payload)
-        seen.append([ray.get(ref), len(sessions.known), safe_refs.release(payload)])
-        before = next(iter(sessions.known.values()))
+        seen.append([ray.get(ref), len(known.sessions), safe_refs.release(payload)])
+        before = next(iter(known.sessions.values()))
         if number:
             seen.append(before is not first and not before.parts[0]._reports.lately() - {ref.binary()})
         first = before
@@ -65,7 +65,7 @@ def test_a_forked_child_knows_no_session(cluster: str) -> None:
     is_held, is_over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with sessions._lock:
+        with known._lock:
             is_held.set()
             is_over.wait(60)
 
@@ -74,11 +74,11 @@ def test_a_forked_child_knows_no_session(cluster: str) -> None:
     is_held.wait(20)
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if not sessions.known and sessions._lock.acquire(timeout=5) else 1)
+        os._exit(0 if not known.sessions and known._lock.acquire(timeout=5) else 1)
     is_over.set()
     holder.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert sessions.known
+    assert known.sessions
 
 
 @pytest.mark.parametrize("name", ["default:1", "", "a/b", "x" * 65, "ü", "two words"])

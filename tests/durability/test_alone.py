@@ -16,7 +16,7 @@ import safe_refs
 from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, config
 from safe_refs._ray import cluster, workers
 from safe_refs.durability.owner import owner_name
-from safe_refs.registry import sessions
+from safe_refs.registry import known
 from safe_refs.registry.shard import Shard, actor_name
 from tests.support.copies import copy_owner, copying, kill_copy_owner, owned, pid_of_copy_owner
 from tests.support.durable_alone import DurableSession
@@ -29,9 +29,9 @@ def alone(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Durable
     """A session whose registry is the test's own, in place of the usual one."""
     name = f"alone-{uuid.uuid4().hex[:8]}"
     monkeypatch.setenv("SAFE_REFS_REGISTRY", name)
-    sessions.drop(workers.connection())
+    known.drop(workers.connection())
     session = DurableSession(name)
-    assert sessions.add(session) is session
+    assert known.add(session) is session
     yield session
     shard: Any = cluster.named_actor(actor_name(name), Shard)
     assert got(shard.stats.remote()).live_leases == 0
@@ -39,7 +39,7 @@ def alone(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Durable
     session.copies.shut_down(name, 1)
     gc.collect()
     wait_until(lambda: not runs(owner_name(name, 0)))
-    sessions.drop(session.connection)
+    known.drop(session.connection)
 
 
 def runs(name: str) -> bool:

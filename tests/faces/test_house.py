@@ -92,7 +92,8 @@ CONTAINERS = {
     "_ray.exits._hooks": "one for each wing that has a hook; a list that is only appended to",
     "anchoring.exits._all": "weak: the borrowers of live sessions; a lock",
     "batching.unacknowledged._live": "weak: live sessions; changed and copied in one step of the interpreter",
-    "registry.sessions.known": "eight connections; replaced whole, under a lock",
+    "registry.known.sessions": "eight connections; replaced whole, under a lock",
+    "slots._drawn": "what one draw of each thread gives; each step is atomic",
     "terms._open": "weak: open scopes; each step is atomic",
 }
 

@@ -6,7 +6,7 @@ import os
 
 from safe_refs._ray import workers
 from safe_refs.config import Limits
-from safe_refs.registry import sessions
+from safe_refs.registry import known
 from safe_refs.registry.here import Start
 from safe_refs.registry.protocols import Always
 from safe_refs.registry.records import Identity
@@ -29,5 +29,5 @@ def session() -> Session:
 
 def replace() -> Session:
     """The same, in the place of the usual one: every public function uses it from now on."""
-    sessions.drop(workers.connection())
-    return sessions.add(session())
+    known.drop(workers.connection())
+    return known.add(session())
