@@ -26,12 +26,12 @@ from .envelope import Header, LeaseAddress
 from .errors import UnsupportedReferenceError
 from .registry import known
 from .registry.records import Terms
-from .registry.requests import Plan
 from .slots import Writing, state
 from .terms import Asked
 
 if TYPE_CHECKING:
     from .registry.records import Identity
+    from .registry.requests import Plan
     from .registry.sessions import Session
 
 _NO_TERMS = Terms()
@@ -116,7 +116,7 @@ class Transaction:
             except ValueError as error:
                 raise _ownerless(error, refs) from None
         borrower = session.address if borrowed or session.connection.client else b""
-        plan = Plan(lease, refs, asked.terms, session.origin(), borrowed, borrower, asked.durable)
+        plan = session.plan(lease, refs, asked.terms, session.origin(), borrowed, borrower, asked.durable)
         address = LeaseAddress(
             self._registry, session.connection.cluster, epoch, generation, lease, soon=not asked.waits
         )

@@ -65,6 +65,8 @@ class Verbs:
             reply = self.registry.ask({0: call}, deadline, start=True)[0]
         except UnopenedActorError:
             return self.unopened([plan.lease for plan in plans])
+        if isinstance(reply, bytes):
+            return [self.remember(reply)] * len(plans)
         if not isinstance(reply, list):
             self.not_now(reply, deadline)
             return [None] * len(plans)

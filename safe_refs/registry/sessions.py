@@ -38,7 +38,10 @@ class Session(Here):
     Attributes:
         registries: by name, those that it knows; `registry` adds one.
         sender: how requests get to the verbs. Complete before anybody else gets the session.
+        plan: makes a `Plan`, for those who import this room only when they have a session.
     """
+
+    plan = Plan
 
     def __init__(
         self,

@@ -70,7 +70,7 @@ class ReplicatedVerbs(Verbs):
         pinnings: list[Pinning] = [plan.notes.get(_PINNING, Pinning()) for plan in plans]
         rows = rows_of([pinning.missing(shards) for pinning, shards in zip(pinnings, holders, strict=True)])
         # Most often several shards get the same leases, as each has R holders: then they get the same call.
-        calls: dict[tuple[int, ...], Call[list[bytes | SafeRefsError] | NotNow]] = {}
+        calls: dict[tuple[int, ...], Call[bytes | list[bytes | SafeRefsError] | NotNow]] = {}
         for places in rows.values():
             if tuple(places) not in calls:
                 calls[tuple(places)] = self._pin_call([plans[place] for place in places])
@@ -83,7 +83,10 @@ class ReplicatedVerbs(Verbs):
             calls.clear()
             by_shard.clear()
         answers: list[Any] = []
-        for number, each in enumerate(replies_of(rows, replies, len(plans))):
+        given = {
+            shard: [reply] * len(rows[shard]) if isinstance(reply, bytes) else reply for shard, reply in replies.items()
+        }
+        for number, each in enumerate(replies_of(rows, given, len(plans))):
             pinnings[number], verdict = pinnings[number].take(holders[number], each)
             answers.append(verdict)
         self._repair(plans, pinnings, answers, deadline)
@@ -91,7 +94,7 @@ class ReplicatedVerbs(Verbs):
             plan.notes[_PINNING] = pinning
         return self._answered(answers, deadline)
 
-    def _pin_call(self, plans: Sequence[Plan]) -> Call[list[bytes | SafeRefsError] | NotNow]:
+    def _pin_call(self, plans: Sequence[Plan]) -> Call[bytes | list[bytes | SafeRefsError] | NotNow]:
         refs = [ref for plan in plans for ref in plan.refs]
         rows = [
             PinRow(plan.lease, len(plan.refs), plan.terms, plan.maker, plan.borrower, plan.extras) for plan in plans
