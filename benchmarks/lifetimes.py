@@ -27,8 +27,9 @@ os.environ.setdefault(
 
 import safe_refs
 from benchmarks.compare import Figure, compare, machine
+from safe_refs.registry.hooks import Began
 from safe_refs.registry.records import Origin, Terms
-from safe_refs.registry.shard import actor_name
+from safe_refs.registry.shard import Shard, actor_name
 
 LONGEST_STALL_MS = 50.0
 RESOLVE_RATIO = 1.2
@@ -62,16 +63,16 @@ def fill(registry: str, refs: list[Any], count: int, ttl: float | None) -> None:
     """Put leases into a registry's table, from within its process."""
     import ray
 
-    def put(shard: Any, refs: list[Any], count: int, ttl: float | None) -> None:
+    def put(shard: Shard, refs: list[Any], count: int, ttl: float | None) -> None:
         maker = Origin("01000000", "00" * 28, 1, "benchmark")
         from safe_refs._ray import workers
 
         owner = {ref: workers.owner_of(ref) for ref in refs}
-        with shard._lock:
+        with shard.lock:
             for number in range(count):
-                ref = refs[number % len(refs)]
-                shard._table.pin(os.urandom(16), [ref], [owner[ref]], Terms(ttl=ttl), maker)
-        shard._wake.set()
+                ref, lease = refs[number % len(refs)], os.urandom(16)
+                shard.table.pin(lease, [ref], [owner[ref]], Terms(ttl=ttl), maker)
+            shard.parts.pinned(lease, Began())  # the clock looks when the next lease expires
 
     actor: Any = ray.get_actor(actor_name(registry), namespace="safe_refs")
     ray.get(actor.__ray_call__.remote(put, refs, count, ttl), timeout=300)

@@ -36,7 +36,7 @@ import safe_refs
 from benchmarks.compare import Figure, compare, machine
 from safe_refs import config
 from safe_refs.registry.records import Origin, Terms
-from safe_refs.registry.shard import actor_name
+from safe_refs.registry.shard import Shard, actor_name
 from safe_refs.replication.topology import Topology
 
 REPLICAS_RATIO = 1.5
@@ -305,7 +305,7 @@ def fill(registry: str, refs: list[Any], topology: Topology) -> None:
     """Put a lease for each reference into the tables of its holders, from within their processes."""
     import ray
 
-    def put(held: Any, leases: list[bytes], refs: list[Any]) -> None:
+    def put(held: Shard, leases: list[bytes], refs: list[Any]) -> None:
         from safe_refs._ray import workers
 
         maker = Origin("01000000", "00" * 28, 1, "benchmark")

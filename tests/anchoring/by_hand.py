@@ -122,7 +122,7 @@ class ByHand:
     def pin(self, lease: bytes, *ids: bytes, borrower: bytes = b"") -> None:
         row = PinRow(lease, len(ids), Terms(), ORIGIN, borrower, {})
         refs: list[Any] = [Ref(id_) for id_ in ids]
-        assert self.shard.pin(PinCall(0, [row]), refs) == [IDENTITY.to_bytes()]
+        assert self.shard.pin(PinCall(0, [row]), refs) == IDENTITY.to_bytes()
 
     def resolve(self, lease: bytes, *, take: bool = False) -> Any:
         row = ResolveRow(lease, IDENTITY, None, take, ORIGIN, b"use")

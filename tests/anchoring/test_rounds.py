@@ -14,6 +14,7 @@ from safe_refs._ray.counts import Touch
 from safe_refs.anchoring import relays, returning, touching
 from safe_refs.anchoring.returning import Returner
 from tests.anchoring.by_hand import ByHand, Relays, within
+from tests.support.waiting import wait_until
 
 LEASE = b"lease" + bytes(11)
 
@@ -31,10 +32,7 @@ def run(by_hand: ByHand, condition: Callable[[], bool], monkeypatch: pytest.Monk
     for thread in threads:
         thread.start()
     try:
-        until = time.monotonic() + 20
-        while not condition():
-            assert time.monotonic() < until, "what was waited for did not come"
-            time.sleep(0.01)
+        wait_until(condition)
     finally:
         by_hand.part.closing(5)
         for thread in threads:

@@ -256,16 +256,17 @@ def test_a_keepalive_can_be_entered_again(cluster: str) -> None:
 def test_a_keepalive_goes_on_after_any_error(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that nobody expects is logged, the next renewal is tried, and what fails to the last is raised at the end."""
     payload = safe_refs.dumps(ray.put("v"))
-    renew, failures = asks.renew, [ZeroDivisionError("once")]
+    renew, failures, failed = asks.renew, [ZeroDivisionError("once")], threading.Event()
 
     def fail_at_times(*args: Any) -> None:
         if failures:
+            failed.set()
             raise failures[0]
         renew(*args)
 
     with safe_refs.keepalive(payload, ttl=0.9):
         monkeypatch.setattr(asks, "renew", fail_at_times)
-        time.sleep(0.4)  # a renewal has failed: that it is tried again is what is tested
+        assert failed.wait(10)
         failures.clear()
         stays(lambda: live() == [None], 1.5)
     monkeypatch.undo()
@@ -273,8 +274,9 @@ def test_a_keepalive_goes_on_after_any_error(cluster: str, monkeypatch: pytest.M
     def fail_to_the_last() -> None:
         with safe_refs.keepalive(payload, ttl=0.9):
             failures.append(ZeroDivisionError("to the last"))
+            failed.clear()
             monkeypatch.setattr(asks, "renew", fail_at_times)
-            time.sleep(0.4)  # likewise
+            assert failed.wait(10)
 
     with pytest.raises(ZeroDivisionError):
         fail_to_the_last()
