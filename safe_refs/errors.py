@@ -5,8 +5,8 @@ and are also what `pickle` would raise. `LeaseError` says that the data is right
 class for each way to end; `RegistryUnavailableError`, `RegistryFullError` and `WrongClusterError` say that the world is wrong.
 
 What always holds: each error has its facts as attributes, a message with the cause and what to do about it, and survives
-`pickle`, `cloudpickle` and the border of a Ray task. No error carries a payload or a token, only a lease's short id (the first
-eight of its 32 hexadecimal digits), which resolves nothing. Times are seconds since the epoch by the registry's clock.
+`pickle`, `cloudpickle` and the border of a Ray task. No error carries a payload or the text of a handle, only a lease's short id
+(the first eight of its 32 hexadecimal digits), which resolves nothing. Times are seconds since the epoch by the registry's clock.
 
 More than 350 lines: one class for each way to fail, and most of each is its documentation.
 """
@@ -34,7 +34,7 @@ class SafeRefsError(Exception):
 
 
 class EnvelopeError(SafeRefsError, pickle.UnpicklingError):
-    """A payload or token is cut, altered, or of a format that this release does not know.
+    """A payload, or the text of a handle, is cut, altered, or of a format that this release does not know.
 
     Raised before anything in the payload was unpickled. You will not get it for a foreign pickle: those are `pickle`'s to judge.
     """
@@ -364,10 +364,10 @@ class RegistryFullError(SafeRefsError):
         cls, limit: str, allowed: int, used: int, asked: int, largest: tuple[tuple[str, int], ...]
     ) -> RegistryFullError:
         """The error for a pin of `asked` more where `used` of `allowed` are taken."""
-        holders = ", ".join(f"{name}: {count}" for name, count in largest)
+        most = ", ".join(f"{name}: {count}" for name, count in largest)
         return cls(
             f"the registry's {limit} is {allowed}, {used} are in use and {asked} more were asked for "
-            f"(largest holders: {holders or 'none'}): release leases, give them a ttl, or raise the limit with init()",
+            f"(most is used by: {most or 'none'}): release leases, give them a ttl, or raise the limit with init()",
             limit=limit,
             allowed=allowed,
             used=used,

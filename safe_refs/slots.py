@@ -33,20 +33,22 @@ KINDS = frozenset({OBJECT_REF, ACTOR})
 
 
 # Random bytes for the next payloads, 24 for each, good enough for secrets. To ask the operating system for each payload takes 3 to
-# 7 µs, and lets the thread that sends take the interpreter in the middle of `dumps`, which then takes half as long again. Bound: what
-# one draw of each thread gives. No lock: to take one out is one step for the interpreter. A forked child draws anew.
-_drawn: deque[bytes] = deque()
+# 7 µs, and lets the thread that sends take the interpreter in the middle of `dumps`, which then takes half as long again. By process
+# id: a forked child must not use what its parent drew, however and wherever it was forked. Bound: what one draw of each thread gives.
+# No lock: each step is one for the interpreter.
+_drawn: dict[int, deque[bytes]] = {}
 _IDS = 24
 _PAGE = 170 * _IDS
 
 
 def _draw() -> bytes:
+    me = os.getpid()
+    for other in [each for each in _drawn if each != me]:
+        _drawn.pop(other, None)  # a parent's, whose id may be a child's one day
+    pool = _drawn.setdefault(me, deque())
     page = os.urandom(_PAGE)
-    _drawn.extend([page[start : start + _IDS] for start in range(_IDS, _PAGE, _IDS)])
+    pool.extend([page[start : start + _IDS] for start in range(_IDS, _PAGE, _IDS)])
     return page[:_IDS]
-
-
-os.register_at_fork(after_in_child=_drawn.clear)
 
 
 class Writing:
@@ -66,8 +68,8 @@ class Writing:
         """Tag and number of the slot for `ref`, which is of that kind; equal references share one."""
         if self.refs is None:
             try:
-                drawn = _drawn.pop()
-            except IndexError:
+                drawn = _drawn[os.getpid()].pop()
+            except LookupError:  # nothing is left, or this is a new process
                 drawn = _draw()
             self.refs, self._numbers, self.tag, self.lease = [], {}, drawn[:8], drawn[8:]
         # Two handles of an actor are equal, though one of them keeps it alive and the other doesn't.

@@ -78,12 +78,17 @@ def call_before_exit(hook: Callable[[], None], *, first: bool = False) -> None:
 def call_hooks() -> None:
     """Call all hooks, in their order; one that a hook registers as it is called, too. For a thread that sees the end coming."""
     called: set[Callable[[], None]] = set()
+    stop: BaseException | None = None
     while (hook := next((each for each in _hooks if each not in called), None)) is not None:
         called.add(hook)
         try:
             hook()
         except Exception:
             logger.exception("a hook before the end of this process has failed")  # the others are called all the same
+        except BaseException as error:  # Ctrl-C ends one hook's wait, not what the others have to do
+            stop = error
+    if stop is not None:
+        raise stop
 
 
 def _first(hook: Callable[[], None], then: Callable[..., Any]) -> Callable[..., Any]:

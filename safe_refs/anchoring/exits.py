@@ -208,7 +208,9 @@ class OrderlyEnd:
                     break
                 if watch.tick(time.monotonic()):
                     watch.delay(_END_S)
-                    exits.call_hooks()  # not `before_exit` alone: what is acknowledged until then may depend on this process, too
+                    self.before_exit()
+                    # What is not acknowledged yet may depend on this process as well. To wait for it may take longer than the delay.
+                    exits.call_hooks()
                     break
                 self.tidy()
             except Exception:

@@ -139,7 +139,7 @@ class Group(GroupQueue[W, A]):
 
 
 class Batched:
-    """The `Sender` of a session (see `registry.hooks`) that sends together what is asked at the same time.
+    """The `Sender` of a session (see `registry.protocols`) that sends together what is asked at the same time.
 
     A destructor or a signal handler may ask for something while its thread is in the middle of another request. If it queued, it
     could wait for that other request, which cannot go on meanwhile. So this keeps which threads are in a group; a request of such a

@@ -31,16 +31,21 @@ def add(session: Session) -> Session:
     """Keep a session; the one that another thread was quicker to add, if there is one. Sessions of connections that are gone end."""
     global sessions
     with _lock:
-        found = sessions.get(session.connection)
-        if found is None:
+        while True:
+            before = sessions
+            found = before.get(session.connection)
+            if found is not None:
+                gone = [session]
+                break
             # A process may be several Ray Clients at once; otherwise it has one connection at a time.
-            kept = {each: other for each, other in sessions.items() if session.connection.client and each.client}
+            kept = {each: other for each, other in before.items() if session.connection.client and each.client}
             while len(kept) >= _MOST_SESSIONS:
                 del kept[next(iter(kept))]
-            gone = [other for each, other in sessions.items() if each not in kept]
-            sessions = {**kept, session.connection: session}
-        else:
-            gone = [session]
+            gone = [other for each, other in before.items() if each not in kept]
+            after = {**kept, session.connection: session}
+            if sessions is before:  # else a signal handler has come in between, and added one
+                sessions = after
+                break
     for other in gone:
         other.close()
     return found or session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -145,6 +145,35 @@ def test_a_thread_that_ends_the_process_waits_for_another_that_anchors(monkeypat
     go_on.set()
     other.join(5)
     assert not other.is_alive()
+
+
+def test_a_watch_anchors_before_it_waits_for_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor's end is delayed for a while only, and to wait for pins may take longer. What these add is anchored after it."""
+    monkeypatch.setattr(workers, "connection", lambda: connected(b"two").connection)
+    monkeypatch.setattr(counts, "still_counted", lambda ids: set(ids))
+    monkeypatch.setattr(counts, "references", lambda ids: [Ref(id_) for id_ in ids])
+    monkeypatch.setattr(actors, "known_actors", lambda ids: set())
+    borrower, done = Borrower(connected(b"two")), list[Any]()
+    pin(borrower, b"lease", b"object")
+
+    def flush() -> None:
+        done.append("flush")
+        pin(borrower, b"late", b"another")
+
+    class Watch:
+        def tick(self, now: float) -> bool:
+            return True
+
+        def delay(self, seconds: float) -> None:
+            done.append("delay")
+
+        def end(self) -> None:
+            done.append("end")
+
+    monkeypatch.setattr(borrower._exit, "_anchor", lambda refs, leases: done.append({lease for _, lease in leases}))
+    monkeypatch.setattr(exits, "_hooks", [flush, ends._before_exit])
+    borrower._exit._watch(cast(Any, Watch()))
+    assert done == ["delay", {b"lease"}, "flush", {b"late"}, "end"]
 
 
 def test_a_forked_child_knows_no_session() -> None:

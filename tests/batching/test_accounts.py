@@ -240,7 +240,7 @@ def test_one_flush_is_for_all_connections(session: FakeSession, posted: Unacknow
 def test_the_end_of_the_process_waits_for_what_was_posted(
     session: FakeSession, posted: Unacknowledged, one: FakeRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of all connections; what fails is logged, and raises nothing."""
+    """Of all connections; what fails is logged, and raises nothing. A `flush` that is under way gets the error all the same."""
     one.gate.clear()
     posted.post("one", plan(), within(20))
     wait_until(lambda: bool(one.asked))
@@ -251,8 +251,10 @@ def test_the_end_of_the_process_waits_for_what_was_posted(
         stays(ends.is_alive, 0.2)
         one.gate.set()
         ends.join(10)
+        wait_until(lambda: any("could not be held" in message for message in caplog.messages))
     assert not ends.is_alive()
-    assert any("the process ends" in message for message in caplog.messages)
+    with pytest.raises(RegistryFullError):
+        posted.flush(within(20))
     session.pid += 1  # as in a forked child, which waits for nothing of its parent's
     posted._waiting[99] = Account()
     begun = time.monotonic()
@@ -261,6 +263,24 @@ def test_the_end_of_the_process_waits_for_what_was_posted(
     assert time.monotonic() - begun < 1
     session.pid -= 1
     posted._waiting.clear()
+
+
+def test_a_process_that_ends_says_what_it_leaves_behind(
+    session: FakeSession,
+    posted: Unacknowledged,
+    one: FakeRegistry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The registry is silent until the end's patience is over."""
+    monkeypatch.setattr(unacknowledged, "_LAST_WAIT_S", 0.1)
+    one.gate.clear()
+    posted.post("one", plan(), within(20))
+    with caplog.at_level(logging.ERROR, logger="safe_refs"):
+        unacknowledged._flush_at_exit()
+    assert any("the process ends, and 1 pin(s)" in message for message in caplog.messages)
+    one.gate.set()
+    posted.flush(within(20))
 
 
 def test_what_makes_work_for_other_hooks_runs_before_them() -> None:
@@ -274,6 +294,20 @@ for _ in range(2):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["flushes", "anchors"]
+
+
+def test_ctrl_c_ends_the_wait_of_one_hook_only() -> None:
+    """The user is tired of waiting for the registry; the owners are to know this process's borrowers nevertheless."""
+    code = """
+from safe_refs._ray import exits
+def flushes():
+    raise KeyboardInterrupt
+exits.call_before_exit(flushes, first=True)
+exits.call_before_exit(lambda: print("anchors"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["anchors"]
+    assert "KeyboardInterrupt" in done.stderr
 
 
 def test_what_a_hook_registers_as_it_is_called_is_called_too() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import ray
@@ -125,3 +127,35 @@ def test_actors_say_whose_they_are(cluster: str, driver: Driver) -> None:
         """
     )
     assert found == ["SafeRefsRegistry", "SafeRefsRelay"]
+
+
+def test_a_session_that_a_signal_handler_begins_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while its thread is about to keep another of the same connection. What it posts by its own must not be lost."""
+
+    class Begun:
+        def __init__(self, connection: Any) -> None:
+            self.connection = connection
+            self.is_closed = False
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    class Connection:
+        """One at whose first look the handler comes."""
+
+        handler: Callable[[], object] | None = None
+
+        @property
+        def client(self) -> bool:
+            handler, self.handler = self.handler, None
+            if handler is not None:
+                handler()
+            return False
+
+    before, connection = Begun(Connection()), Connection()
+    monkeypatch.setattr(known, "sessions", {before.connection: before})
+    interrupted, handlers = Begun(connection), Begun(connection)
+    connection.handler = lambda: known.add(cast(Any, handlers))
+    assert known.add(cast(Any, interrupted)) is cast(Any, handlers)
+    assert list(known.sessions.values()) == cast(Any, [handlers])
+    assert [each.is_closed for each in (before, interrupted, handlers)] == [True, True, False]

@@ -93,7 +93,7 @@ CONTAINERS = {
     "anchoring.exits._all": "weak: the borrowers of live sessions; a lock",
     "batching.unacknowledged._live": "weak: live sessions; changed and copied in one step of the interpreter",
     "registry.known.sessions": "eight connections; replaced whole, under a lock",
-    "slots._drawn": "what one draw of each thread gives; each step is atomic",
+    "slots._drawn": "what one draw of each thread gives, of this process; each step is atomic",
     "terms._open": "weak: open scopes; each step is atomic",
 }
 

@@ -151,7 +151,7 @@ def test_a_slot_that_is_not_there_is_refused(table: LeaseTable[str]) -> None:
 
 
 def test_limits_refuse_before_anything_is_held(clock: Clock) -> None:
-    """Past a limit a pin is refused with the figures and the largest holders, and room made is room to use."""
+    """Past a limit a pin is refused with the figures and what uses most, and room made is room to use."""
     table = make_table(clock, Limits(max_leases=2, max_references=5))
     pin(table, A, "1", "2", label="big")
     pin(table, B, "3")
