@@ -78,7 +78,7 @@ class Rules:
     Args:
         ledger: what has happened.
         replicas: of each lease.
-        anchored: owners know of all who hold, so that no hold hangs on a process that may die, unless it was made while shards or
+        anchored: owners know of all who hold, so that no hold depends on a process that may die, unless it was made while shards or
             relays were down. Without that, a hold may go with its borrower, and what a shard got from another with that one.
         timeout_s: that calls to safe_refs are given.
     """
@@ -199,7 +199,7 @@ class Rules:
             return verdict._replace(figure=None, excused=True) if failures else verdict
         if self._anchored:
             return verdict
-        # What a recovered shard holds hangs on the one that it got it from; so two failures, one after the other, are too many.
+        # What a recovered shard holds depends on the one that it got it from; so two failures, one after the other, are too many.
         weak = failures >= self._replicas
         for maker, done in payload.makers():
             weak = weak or _died_soon_after(maker, done, answer.span.ended)

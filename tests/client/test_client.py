@@ -196,13 +196,13 @@ def test_a_client_hears_what_others_hear(client: Client, cluster: str) -> None:
         short = safe_refs.dumps(ref, ttl=0.2)
         comes(lambda: error_of(safe_refs.loads, short) is not None)
         seen["expired"] = error_of(safe_refs.loads, short)
-        figures = safe_refs.init("a client's", shards=2, replicas=2)
+        figures = safe_refs.init("clients", shards=2, replicas=2)
         seen["registry"] = [figures.shards, figures.replicas]
         payload = safe_refs.dumps([ref], uses=1)
         seen["loaded"] = [ray.get(safe_refs.loads(payload)[0]), error_of(safe_refs.loads, payload)]
         payload = safe_refs.dumps([ref])
         seen["ended"] = [safe_refs.shutdown(), error_of(safe_refs.loads, payload)]
-        safe_refs.init("a client's", max_leases=1)
+        safe_refs.init("clients", max_leases=1)
         kept = safe_refs.dumps(ref)
         seen["full"] = [error_of(safe_refs.dumps, ref), safe_refs.release(kept)]
         payload = safe_refs.dumps(ref)
