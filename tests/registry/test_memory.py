@@ -30,11 +30,29 @@ def memory(pid: int) -> int:
     return sum(int(row.split()[1]) * 1024 for row in rows if row.startswith("Private"))
 
 
+class Home:
+    """A registry as one would write it at home, for comparison: what Ray itself keeps of as many calls."""
+
+    def __init__(self) -> None:
+        self.held: dict[bytes, list[Any]] = {}
+
+    def pin(self, lease: bytes, refs: list[Any]) -> bytes:
+        self.held[lease] = refs
+        return lease
+
+    def get(self, lease: bytes, take: bool) -> list[Any]:
+        return self.held.pop(lease) if take else self.held[lease]
+
+    def release(self, lease: bytes) -> bool:
+        return bool(self.held.pop(lease, None))
+
+
 class Client:
     """A process whose threads make payloads, load them and end their leases, again and again."""
 
-    def __init__(self, registry: str) -> None:
+    def __init__(self, registry: str, home: Any = None) -> None:
         os.environ["SAFE_REFS_REGISTRY"] = registry
+        self.home = home
 
     def where(self) -> int:
         return os.getpid()
@@ -59,10 +77,31 @@ class Client:
             safe_refs.release(payload)
 
 
+class BareClient(Client):
+    """Does the same by the registry made at home."""
+
+    def take(self, times: int) -> None:
+        for number in range(times):
+            lease = os.urandom(16)
+            ray.get(self.home.pin.remote(lease, [ray.put(number)]))
+            ray.get(self.home.get.remote(lease, True))
+
+    def load_and_release(self, times: int) -> None:
+        for number in range(times):
+            lease = os.urandom(16)
+            ray.get(self.home.pin.remote(lease, [ray.put(number)]))
+            ray.get(self.home.get.remote(lease, False))
+            ray.get(self.home.release.remote(lease))
+
+
 @(pytest.mark.slow if ROUNDS > 10_000 else pytest.mark.long)
 @pytest.mark.timeout(7200)
 def test_memory_is_flat(registry: str) -> None:
-    """One process takes what it made, another loads it and releases it: as many times again as often, and nothing has grown."""
+    """One process takes what it made, another loads it and releases it: as many times again as often, and nothing has grown.
+
+    A process that calls actors grows by itself: Ray keeps 0.1 to 0.8 kB of each such round. In the long form the two must not grow
+    faster than two that make the same calls to an actor of their own.
+    """
     safe_refs.init(max_tombstones=500)  # that many ended leases are remembered, and no more
     clients: list[Any] = [as_actor(Client).remote(registry) for _ in range(2)]
 
@@ -83,7 +122,6 @@ def test_memory_is_flat(registry: str) -> None:
     run(ROUNDS - FIRST)
     grown = {name: memory(pid) - before[name] for name, pid in pids.items()}
     print(f"between {2 * FIRST} and {2 * ROUNDS} leases, bytes:", grown)
-    # Of the clients only objects are checked: a process that does nothing but `ray.put` grows as well, by 300 bytes each.
     assert max(size for name, size in grown.items() if not name.startswith("client")) < GROWS_BYTES, grown
     more = [
         after - first
@@ -97,3 +135,23 @@ def test_memory_is_flat(registry: str) -> None:
     assert figures.live_leases == 0
     for client in clients:
         ray.kill(client)
+    if ROUNDS > 10_000:
+        for number, by_itself in enumerate(grown_by_itself()):
+            ours = grown[f"client {number}"] / (ROUNDS - FIRST)
+            print(f"client {number}, bytes a round: {ours:.0f}, by itself {by_itself:.0f}")
+            assert ours < 1.2 * by_itself
+
+
+def grown_by_itself() -> list[float]:
+    """Bytes by which such clients grow in each round, if their registry is made at home; on average of a fifth of the rounds."""
+    home = as_actor(Home).remote()
+    found = []
+    for take in (True, False):
+        client: Any = as_actor(BareClient).remote("", home)
+        ray.get(client.run.remote(take, FIRST), timeout=7000)
+        pid = ray.get(client.where.remote(), timeout=60)
+        before = memory(pid)
+        ray.get(client.run.remote(take, ROUNDS // 5), timeout=7000)
+        found.append((memory(pid) - before) / (ROUNDS // 5))
+        ray.kill(client)
+    return found
