@@ -25,7 +25,7 @@ from .engine import Pickled
 from .envelope import Header, LeaseAddress
 from .errors import UnsupportedReferenceError
 from .registry import known
-from .registry.records import Terms
+from .registry.records import NO_TERMS
 from .slots import Writing, state
 from .terms import Asked
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from .registry.records import Identity
     from .registry.requests import Plan
     from .registry.sessions import Session
-
-_NO_TERMS = Terms()
 
 
 def client() -> Session:
@@ -123,7 +121,7 @@ class Transaction:
         header, payload = None, b""
         if pickled is not None:
             said: dict[str, Any] = {"durable": True} if asked.durable else {}
-            if asked.terms != _NO_TERMS:
+            if asked.terms is not NO_TERMS:
                 said.update(item for item in zip(asked.terms._fields, asked.terms, strict=True) if item[1] is not None)
             size = sum(map(len, pickled.pieces))
             header = Header(

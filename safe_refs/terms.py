@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from . import config
-from .registry.records import Terms
+from .registry.records import NO_TERMS, Terms
 
 
 class Surrounding:
@@ -90,7 +90,8 @@ def ask(
         copies = innermost("durable") if durable is None else durable
     if ttl is None and seconds is None:
         seconds = settings.ttl_s
-    return Asked(Terms(seconds, uses, label), copies or settings.waits, bool(copies), settings)
+    terms = NO_TERMS if seconds is None and uses is None and label is None else Terms(seconds, uses, label)
+    return Asked(terms, copies or settings.waits, bool(copies), settings)
 
 
 def innermost(name: str) -> Any:

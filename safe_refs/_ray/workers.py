@@ -150,17 +150,25 @@ def owner_of(reference: Any) -> bytes:
     return owner if is_own or not is_detached(reference._actor_id) else b""
 
 
+# This process's worker id, and the core worker that has it. Replaced whole.
+_own: tuple[Any, bytes] | None = None
+
+
 def borrowed(refs: Iterable[Any]) -> list[Any]:
     """Those of `refs` that other processes own.
 
     Private: see `owner_of` and `native.core_worker`. An owner's address contains its worker id, so a search for this process's id in
     it is enough.
     """
+    global _own
     import ray
 
     worker: Any = ray._private.worker.global_worker
     core = worker.core_worker
-    me = core.get_worker_id().binary()
+    known = _own
+    if known is None or known[0] is not core:
+        _own = known = (core, core.get_worker_id().binary())
+    me = known[1]
     found = []
     for ref in refs:
         # What nobody owns isn't borrowed.

@@ -47,6 +47,9 @@ class Terms(NamedTuple):
     durable: str | None = None
 
 
+NO_TERMS = Terms()
+
+
 class Origin(NamedTuple):
     """Who made a lease or ended it: job and node ids (hexadecimal), process id, and `file:line in function`.
 
