@@ -134,7 +134,7 @@ def settings(wait: bool | None = None) -> Settings:
     if waits is None:
         text = get("SAFE_REFS_WAIT")
         waits = text not in _OFF if text else _given.wait is not False
-    if _NAME.fullmatch(registry) is None:
+    if registry is not DEFAULT_REGISTRY and _NAME.fullmatch(registry) is None:
         checked_name(registry)
     return Settings(registry, timeout or _given.timeout or DEFAULT_TIMEOUT_S, ttl or _given.ttl, waits)
 
