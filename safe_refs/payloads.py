@@ -105,7 +105,7 @@ class Transaction:
         session, asked = self._client, self._asked
         registry = session.registries.get(self._registry) or session.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
-        lease = os.urandom(16) if pickled is None else pickled.writing.lease
+        lease = (b"" if pickled is None else pickled.writing.lease) or os.urandom(16)  # drawn with the first reference
         borrowed: list[Any] = []
         # A Ray Client doesn't know what it borrows: the shard sees what the client's server owns.
         if not session.connection.client:
@@ -144,9 +144,10 @@ class Transaction:
     def pin(self) -> None:
         """Have the registry hold all of it: before this returns, or soon after."""
         session, plans = self._client, [each.plan for each in self.prepared]
-        if len(plans) > 1:
-            timeout_s = self._asked.settings.timeout_s
-            self.deadline = Deadline(time.monotonic() + timeout_s, timeout_s)  # to prepare many takes time of its own
+        timeout_s = self._asked.settings.timeout_s
+        self.deadline = Deadline(
+            time.monotonic() + timeout_s, timeout_s
+        )  # to prepare takes time of its own, to start a registry too
         if not self._asked.waits:
             for plan in plans:
                 session.post(self._registry, plan, self.deadline)

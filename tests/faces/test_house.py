@@ -89,7 +89,7 @@ def test_files_and_rooms_stay_small() -> None:
 CONTAINERS = {
     "_ray.actors._detached": "a fixed number; a lock",
     "_ray.actors._interned": "weak: as many actors as this process has handles of; a lock",
-    "_ray.exits._hooks": "one for each wing that has a hook; a list that is only appended to",
+    "_ray.exits._hooks": "one for each wing that has a hook; replaced whole, under a lock",
     "anchoring.exits._all": "weak: the borrowers of live sessions; a lock",
     "batching.unacknowledged._live": "weak: live sessions; changed and copied in one step of the interpreter",
     "registry.known.sessions": "eight connections; replaced whole, under a lock",

@@ -101,6 +101,18 @@ def test_leases_that_begin_together_go_in_one_call_to_each_shard() -> None:
     assert sent(calls[0], PinCall).version == 7
 
 
+def test_a_shard_that_holds_all_says_so_once() -> None:
+    """By the identity alone; another holder of the same leases may refuse some of them, one by one."""
+    topology = Topology(7, shards=2, replicas=2)
+    first, second = leases(topology, 0, 1, count=2)
+    full = RegistryFullError("full")
+    registry = Answering({0: HELD, 1: NEWER.to_bytes()}, {0: HELD, 1: [HELD, full]}, {0: HELD, 1: NotNow.STALE})
+    asking = verbs(registry, topology)
+    assert asking.pin_once([plan(first), plan(second)], LATER) == [NEWER, NEWER]
+    assert asking.pin_once([plan(first), plan(second)], LATER) == [STARTED, full]
+    assert asking.pin_once([plan(first), plan(second)], LATER) == [None, None]
+
+
 def test_a_lease_is_not_pinned_twice_where_it_is_held(caplog: pytest.LogCaptureFixture) -> None:
     """A holder that goes by another topology is asked again, by itself; the other has it already."""
     topology = Topology(7, shards=2, replicas=2)
