@@ -1,49 +1,59 @@
-"""What asks the registry, awaitable: `from safe_refs import aio`, then `await aio.dumps(obj)`. Nothing here blocks the loop.
+"""What asks the registry, awaitable: `await safe_refs.aio.dumps(obj)`. Nothing here blocks the loop.
 
 Pickling itself happens in the caller's task, as `pickle.dumps` would do it there: nobody can change the object meanwhile. What is
-awaited is the registry. Many tasks at once share its calls.
+awaited is the registry. Many tasks at once share its calls. `settings` and `inspect` are not here: they ask nothing.
 
-What always holds: arguments, results and errors are those of the functions of the same names in `safe_refs`; a task that is cancelled
-leaves nothing held.
+What always holds: arguments, results and errors are those of the functions of the same names in `safe_refs` (`scope`, `pipeline` and
+`keepalive` are these functions: what they return is for `async with`, too); a task that is cancelled leaves nothing held.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import pickle
-import threading
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import admin, asks, envelope, lifetimes, payloads, pickling, pipelines, places, terms
-from . import handle as handle_module
-from .admin import Sort
+from . import admin, asks, lifetimes, payloads, pickling, pinning, pipelines, places, putting, spending, terms
+from .awaiting import in_thread, made, made_durably, undoable
+from .consuming import consume
 from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
-from .handle import SafeRef, slot_values
-from .lifetimes import Target
-from .registry.records import LeaseInfo, RegistryStats
-from .slots import Reading
+from .handle import SafeRef
+from .lifetimes import keepalive, scope
+from .loading import load_all, load_async, several
+from .pipelines import pipeline
+
+if TYPE_CHECKING:
+    import ray
+    from ray.actor import ActorProxy
+    from typing_extensions import Buffer, Unpack
+
+    from .pinning import LeaseTerms
 
 T = TypeVar("T")
 
 __all__ = [
+    "consume",
     "dumps",
     "dumps_many",
     "expires_in_s",
     "flush",
     "get",
+    "init",
+    "keepalive",
     "leases",
     "loads",
     "loads_many",
     "make_durable",
     "pin",
+    "pipeline",
+    "put",
     "release",
     "renew",
     "resolve",
+    "scope",
     "shutdown",
     "stats",
 ]
@@ -60,17 +70,22 @@ async def dumps(
     durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
 ) -> bytes:
     """`safe_refs.dumps`, awaited."""
     try:
         pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
+        if isinstance(pickled, bytes):
+            terms.without_lease(ttl, uses, durable, label, wait, registry, timeout)
+            return pickled
         try:
-            asked = terms.ask(ttl, uses, label, wait, durable)
+            await asks.know_settings(timeout)
+            asked = terms.ask(ttl, uses, label, wait, durable, registry, timeout)
         except BaseException:
-            if not isinstance(pickled, bytes):
-                pickled.writing.discard()
+            pickled.writing.discard()
             raise
-        return pickled if isinstance(pickled, bytes) else await _hold(pickled, asked)
+        return await _hold(pickled, asked)
     except UnsupportedReferenceError as error:
         places.explain(error, obj)
         raise
@@ -78,12 +93,12 @@ async def dumps(
 
 async def _hold(pickled: Pickled, asked: terms.Asked) -> bytes:
     try:
-        await asks.reach(asked.settings)
+        await asks.reach(asked)
     except BaseException:
         pickled.writing.discard()
         raise
     if asked.durable:
-        return (await _durably(partial(payloads.hold, [pickled], asked)))[0]
+        return (await made_durably(partial(payloads.hold, [pickled], asked)))[0]
     return await payloads.hold_async(pickled, asked)
 
 
@@ -97,10 +112,13 @@ async def dumps_many(
     durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
 ) -> list[bytes]:
     """`safe_refs.dumps_many`, awaited. The objects are pickled in a thread: don't change them meanwhile."""
-    made = _durably if terms.ask(ttl, uses, label, wait, durable).durable else _made
-    return await made(
+    await asks.know_settings(timeout)
+    make = made_durably if terms.ask(ttl, uses, label, wait, durable, registry, timeout).durable else made
+    return await make(
         partial(
             pickling.dumps_many,
             objs,
@@ -111,37 +129,34 @@ async def dumps_many(
             durable=durable,
             label=label,
             wait=wait,
+            registry=registry,
+            timeout=timeout,
         )
     )
 
 
 async def loads(
-    data: Any,
+    data: Buffer,
     /,
     *,
     fix_imports: bool = True,
     encoding: str = "ASCII",
     errors: str = "strict",
-    buffers: Iterable[Any] | None = None,
+    buffers: Iterable[Buffer] | None = None,
     resolve: bool = True,
     take: bool = False,
     timeout: float | timedelta | None = None,
 ) -> Any:
     """`safe_refs.loads`, awaited."""
-    if not envelope.is_payload(data):
-        return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
-    found = envelope.find(data)
-    asks.check_kinds(found.header)
-    if resolve:
-        values: Any = await asks.resolve_async(found.header.address, timeout, slot=None, take=take)
-    else:
-        values = slot_values([found.header], resolve, take, timeout)[0]
-    with Reading(found.header.tag, values):
-        return pickle.loads(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+    how = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors, "buffers": buffers}
+    uses: list[spending.Use] = []
+    loaded = await load_async(data, how, uses, resolve=resolve, take=take, timeout=timeout)
+    spending.opened(uses)
+    return loaded
 
 
 async def loads_many(
-    payloads: Iterable[Any],
+    payloads: Iterable[Buffer],
     *,
     fix_imports: bool = True,
     encoding: str = "ASCII",
@@ -151,18 +166,24 @@ async def loads_many(
     timeout: float | timedelta | None = None,
 ) -> list[Any]:
     """`safe_refs.loads_many`, awaited. The objects are unpickled in a thread."""
-    return await asyncio.to_thread(
-        pickling.loads_many,
-        payloads,
-        fix_imports=fix_imports,
-        encoding=encoding,
-        errors=errors,
-        resolve=resolve,
-        take=take,
-        timeout=timeout,
-    )
+    how = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors}
+    uses: list[spending.Use] = []
+    load = partial(load_all, several(payloads), how, uses, resolve=resolve, take=take, timeout=timeout)
+    loaded = await undoable(load, lambda _: spending.give_back(uses, timeout))
+    spending.opened(uses)
+    return loaded
 
 
+@overload
+async def pin(ref: ray.ObjectRef[T], **terms: Unpack[LeaseTerms]) -> SafeRef[T]: ...
+@overload
+async def pin(  # type: ignore[overload-overlap] # as for `safe_refs.pin`
+    ref: ActorProxy[T], **terms: Unpack[LeaseTerms]
+) -> SafeRef[ActorProxy[T]]: ...
+@overload
+async def pin(ref: Iterable[ray.ObjectRef[T]], **terms: Unpack[LeaseTerms]) -> list[SafeRef[T]]: ...
+@overload
+async def pin(ref: Iterable[ActorProxy[T]], **terms: Unpack[LeaseTerms]) -> list[SafeRef[ActorProxy[T]]]: ...
 async def pin(
     ref: Any,
     *,
@@ -171,157 +192,87 @@ async def pin(
     durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
-) -> Any:
-    """`safe_refs.pin`, awaited."""
-    made = _durably if terms.ask(ttl, uses, label, wait, durable).durable else _made
-    return await made(partial(handle_module.pin, ref, ttl=ttl, uses=uses, durable=durable, label=label, wait=wait))
-
-
-async def make_durable(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> None:
-    """`SafeRef.make_durable`, awaited."""
-    await _durably(partial(handle.make_durable, timeout=timeout))
-
-
-async def _made(make: Callable[[], T]) -> T:
-    """Make leases in a thread. Who is cancelled meanwhile doesn't get them, so that they end as soon as they have begun."""
-    lock = threading.Lock()
-    made: list[T] = []
-    gone = False
-
-    def run() -> T:
-        found = make()
-        with lock:
-            made.append(found)
-            is_left = gone
-        if is_left:
-            _end(found)
-        return found
-
-    try:
-        return await asyncio.to_thread(run)
-    except BaseException:
-        with lock:
-            gone, left = True, list(made)
-        for found in left:
-            _end_later(found)
-        raise
-
-
-async def _durably(make: Callable[[], T]) -> T:
-    """The same in a thread of its own, as it may take long, and the loop has but a few; who is cancelled has it given up."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    gone = threading.Event()
-
-    def answer(found: T | None, error: BaseException | None) -> None:
-        if future.done():
-            _end_later(found)
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast(T, found))
-
-    def run() -> None:
-        from .assembly import given_up
-
-        given_up.set(gone)
-        found, failure = None, None
-        try:
-            found = make()
-        except BaseException as error:  # whatever it is, who awaits is to have it
-            failure = error
-        try:
-            loop.call_soon_threadsafe(answer, found, failure)
-        except RuntimeError:  # the loop has been closed meanwhile
-            _end(found)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), name="safe_refs-durable", daemon=True).start()
-    try:
-        return await future
-    except BaseException:
-        gone.set()
-        raise
-
-
-def _end_later(made: Any) -> None:
-    """End leases from an event loop: a thread does it, as it may have to look for the registry."""
-    try:
-        asyncio.get_running_loop().run_in_executor(None, _end, made)
-    except RuntimeError:  # the loop has ended, or its threads have
-        _end(made)
-
-
-def _end(made: Any) -> None:
-    if made is None:
-        return
-    for target in made if isinstance(made, list) else [made]:
-        if isinstance(target, SafeRef) or envelope.is_payload(target):
-            asks.release_later(lifetimes.address_of(target))
-
-
-async def resolve(handle: SafeRef[Any], *, timeout: float | timedelta | None = None) -> Any:
-    """`SafeRef.resolve`, awaited."""
-    return (await asks.resolve_async(handle.address, timeout, slot=handle.slot, take=False))[0]
-
-
-async def get(handle: SafeRef[Any]) -> Any:
-    """The value behind a handle, as `await handle` gives it."""
-    return await handle
-
-
-async def release(target: Target | Iterable[Target], *, timeout: float | timedelta | None = None) -> int:
-    """`safe_refs.release`, awaited."""
-    return await asyncio.to_thread(lifetimes.release, target, timeout=timeout)
-
-
-async def renew(target: Any, ttl: float | timedelta, *, timeout: float | timedelta | None = None) -> None:
-    """`safe_refs.renew`, awaited."""
-    await asyncio.to_thread(lifetimes.renew, target, ttl, timeout=timeout)
-
-
-async def expires_in_s(target: Any, *, timeout: float | timedelta | None = None) -> float | None:
-    """`safe_refs.expires_in_s`, awaited."""
-    return await asyncio.to_thread(lifetimes.expires_in_s, target, timeout=timeout)
-
-
-async def flush(timeout: float | timedelta | None = None) -> None:
-    """`safe_refs.flush`, awaited."""
-    await asyncio.to_thread(pipelines.flush, timeout)
-
-
-async def leases(
-    *,
-    label: str | None = None,
-    job: str | None = None,
-    min_age_s: float | None = None,
-    min_bytes: int | None = None,
-    sort: Sort = "age",
-    limit: int | None = 1000,
-    sizes: bool = True,
     registry: str | None = None,
     timeout: float | timedelta | None = None,
-) -> list[LeaseInfo]:
-    """`safe_refs.leases`, awaited."""
-    return await asyncio.to_thread(
-        admin.leases,
-        label=label,
-        job=job,
-        min_age_s=min_age_s,
-        min_bytes=min_bytes,
-        sort=sort,
-        limit=limit,
-        sizes=sizes,
-        registry=registry,
-        timeout=timeout,
+) -> SafeRef[Any] | list[SafeRef[Any]]:
+    """`safe_refs.pin`, awaited."""
+    await asks.know_settings(timeout)
+    make = made_durably if terms.ask(ttl, uses, label, wait, durable, registry, timeout).durable else made
+    return await make(
+        partial(
+            pinning.pin,
+            ref,
+            ttl=ttl,
+            uses=uses,
+            durable=durable,
+            label=label,
+            wait=wait,
+            registry=registry,
+            timeout=timeout,
+        )
     )
 
 
-async def stats(*, registry: str | None = None, timeout: float | timedelta | None = None) -> RegistryStats | None:
-    """`safe_refs.stats`, awaited."""
-    return await asyncio.to_thread(admin.stats, registry=registry, timeout=timeout)
+@overload
+async def put(value: T, *, payload: Literal[False] = False, **terms: Unpack[LeaseTerms]) -> SafeRef[T]: ...
+@overload
+async def put(value: Any, *, payload: Literal[True], **terms: Unpack[LeaseTerms]) -> bytes: ...
+async def put(
+    value: Any,
+    *,
+    payload: bool = False,
+    ttl: float | timedelta | None = None,
+    uses: int | None = None,
+    durable: bool | None = None,
+    label: str | None = None,
+    wait: bool | None = None,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
+) -> SafeRef[Any] | bytes:
+    """`safe_refs.put`, awaited. The value is put in a thread: don't change it meanwhile."""
+    await asks.know_settings(timeout)
+    asked = terms.ask(ttl, uses, label, wait, durable, registry, timeout)
+    how: dict[str, Any] = {"ttl": ttl, "uses": uses, "durable": durable, "label": label, "wait": wait}
+    how |= {"payload": payload, "registry": registry, "timeout": timeout}
+    return await (made_durably if asked.durable else made)(partial(putting.put, value, **how))
 
 
-async def shutdown(registry: str | None = None, *, timeout: float | timedelta | None = None) -> int:
-    """`safe_refs.shutdown`, awaited."""
-    return await asyncio.to_thread(admin.shutdown, registry, timeout=timeout)
+async def make_durable(handle: SafeRef[object], *, timeout: float | timedelta | None = None) -> None:
+    """`SafeRef.make_durable`, awaited."""
+    await made_durably(partial(_checked(handle).make_durable, timeout=timeout))
+
+
+def _checked(handle: SafeRef[T]) -> SafeRef[T]:
+    if not isinstance(handle, SafeRef):
+        raise TypeError(
+            f"this takes a SafeRef, not {type(handle).__name__}: SafeRef.parse makes one of its text, and aio.loads opens a payload"
+        )
+    return handle
+
+
+async def resolve(handle: SafeRef[T], *, timeout: float | timedelta | None = None) -> ray.ObjectRef[T]:
+    """`SafeRef.resolve`, awaited."""
+    use = os.urandom(8)  # so that it is given back if this is cancelled
+    refs = await asks.resolve_async(_checked(handle).address, timeout, slot=handle.slot, take=False, use=use)
+    found: ray.ObjectRef[T] = refs[0]
+    return found
+
+
+async def get(handle: SafeRef[T]) -> T:
+    """The value behind a handle, as `await handle` gives it."""
+    return await _checked(handle)
+
+
+expires_in_s = in_thread(lifetimes.expires_in_s)
+flush = in_thread(pipelines.flush)
+init = in_thread(admin.init)
+leases = in_thread(admin.leases)
+release = in_thread(lifetimes.release)
+renew = in_thread(lifetimes.renew)
+shutdown = in_thread(admin.shutdown)
+stats = in_thread(admin.stats)
+
+
+def __dir__() -> list[str]:
+    """The face: no module and no type that is only imported here."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -6,16 +6,20 @@ Leave a wing out here, and what it does is gone; the rest works on. By themselve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from . import config
-from ._ray import workers
+from . import _settings
+from ._ray import environments, workers
+from ._ray.workers import is_setting_up
+from ._settings import Settings
 from .anchoring.borrower import Borrower
 from .anchoring.part import Anchoring
 from .batching import futures
+from .batching.accounts import Account
+from .batching.accounts import current as current_account
 from .batching.groups import Batched
-from .batching.unacknowledged import Account, Unacknowledged, flush
-from .batching.unacknowledged import current as current_account
+from .batching.unacknowledged import Unacknowledged, flush
 from .config import Deadline, Limits
 from .durability import owner
 from .durability.client import Copies, given_up
@@ -42,14 +46,15 @@ class SafeRefsRegistry(Shard):
 
     Args:
         registry: name of the registry.
-        limits: what the whole registry may hold at most.
+        limits: what the whole registry may hold at most, if this is its start.
         number: which shard it is, from 0.
         anchors: whether it makes owners know who holds their objects.
     """
 
     def __init__(self, registry: str, limits: Limits, number: int = 0, anchors: bool = True) -> None:
-        joined = join(registry, number)
-        super().__init__(registry, joined.identity, limits, number, alone=joined.topology.replicas == 1)
+        environments.pass_on_all()
+        joined = join(registry, number, limits)
+        super().__init__(registry, joined.identity, joined.limits, number, alone=joined.topology.replicas == 1)
         parts: list[ShardPart] = [Replication(self, joined), Durability(self, owner.start), Anchoring(self, anchors)]
         self.start(parts)
 
@@ -71,6 +76,11 @@ class Client(Session):
         self.unacknowledged = Unacknowledged(self)
         self.copies = Copies(self)
         self.parts = (Borrower(self), self.copies)
+
+    @property
+    def sending(self) -> bool:
+        """See `Here`."""
+        return self.unacknowledged.is_sending
 
     def post(self, registry: str, plan: Plan, deadline: Deadline) -> None:
         """Have a lease pinned soon; what goes wrong is logged, and raised by `flush`."""
@@ -95,7 +105,8 @@ class Client(Session):
 
 
 def _start(registry: str, number: int) -> Start:
-    return Start(SafeRefsRegistry, (registry, config.limits(), number, config.anchors()))
+    settings = _settings.current()
+    return Start(SafeRefsRegistry, (registry, settings.limits, number, settings.anchoring))
 
 
 def _verbs(registry: Registry, layout: Layout) -> Asks:
@@ -119,19 +130,26 @@ def client() -> Client:
     return found if isinstance(found, Client) else connect()
 
 
-def ensure(registry: Registry, shards: int | None, replicas: int | None, deadline: Deadline) -> None:
+def ensure(registry: Registry, shards: int | None, wishes: Settings, deadline: Deadline) -> None:
     """Start a registry if it doesn't run, and let it grow if it has fewer shards; see `replication.growth`."""
-    growth.ensure(registry, shards, replicas, deadline)
+    growth.ensure(registry, shards, wishes, deadline)
+
+
+def change_limits(registry: Registry, changes: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any]:
+    """Change limits of a registry that runs; see `replication.growth`."""
+    return growth.change_limits(registry, changes, deadline)
 
 
 __all__ = [
     "Account",
     "Client",
     "SafeRefsRegistry",
+    "change_limits",
     "client",
     "connect",
     "current_account",
     "ensure",
     "flush",
     "given_up",
+    "is_setting_up",
 ]

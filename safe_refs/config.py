@@ -1,9 +1,9 @@
-"""Settings of this process: where the registry is, and how long to wait for it.
+"""What can be set, and what values it may have. Pure: `settings` says which values hold in this process.
 
-Three sources in rising precedence: `init(...)`, environment variables `SAFE_REFS_<NAME>`, and the arguments of a call. The
-environment is read at each use, so that a worker's `runtime_env` works; what can't be read as a number is refused with the
-variable's name. Limits are the registry's, not the process's: `init` passes them on, and this module only keeps what this
-process was given, for the registry that it may have to start.
+Every setting is one row of `SETTINGS`: its name (as an argument of `init`, and behind `SAFE_REFS_` as an environment variable), the
+values that it takes, its default, and what it is for. `docs/settings.md` is made from this table.
+
+What always holds: a value that `init` or the environment gives is checked here, before anything goes by it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias
+
+from .checks import flag as flag  # others take the checks from here, as they do what can be set
+from .checks import positive as positive
+from .checks import seconds as seconds
+from .checks import ttl_s as ttl_s
 
 DEFAULT_REGISTRY = "default"
-DEFAULT_TIMEOUT_S = 30.0
-DEFAULT_DURABLE_TIMEOUT_S = 600.0
-_LONGEST_S = 3.2e9  # a century; far longer waits overflow in Ray and in the operating system
+NO_LIMIT = math.inf
+MOST_SHARDS = 1000
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # of a registry: `orders:1` would be the actor of a shard of `orders`
 
-_OFF = ("0", "false", "no", "off")
+_FLAGS = {"0": False, "no": False, "off": False, "false": False, "1": True, "yes": True, "on": True, "true": True}
 
-_N = TypeVar("_N", int, float)
+Span: TypeAlias = float | timedelta  # a time, as callers give it: seconds, or that
+
+# What `pipeline` says to the code inside it: False, don't wait. None outside.
+waiting: contextvars.ContextVar[bool | None] = contextvars.ContextVar("safe_refs_waiting", default=None)
 
 
 class Limits(NamedTuple):
@@ -60,6 +67,19 @@ class Limits(NamedTuple):
         counts = {name: value for name, value in self._asdict().items() if name.startswith("max_") and value}
         return self._replace(**{name: -(-value * replicas // shards) for name, value in counts.items()})
 
+    def to_bytes(self) -> bytes:
+        """For Ray's key-value store."""
+        import json  # whoever only pickles plain objects needn't wait for it
+
+        return json.dumps(self._asdict()).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Limits:
+        """What `to_bytes` gave, of another release too: a limit that this one doesn't know is left out."""
+        import json
+
+        return cls(**{name: value for name, value in json.loads(data).items() if name in cls._fields})
+
     @property
     def weighs(self) -> bool:
         """Whether there is a limit in bytes, so that objects' sizes have to be known."""
@@ -81,147 +101,6 @@ class Deadline(NamedTuple):
         return time.monotonic() >= self.at
 
 
-class _Given:
-    """What `init` was given in this process. Written by `init` alone; each field is replaced whole, so that it needs no lock."""
-
-    registry: str | None = None
-    timeout: float | None = None
-    durable_timeout: float | None = None
-    ttl: float | None = None
-    limits: Limits | None = None
-    shards: int | None = None
-    replicas: int | None = None
-    wait: bool | None = None
-
-
-_given = _Given()
-
-
-# What `pipeline` says to the code inside it: False, don't wait. None outside.
-waiting: contextvars.ContextVar[bool | None] = contextvars.ContextVar("safe_refs_waiting", default=None)
-
-
-class Settings(NamedTuple):
-    """The settings of this process that every new lease needs.
-
-    Attributes:
-        registry: name of the registry that it goes to.
-        timeout_s: seconds to wait for that.
-        ttl_s: the time to live, in seconds, of a lease that is made without one; None for no limit.
-        waits: whether `dumps` and `pin` wait until the registry holds what they pass on.
-    """
-
-    registry: str
-    timeout_s: float
-    ttl_s: float | None
-    waits: bool
-
-
-def settings(wait: bool | None = None) -> Settings:
-    """The settings as they are now: the environment's, else those of `init`, else the defaults.
-
-    Args:
-        wait: whether the call that asks is to wait, if it says so.
-
-    Raises:
-        ValueError: a variable of the environment has no value that it may have.
-    """
-    get = os.environ.get
-    registry = get("SAFE_REFS_REGISTRY") or _given.registry or DEFAULT_REGISTRY
-    timeout = _environment("SAFE_REFS_TIMEOUT", float) if get("SAFE_REFS_TIMEOUT") else None
-    ttl = _environment("SAFE_REFS_TTL", float) if get("SAFE_REFS_TTL") else None
-    waits = waiting.get() if wait is None else wait
-    if waits is None:
-        text = get("SAFE_REFS_WAIT")
-        waits = text not in _OFF if text else _given.wait is not False
-    if registry is not DEFAULT_REGISTRY and _NAME.fullmatch(registry) is None:
-        checked_name(registry)
-    return Settings(registry, timeout or _given.timeout or DEFAULT_TIMEOUT_S, ttl or _given.ttl, waits)
-
-
-def want(shards: int | None, replicas: int | None) -> None:
-    """Keep which topology `init` asked for; None leaves a setting as it is."""
-    if shards is not None:
-        _given.shards = shards
-    if replicas is not None:
-        _given.replicas = replicas
-
-
-def keep(
-    *,
-    registry: str | None,
-    timeout: float | None,
-    ttl: float | None,
-    limits: Limits | None,
-    wait: bool | None = None,
-    durable_timeout: float | None = None,
-) -> None:
-    """Keep what `init` was given; None leaves a setting as it is."""
-    if durable_timeout is not None:
-        _given.durable_timeout = seconds(durable_timeout, "durable_timeout")
-    if wait is not None:
-        _given.wait = wait
-    if registry is not None:
-        _given.registry = registry
-    if timeout is not None:
-        _given.timeout = seconds(timeout, "timeout")
-    if ttl is not None:
-        _given.ttl = ttl
-    if limits is not None:
-        _given.limits = limits
-
-
-def registry_name(given: str | None = None) -> str:
-    """Name of the registry that new leases go to.
-
-    Raises:
-        ValueError: it is no name for a registry.
-    """
-    return settings().registry if given is None else checked_name(given)
-
-
-def checked_name(name: str) -> str:
-    """A registry's name, if it is one.
-
-    Raises:
-        ValueError: it isn't: letters, digits and `_.-`, 1 to 64 of them.
-    """
-    if not _NAME.fullmatch(str(name)):
-        raise ValueError(
-            f"a registry's name is 1 to 64 letters, digits, dots, dashes and underscores, not {name!r:.80}"
-        )
-    return name
-
-
-def deadline(given: float | timedelta | None = None) -> Deadline:
-    """Until when a call that begins now may wait for the registry; see `timeout_s`."""
-    if given is None and not os.environ.get("SAFE_REFS_TIMEOUT"):
-        seconds_given = _given.timeout or DEFAULT_TIMEOUT_S
-    else:
-        seconds_given = timeout_s(given)
-    return Deadline(time.monotonic() + seconds_given, seconds_given)
-
-
-def durable_deadline(given: float | timedelta | None = None) -> Deadline:
-    """Until when a call that begins now may wait until copies exist; see `durable_timeout_s`."""
-    seconds_given = durable_timeout_s(given)
-    return Deadline(time.monotonic() + seconds_given, seconds_given)
-
-
-def timeout_s(given: float | timedelta | None = None) -> float:
-    """How long a call may wait for the registry, in seconds."""
-    if given is not None:
-        return seconds(given, "timeout")
-    return _environment("SAFE_REFS_TIMEOUT", float) or _given.timeout or DEFAULT_TIMEOUT_S
-
-
-def durable_timeout_s(given: float | timedelta | None = None) -> float:
-    """How long to wait until copies exist, in seconds: until the objects do, and for the copying."""
-    if given is not None:
-        return seconds(given, "timeout")
-    return _environment("SAFE_REFS_DURABLE_TIMEOUT", float) or _given.durable_timeout or DEFAULT_DURABLE_TIMEOUT_S
-
-
 def check_topology(shards: int, replicas: int) -> None:
     """Whether a registry can have so many shards and replicas.
 
@@ -234,82 +113,161 @@ def check_topology(shards: int, replicas: int) -> None:
         )
 
 
-def wanted() -> tuple[int | None, int | None]:
-    """How many shards and replicas this process asks for; None where it doesn't say."""
-    return (
-        _environment("SAFE_REFS_SHARDS", int) or _given.shards,
-        _environment("SAFE_REFS_REPLICAS", int) or _given.replicas,
+def checked_name(name: str, argument: str = "registry") -> str:
+    """A registry's name, if it is one.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is no name: letters, digits and `_.-`, 1 to 64 of them.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be a registry's name, a string, not {type(name).__name__}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a registry's name is 1 to 64 letters, digits, dots, dashes and underscores, not {name!r:.80}"
+        )
+    return name
+
+
+def _limit(value: float, name: str) -> float:
+    """A whole number above zero, or `math.inf` for no limit."""
+    return value if value == math.inf else positive(value, name)
+
+
+def _shards(value: int, name: str) -> int:
+    """How many shards: each is an actor."""
+    count = positive(value, name)
+    if count > MOST_SHARDS:
+        raise ValueError(
+            f"{name} must be at most {MOST_SHARDS}, as each is an actor: one or two for each node are plenty"
+        )
+    return count
+
+
+def _ttl(value: float | timedelta, name: str) -> float:
+    """A time to live in seconds, or `math.inf` for none."""
+    found = ttl_s(value, name)
+    return math.inf if found is None else found
+
+
+def _whole(text: str) -> float:
+    return math.inf if text == "inf" else int(text)
+
+
+class Setting(NamedTuple):
+    """A setting.
+
+    Attributes:
+        name: as an argument of `init`.
+        check: gives a value that is allowed, or raises `TypeError` or `ValueError` with the name.
+        read: reads it from text; raises `ValueError` or `KeyError`.
+        values: what it may be, for people.
+        default: where nobody says anything.
+        about: what it is for.
+        of_registry: it is a limit, or how a registry keeps house.
+    """
+
+    name: str
+    check: Callable[[Any, str], Any]
+    read: Callable[[str], Any]
+    values: str
+    default: Any
+    about: str
+    of_registry: bool = False
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return "SAFE_REFS_" + self.name.upper()
+
+    def of_text(self, text: str) -> Any:
+        """Its value, from its environment variable.
+
+        Raises:
+            ValueError: that has a value that it can't have.
+        """
+        try:
+            return self.check(self.read(text), self.name)
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"the environment variable {self.variable} must be {self.values}, not {text!r:.80}"
+            ) from None
+
+
+_SPAN = (seconds, float, "seconds, above 0")
+_TTL = (_ttl, float, "seconds, above 0, or inf for no limit")
+_COUNT = (positive, int, "a whole number, 1 or more")
+_SHARDS = (_shards, int, f"a whole number, 1 to {MOST_SHARDS}")
+_LIMIT = (_limit, _whole, "a whole number, 1 or more, or inf for no limit")
+_FLAG = (flag, _FLAGS.__getitem__, "0 or 1 (or no and yes, off and on, false and true)")
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        *("registry", checked_name, str, "a name: 1 to 64 letters, digits, dots, dashes and underscores"),
+        *(DEFAULT_REGISTRY, "the registry that new leases go to"),
+    ),
+    Setting("timeout", *_SPAN, 30.0, "how long a call waits for the registry"),
+    Setting("durable_timeout", *_SPAN, 600.0, "how long `durable=True` waits until the objects exist and are copied"),
+    Setting("ttl", *_TTL, None, "the time to live of leases that are made without one; no limit unless set"),
+    Setting("require_ttl", *_FLAG, False, "refuse to make, or to renew, a lease without a time to live"),
+    Setting("wait", *_FLAG, True, "whether `dumps` and `pin` wait until the registry holds the references"),
+    Setting("shards", *_SHARDS, None, "how many shards a registry that starts has; as many as replicas unless set"),
+    Setting("replicas", *_COUNT, None, "how many shards of a registry that starts hold each lease; 1 unless set"),
+    Setting(
+        "anchoring",
+        *_FLAG,
+        True,
+        "whether objects' owners learn who borrows them (docs/lifetimes.md); 0 is for tests",
+    ),
+    Setting("max_leases", *_LIMIT, None, "the most live leases", True),
+    Setting("max_references", *_LIMIT, None, "the most references in live leases", True),
+    Setting("max_bytes", *_LIMIT, None, "the most bytes of the objects behind live leases", True),
+    Setting("max_leases_per_job", *_LIMIT, None, "the most live leases that one job has made", True),
+    Setting("max_references_per_job", *_LIMIT, None, "the most references in live leases of one job", True),
+    Setting("max_bytes_per_job", *_LIMIT, None, "the most bytes of the objects behind live leases of one job", True),
+    Setting(
+        "max_tombstones", *_COUNT, 100_000, "how many ended leases the registry remembers, to say how they ended", True
+    ),
+    Setting("tombstone_age_s", *_SPAN, 86_400.0, "for how many seconds it remembers them", True),
+    Setting("sweep_s", *_SPAN, 1.0, "seconds between two looks at whether owners still live", True),
+)
+BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
+
+
+def with_limits(limits: Limits, given: Mapping[str, Any]) -> Limits:
+    """Limits, with those that are given in place of theirs; `math.inf` takes one away."""
+    changes: dict[str, Any] = {name: None if value == math.inf else value for name, value in given.items()}
+    return limits._replace(**changes)
+
+
+# `os.environ` encodes the name and decodes the value at each look, which costs half a microsecond; twenty looks into the dictionary
+# that it keeps cost one. Private to CPython: `os.environ._data`. Without it the same is done by `os.environ` itself.
+_data: Any = getattr(os.environ, "_data", None)
+ENVIRONMENT: Mapping[Any, Any] = _data if isinstance(_data, dict) else os.environ
+KEYS: tuple[Any, ...] = tuple(
+    os.fsencode(setting.variable) if ENVIRONMENT is _data else setting.variable for setting in SETTINGS
+)
+
+
+def of_texts(found: tuple[Any, ...]) -> dict[str, Any]:
+    """The values of the environment's variables, by name. An empty variable is not set.
+
+    Args:
+        found: their texts, in the order of `KEYS`.
+
+    Raises:
+        ValueError: one has a value that it can't have, whether it is needed now or not.
+    """
+    return {
+        setting.name: setting.of_text(os.fsdecode(text)) for setting, text in zip(SETTINGS, found, strict=True) if text
+    }
+
+
+def unknown_variables() -> list[str]:
+    """Variables that begin as ours do, and that nobody reads: mistyped, most likely. Those that begin as the tests' do are theirs."""
+    ours = {setting.variable for setting in SETTINGS}
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith("SAFE_REFS_") and not name.startswith("SAFE_REFS_TEST") and name not in ours
     )
-
-
-def anchors() -> bool:
-    """Whether a registry that starts makes owners know who holds their objects (`anchoring`). `SAFE_REFS_ANCHORING=0` says no."""
-    return (os.environ.get("SAFE_REFS_ANCHORING") or "1") not in _OFF
-
-
-def limits() -> Limits:
-    """The limits for a registry that this process starts: those of `init`, and over them `SAFE_REFS_MAX_LEASES` and the like."""
-    given = _given.limits or Limits()
-    found: dict[str, int | float] = {}
-    for name in Limits._fields:
-        value = _environment("SAFE_REFS_" + name.upper(), float if name.endswith("_s") else int)
-        if value is not None:
-            found[name] = value
-    return given._replace(**found)  # type: ignore[arg-type] # whole numbers where the fields want them
-
-
-def seconds(value: float | timedelta, name: str) -> float:
-    """A time span in seconds, above zero and at most a century.
-
-    Raises:
-        ValueError: it is zero, negative, longer, or not a number.
-        TypeError: it is no time span.
-    """
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be seconds or a timedelta, not {type(value).__name__}")
-    if not 0 < value <= _LONGEST_S:
-        raise ValueError(
-            f"{name} must be more than 0 seconds, and at most {_LONGEST_S:g} (a century), not {value!r:.30}"
-        )
-    return float(value)
-
-
-def ttl_s(value: float | timedelta) -> float | None:
-    """A time to live in seconds; None for `math.inf`, which says that there is none, whatever the default.
-
-    Raises:
-        ValueError: it is zero, negative, longer than a century but not infinite, or not a number.
-        TypeError: it is no time span.
-    """
-    return None if isinstance(value, float) and value == math.inf else seconds(value, "ttl")
-
-
-def positive(value: int, name: str) -> int:
-    """A whole number above zero.
-
-    Raises:
-        ValueError: it is zero or negative.
-        TypeError: it is no whole number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-    return value
-
-
-def _environment(name: str, convert: Callable[[str], _N]) -> _N | None:
-    text = os.environ.get(name)
-    if not text:
-        return None
-    try:
-        value = convert(text)
-    except ValueError:
-        raise ValueError(f"the environment variable {name} must be a number, not {text!r}") from None
-    if not 0 < value <= _LONGEST_S:
-        raise ValueError(
-            f"the environment variable {name} must be more than 0, and at most {_LONGEST_S:g}, not {text!r}"
-        )
-    return value

@@ -47,7 +47,7 @@ class LeaseAddress(NamedTuple):
         epoch: 8 random bytes that the registry drew when it started.
         generation: which start of the registry that was, counted from 1; for people, the epoch is what counts.
         lease: the lease's id, 16 random bytes.
-        soon: its maker didn't wait until it was held: who comes too early waits for it a little.
+        soon: whether its maker did not wait until the registry held it: a reader who comes too early waits a little.
     """
 
     registry: str
@@ -71,9 +71,9 @@ class Header(NamedTuple):
 
     Attributes:
         address: where its lease lives.
-        tag: what the payload's slots call it by in the inner pickle, 8 random bytes.
+        tag: the tag that the payload's slots name in the inner pickle, 8 random bytes.
         kinds: one letter a slot: `o` is an `ObjectRef`, `a` an `ActorHandle`.
-        terms: the terms the lease was made with: `ttl` (seconds), `uses`, `label`; only those that were given.
+        terms: the terms the lease was made with: `ttl` (seconds), `uses`, `label`, `durable`; only those that were given.
         made_at: seconds since the epoch by the maker's clock.
         inner_size: bytes of the inner pickle.
         buffers: how many out-of-band buffers go with the payload.
@@ -122,7 +122,9 @@ def unseal(data: memoryview, what: str) -> tuple[dict[str, Any], int]:
                 raise EnvelopeError(f"{what} is cut short: it ends within its header; get it again, whole") from None
             size *= 8
         except (ValueError, TypeError, msgpack.UnpackException) as error:
-            raise EnvelopeError(f"{what} is altered: its header can't be read ({type(error).__name__})") from None
+            raise EnvelopeError(
+                f"{what} is altered: its header can't be read ({type(error).__name__}); get it again, unchanged"
+            ) from None
     end = unpacker.tell()
     head = data[:end]
     if (
@@ -178,7 +180,9 @@ def unpack_address(fields: Mapping[str, Any], what: str) -> LeaseAddress:
         or not (type(generation) is int and generation >= 0)
         or not (isinstance(lease, bytes) and len(lease) == 16)
     ):
-        raise EnvelopeError(f"{what} is altered: its header lacks a part of the lease's address")
+        raise EnvelopeError(
+            f"{what} is altered: its header lacks a part of the lease's address; get it again, unchanged"
+        )
     return LeaseAddress(registry, cluster, epoch, generation, lease, get("w") is True)
 
 
@@ -238,7 +242,9 @@ def find(data: Any) -> Found:
     if view.format != "B" or view.ndim != 1:
         view = view.cast("B")
     if not is_payload(view):
-        raise EnvelopeError("these bytes are not a payload of safe_refs: they don't start as one")
+        raise EnvelopeError(
+            "these bytes are not a payload of safe_refs: they don't start as one; check what was stored, or sent"
+        )
     if len(view) < _BODY:
         raise EnvelopeError("the payload is cut short: it ends within its first bytes; get it again, whole")
     size = int.from_bytes(view[len(PREFIX) : _BODY], "little")
@@ -249,10 +255,14 @@ def find(data: Any) -> Found:
         )
     found = open_body(body)
     if found.header.buffers > len(view) - _BODY - size:
-        raise EnvelopeError("the payload is cut short or altered: it names more buffers than it has bytes left")
+        raise EnvelopeError(
+            "the payload is cut short or altered: it names more buffers than it has bytes left; get it again, whole"
+        )
     tail = _tail(found.header.buffers) if found.header.buffers else _TUPLE1_REDUCE_STOP
     if view[_BODY + size : _BODY + size + len(tail)] != tail:
-        raise EnvelopeError("the payload is cut short or altered: its last bytes are not those of a payload")
+        raise EnvelopeError(
+            "the payload is cut short or altered: its last bytes are not those of a payload; get it again, whole"
+        )
     return found
 
 
@@ -277,7 +287,9 @@ def open_body(body: Any) -> Found:
         or not (type(size) is int and size >= 0)
         or not (type(buffers) is int and buffers >= 0)
     ):
-        raise EnvelopeError("the payload is altered: its header lacks a part, or has one that makes no sense")
+        raise EnvelopeError(
+            "the payload is altered: its header lacks a part, or has one that makes no sense; get it again, unchanged"
+        )
     if len(view) - end < fields["n"]:
         raise EnvelopeError(
             f"the payload is cut short: its pickle should have {size} bytes and has {len(view) - end}; get it again, whole"

@@ -13,9 +13,10 @@ More than 350 lines: one class for each way to fail, and most of each is its doc
 
 from __future__ import annotations
 
+import copy
 import pickle
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 def _when(at: float | None) -> str:
@@ -25,7 +26,30 @@ def _when(at: float | None) -> str:
     return " at " + datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-class SafeRefsError(Exception):
+def of_lease(error: Exception, lease: str) -> Exception:
+    """The error of a pin that nobody waited for, with the lease's short id in its text and as `lease`; of the same class.
+
+    A copy: if one call carried several pins, they failed with one and the same error.
+    """
+    if not isinstance(error, SafeRefsError) or len(error.args) != 1 or vars(error).get("lease"):
+        return error
+    found = copy.copy(error)
+    found.args = (f"lease {lease} could not be held: {error}",)
+    vars(found)["lease"] = lease
+    return found
+
+
+class _Brief(type):
+    """The errors' own class: `dir` and `help` of an error show what it brings, and not what every exception has.
+
+    The name stays: payloads with a user's subclass of an error, pickled by value, name it.
+    """
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("__") and not hasattr(OSError, name)]
+
+
+class SafeRefsError(Exception, metaclass=_Brief):
     """The root: catch this for whatever safe_refs raises on purpose.
 
     You will not get it for an object that simply can't be pickled (`pickle.PicklingError`, `TypeError`, as `pickle` has it), nor
@@ -40,10 +64,23 @@ class EnvelopeError(SafeRefsError, pickle.UnpicklingError):
     """
 
 
+class DepthError(RecursionError, pickle.PicklingError):
+    """The object is nested too deeply to be pickled.
+
+    Plain `pickle` raises `RecursionError` then, and `cloudpickle` `PicklingError`: this is both, for code that was written for
+    either. As with all that simply can't be pickled, it is no `SafeRefsError`.
+    """
+
+    def __init__(
+        self, message: str = "the object can't be pickled without too deep recursion: see sys.setrecursionlimit"
+    ) -> None:
+        super().__init__(message)
+
+
 class Refused(NamedTuple):
     """What an `UnsupportedReferenceError` knows until `locate` says where in the object the reference stands."""
 
-    reference: Any
+    reference: object
     what: str
     remedy: str
 
@@ -70,7 +107,7 @@ class UnsupportedReferenceError(SafeRefsError, pickle.PicklingError):
         self.refused = None
 
     @classmethod
-    def of(cls, reference: Any, what: str, remedy: str, *, kind: str) -> UnsupportedReferenceError:
+    def of(cls, reference: object, what: str, remedy: str, *, kind: str) -> UnsupportedReferenceError:
         """The error for a reference, of which it isn't known yet where it stands.
 
         Args:
@@ -138,7 +175,7 @@ class LeaseReleasedError(LeaseError):
         """The error for a lease that `by` released."""
         who = f" by {by}" if by else ""
         return cls(
-            f"lease {lease} was released{_when(ended_at)}{who}: a released payload can't be loaded again; "
+            f"lease {lease} was released{_when(ended_at)}{who}: a released lease doesn't come back; "
             "ask its maker for a new one, or release it later",
             lease=lease,
             registry=registry,
@@ -251,15 +288,45 @@ class LeaseLostError(LeaseError):
 
     @classmethod
     def because(cls, lease: str, registry: str, generation: int, at: float, reason: str) -> LeaseLostError:
-        """The error for a lease that was lost at a time (seconds since the epoch) for a `reason`, its registry living on."""
+        """The error for a lease that was lost at a time (seconds since the epoch) for a `reason`, its registry living on.
+
+        The reason says what to do, too.
+        """
         return cls(
-            f"lease {lease} of registry {registry!r} was lost{_when(at)}: {reason}; make the payload anew, in a process that owns "
-            "the objects or has no other threads",
+            f"lease {lease} of registry {registry!r} was lost{_when(at)}: {reason}",
             lease=lease,
             registry=registry,
             ended_at=at,
             generation=generation,
             current_generation=generation,
+        )
+
+
+class LeaseRejectedError(LeaseError):
+    """The lease never began: its maker passed it on without waiting (`wait=False`), and the pin failed after that.
+
+    The maker gets the error of the pin itself, which is logged there and raised by its next `flush`.
+
+    Attributes:
+        reason: the text of that error; cut where it is long.
+    """
+
+    def __init__(
+        self, message: str, *, lease: str = "", registry: str = "", ended_at: float | None = None, reason: str = ""
+    ) -> None:
+        super().__init__(message, lease=lease, registry=registry, ended_at=ended_at)
+        self.reason = reason
+
+    @classmethod
+    def of(cls, lease: str, registry: str, ended_at: float, reason: str) -> LeaseRejectedError:
+        """The error for a lease whose pin failed for a `reason` after its maker had passed it on."""
+        return cls(
+            f"lease {lease} was rejected by registry {registry!r}{_when(ended_at)}, after its maker had passed it on without "
+            f"waiting: {reason}; ask its maker for a new one, made with wait=True",
+            lease=lease,
+            registry=registry,
+            ended_at=ended_at,
+            reason=reason,
         )
 
 
@@ -280,16 +347,48 @@ class LeaseNotFoundError(LeaseError):
 class OwnerGoneError(LeaseError):
     """The process that owned the lease's objects is dead, and Ray deleted them with it.
 
-    In Ray an object dies with its owner (the process that called `ray.put` or submitted the task), whoever holds references.
+    In Ray an object dies with its owner (the process that called `ray.put` or submitted the task), whoever holds references. With
+    `durable=True` the registry holds copies of its own. They have an owner, too: one of the registry's processes.
+
+    Attributes:
+        durable: the lease held the registry's copies, and the registry's process that owned those is dead.
     """
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        lease: str = "",
+        registry: str = "",
+        ended_at: float | None = None,
+        durable: bool = False,
+    ) -> None:
+        super().__init__(message, lease=lease, registry=registry, ended_at=ended_at)
+        self.durable = durable
+
     @classmethod
-    def of(cls, lease: str, registry: str, ended_at: float | None = None) -> OwnerGoneError:
-        """The error for a lease whose objects died with their owners."""
+    def of(cls, lease: str, registry: str, ended_at: float | None = None, *, durable: bool = False) -> OwnerGoneError:
+        """The error for a lease whose objects, or copies if it was durable, died with their owners."""
+        if durable:
+            text = (
+                f"the copies of durable lease {lease} died with the registry's process that owned them{_when(ended_at)} (the actor "
+                "SafeRefsCopyOwner was killed, or its node is gone), and no other shard has copies: make the payload anew; with "
+                "init(replicas=2), copies are on two nodes"
+            )
+        else:
+            text = (
+                f"the objects of lease {lease} died with the process that owned them{_when(ended_at)}, as in Ray an object ends with "
+                "its owner: make the payload with durable=True, let a longer-lived process make the object, or keep the owner alive "
+                "until the payload is loaded; an actor outlives its creator if it is made with lifetime='detached'"
+            )
+        return cls(text, lease=lease, registry=registry, ended_at=ended_at, durable=durable)
+
+    @classmethod
+    def before_copied(cls, lease: str, registry: str, ended_at: float) -> OwnerGoneError:
+        """The error for a lease that was to become durable, and whose objects died before the registry had copied them."""
         return cls(
-            f"the objects of lease {lease} died with the process that owned them{_when(ended_at)}: Ray deletes an object "
-            "when its owner ends; keep the owner alive until the payload is loaded, or let a longer-lived process make the "
-            "object",
+            f"the objects of lease {lease} died with the process that owned them{_when(ended_at)}, before the registry had copied "
+            "them: make them anew, and keep their owner alive until the call that makes the lease durable has returned",
             lease=lease,
             registry=registry,
             ended_at=ended_at,
@@ -325,10 +424,15 @@ class WrongClusterError(SafeRefsError):
 
 
 class RegistryUnavailableError(SafeRefsError, ConnectionError):
-    """The registry can't be reached: no Ray connection, or no answer within the timeout.
+    """The registry can't be reached: no Ray connection, or no answer within the timeout; or it can't start on any node.
 
     Whatever the call would have held is not held: a `dumps` that raises this leaves nothing behind.
+
+    Attributes:
+        lease: from `flush`, short id of the lease that could not be held; else empty.
     """
+
+    lease: str = ""
 
 
 class RegistryFullError(SafeRefsError):
@@ -340,7 +444,10 @@ class RegistryFullError(SafeRefsError):
         used: how much of it live leases use now.
         asked: how much more the call asked for.
         largest: the labels (or source lines) that hold most, with how much each holds, largest first.
+        lease: from `flush`, short id of the lease that could not be held; else empty.
     """
+
+    lease: str = ""
 
     def __init__(
         self,

@@ -1,40 +1,40 @@
-"""`SafeRef`: a small immutable value that names one reference of one lease, and `pin`, which makes one.
+"""`SafeRef`: a small immutable value that names one reference of one lease.
 
 What always holds: holding a handle keeps nothing alive, and pickling, copying or printing one changes nothing; a handle's text and
 bytes are capabilities (whoever has them can resolve and release), so `repr` shows the lease's short id only.
-
-More than 350 lines: type checkers need three signatures of `pin`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Generator, Iterable, Sequence
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from . import asks, payloads, places, terms
+from . import asks, callers, checks, slots, spending
 from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
-from .errors import EnvelopeError, OwnerGoneError, UnsupportedReferenceError
-from .kinds import kind_of, refusal
-from .slots import ACTOR, KINDS, OBJECT_REF, register
+from .errors import EnvelopeError, OwnerGoneError, SafeRefsError
+from .slots import ACTOR, KINDS, OBJECT_REF, Opened
+from .spending import Use
 
 if TYPE_CHECKING:
     import ray
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _MAGIC = b"SREF"
 TEXT_PREFIX = "safe-ref:"
+_TEXT = " a SafeRef's text, not a payload: SafeRef.parse({}) is the handle, and its get() gives the value"
 
 
-class SafeRef(Generic[T]):
+class SafeRef(Generic[T_co]):
     """Names one reference of one lease. Immutable, hashable, equal by what it names, picklable by any pickler.
 
     Get one from `pin`, from `loads(..., resolve=False)`, or back from its text (`SafeRef.parse(str(handle))`) or bytes
-    (`SafeRef.from_bytes(bytes(handle))`). As a context manager it releases its lease at the end. A `SafeRef` of an actor resolves to
-    an `ActorHandle`.
+    (`SafeRef.from_bytes(bytes(handle))`). As a context manager (`async with`, too) it releases its lease at the end. A `SafeRef` of
+    an actor resolves to an `ActorHandle`.
     """
 
     __slots__ = ("_address", "_kind", "_slot")
@@ -44,6 +44,11 @@ class SafeRef(Generic[T]):
     _kind: str
 
     def __init__(self, address: LeaseAddress, slot: int = 0, kind: str = OBJECT_REF) -> None:
+        if not isinstance(address, LeaseAddress):
+            raise TypeError(
+                f"a SafeRef can't be made of {type(address).__name__}: pin, put and loads(…, resolve=False) make one, and "
+                "SafeRef.parse makes it of its text"
+            )
         object.__setattr__(self, "_address", address)
         object.__setattr__(self, "_slot", slot)
         object.__setattr__(self, "_kind", kind)
@@ -73,7 +78,7 @@ class SafeRef(Generic[T]):
         """What it resolves to: `o` is an `ObjectRef`, `a` an `ActorHandle`."""
         return self._kind
 
-    def resolve(self, *, timeout: float | timedelta | None = None) -> ray.ObjectRef[T]:
+    def resolve(self, *, timeout: float | timedelta | None = None) -> ray.ObjectRef[T_co]:
         """Give the reference back, tracked by Ray as if it had been passed in-band. Counts as one use of the lease.
 
         Returns:
@@ -87,10 +92,11 @@ class SafeRef(Generic[T]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        found: ray.ObjectRef[T] = asks.resolve(self._address, timeout, slot=self._slot, take=False)[0]
+        use = os.urandom(8)  # so that it is given back if a signal handler's exception ends the wait
+        found: ray.ObjectRef[T_co] = asks.resolve(self._address, timeout, slot=self._slot, take=False, use=use)[0]
         return found
 
-    def get(self, timeout: float | None = None) -> T:
+    def get(self, timeout: float | None = None) -> T_co:
         """Resolve, and wait for the value as `ray.get` does. For an actor: its handle.
 
         Args:
@@ -100,32 +106,50 @@ class SafeRef(Generic[T]):
             OwnerGoneError: the process that owned the object is dead.
             ray.exceptions.GetTimeoutError: the value wasn't there in time.
             LeaseError: as from `resolve`; and whatever the task that makes the value raised.
+
+        If it raises, the use of the lease is given back.
         """
+        if timeout is not None:
+            timeout = checks.wait_s(timeout, "timeout")  # before the lease is used
+        return self._load(timeout, None, [])
+
+    def _load(self, timeout: float | None, registry_timeout: float | timedelta | None, uses: list[Use]) -> T_co:
+        """`get`; and the use of the lease, for who may give it back later. If it raises, it has given all of them back."""
         import ray
 
-        ref = self.resolve()
+        use = os.urandom(8)
+        refs: list[Any] = asks.resolve(self._address, registry_timeout, slot=self._slot, take=False, use=use)
+        uses.append(Use(self._address, use, False, refs))
         if self._kind == ACTOR:
-            handle: Any = ref
-            return cast(T, handle)
-        try:
-            value: T = ray.get(ref, timeout=timeout)
-        except ray.exceptions.OwnerDiedError:
-            raise OwnerGoneError.of(self.short_id, self._address.registry) from None
+            return cast(T_co, refs[0])
+        with spending.unless_opened(uses, registry_timeout):
+            try:
+                value: T_co = ray.get(refs[0], timeout=timeout)
+            except ray.exceptions.OwnerDiedError:
+                raise OwnerGoneError.of(self.short_id, self._address.registry) from None
         return value
 
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._get_async().__await__()
+    def __await__(self) -> Generator[object, None, T_co]:
+        return self._load_async(None, []).__await__()
 
-    async def _get_async(self) -> T:
+    async def _load_async(self, timeout: float | timedelta | None, uses: list[Use]) -> T_co:
+        """`_load`, awaited."""
         import ray
 
-        ref: Any = (await asks.resolve_async(self._address, None, slot=self._slot, take=False))[0]
+        use = os.urandom(8)
+        refs: list[Any] = await asks.resolve_async(self._address, timeout, slot=self._slot, take=False, use=use)
+        uses.append(Use(self._address, use, False, refs))
         if self._kind == ACTOR:
-            return cast(T, ref)
+            return cast(T_co, refs[0])
         try:
-            value: T = await ref
-        except ray.exceptions.OwnerDiedError:
-            raise OwnerGoneError.of(self.short_id, self._address.registry) from None
+            value: T_co = await refs[0]
+        except GeneratorExit:
+            raise  # the loop is gone
+        except BaseException as error:
+            await spending.give_back_async(uses, timeout)
+            if isinstance(error, ray.exceptions.OwnerDiedError):
+                raise OwnerGoneError.of(self.short_id, self._address.registry) from None
+            raise
         return value
 
     def release(self, *, timeout: float | timedelta | None = None) -> int:
@@ -164,11 +188,23 @@ class SafeRef(Generic[T]):
         """
         asks.make_durable([self._address], timeout)
 
-    def __enter__(self) -> SafeRef[T]:
+    def __enter__(self) -> SafeRef[T_co]:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    async def __aenter__(self) -> SafeRef[T_co]:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await callers.to_thread(self.release)
+        except SafeRefsError:
+            raise
+        except BaseException:  # a cancellation, maybe before a thread was free, or a loop that has no threads any more
+            asks.release_later(self._address)
+            raise
 
     def __bytes__(self) -> bytes:
         fields = {"v": FORMAT_VERSION, **pack_address(self._address), "s": self._slot, "k": self._kind}
@@ -183,12 +219,16 @@ class SafeRef(Generic[T]):
         """
         view = memoryview(data)
         if view[: len(_MAGIC)] != _MAGIC:
-            raise EnvelopeError("these bytes are not a SafeRef: they don't start as one")
+            raise EnvelopeError(
+                "these bytes are not a SafeRef: they don't start as one; from_bytes takes bytes(handle), and loads a payload"
+            )
         fields, end = unseal(view[len(_MAGIC) :], "the SafeRef")
         check_version(fields, "the SafeRef")
         slot, kind = fields.get("s"), fields.get("k")
         if type(slot) is not int or slot < 0 or not isinstance(kind, str) or end != len(view) - len(_MAGIC):
-            raise EnvelopeError("the SafeRef is altered: it lacks its slot, or has more bytes than it should")
+            raise EnvelopeError(
+                "the SafeRef is altered: it lacks its slot, or has more bytes than it should; get it again, unchanged"
+            )
         return cls(unpack_address(fields, "the SafeRef"), slot, kind)
 
     def __str__(self) -> str:
@@ -206,15 +246,19 @@ class SafeRef(Generic[T]):
         text = text.strip()
         encoded = text.removeprefix(TEXT_PREFIX)
         if encoded == text:
-            raise EnvelopeError(f"this text is not a SafeRef: it doesn't start with {TEXT_PREFIX!r}")
+            raise EnvelopeError(
+                f"this text is not a SafeRef: it doesn't start with {TEXT_PREFIX!r}; parse takes str(handle)"
+            )
         try:
             data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
-            raise EnvelopeError("the SafeRef's text is cut or altered: it is no base64") from None
+            data = b""
+        if not data.startswith(_MAGIC):
+            raise EnvelopeError("this text of a SafeRef is cut or altered: get it again, whole and unchanged")
         return cls.from_bytes(data)
 
     def __repr__(self) -> str:
-        return f"<SafeRef {self.short_id}[{self._slot}]>"
+        return f"<SafeRef {self.short_id}[{self._slot}]{' of an actor' if self._kind == ACTOR else ''}>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SafeRef):
@@ -224,7 +268,7 @@ class SafeRef(Generic[T]):
     def __hash__(self) -> int:
         return hash((self._address, self._slot))
 
-    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+    def __reduce__(self) -> tuple[Callable[[bytes], SafeRef[Any]], tuple[bytes]]:
         return SafeRef.from_bytes, (bytes(self),)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -234,89 +278,37 @@ class SafeRef(Generic[T]):
         raise AttributeError(f"a SafeRef is immutable: {name} can't be deleted")
 
 
-@overload
-def pin(
-    ref: ray.ObjectRef[T],
-    *,
-    ttl: float | timedelta | None = None,
-    uses: int | None = None,
-    durable: bool | None = None,
-    label: str | None = None,
-    wait: bool | None = None,
-) -> SafeRef[T]: ...
-@overload
-def pin(  # type: ignore[overload-overlap] # a handle has any attribute, as its methods are the actor's, and so looks iterable
-    ref: ray.actor.ActorHandle[T],
-    *,
-    ttl: float | timedelta | None = None,
-    uses: int | None = None,
-    durable: bool | None = None,
-    label: str | None = None,
-    wait: bool | None = None,
-) -> SafeRef[Any]: ...
-@overload
-def pin(
-    ref: Iterable[ray.ObjectRef[T]],
-    *,
-    ttl: float | timedelta | None = None,
-    uses: int | None = None,
-    durable: bool | None = None,
-    label: str | None = None,
-    wait: bool | None = None,
-) -> list[SafeRef[T]]: ...
-def pin(
-    ref: Any,
-    *,
-    ttl: float | timedelta | None = None,
-    uses: int | None = None,
-    durable: bool | None = None,
-    label: str | None = None,
-    wait: bool | None = None,
-) -> SafeRef[Any] | list[SafeRef[Any]]:
-    """Have the registry hold a reference, or several under one lease, and return handles for them.
+def mistaken(data: Any) -> EnvelopeError | TypeError | None:
+    """The error for a handle, its text or its bytes that somebody takes for a payload; None if it is nothing of these."""
+    if isinstance(data, SafeRef):
+        return TypeError(
+            "this is a SafeRef, not a payload: use handle.get() for the value, handle.resolve() for the reference"
+        )
+    if isinstance(data, str):
+        return EnvelopeError("this is" + _TEXT.format("text")) if data.lstrip().startswith(TEXT_PREFIX) else None
+    try:
+        head = bytes(memoryview(data).cast("B")[: len(TEXT_PREFIX)])
+    except TypeError:
+        return None
+    if head == TEXT_PREFIX.encode():
+        return EnvelopeError("these bytes are" + _TEXT.format("data.decode()"))
+    if head.startswith(_MAGIC):
+        return EnvelopeError(
+            "these bytes are a SafeRef's, not a payload: SafeRef.from_bytes(data) is the handle, and its get() gives the value"
+        )
+    return None
 
-    Args:
-        ref: an `ObjectRef` or an `ActorHandle`, or an iterable of them; for an `ObjectRefGenerator` those are all that it has still
-            to yield, waited for.
-        ttl: seconds (or a `timedelta`) after which the lease ends; None as for `dumps`.
-        uses: how often the lease may be resolved; None for no limit.
-        durable: as for `dumps`.
-        label: a name for people, shown by `leases()`.
-        wait: as for `dumps`.
 
-    Returns:
-        A `SafeRef`, or a list of them in the order of `ref`, all of one lease.
+def check_ordered(several: object) -> None:
+    """Refuse what has no order, or of which it isn't plain what is meant.
 
     Raises:
-        RegistryFullError: a limit of the registry would be passed.
-        RegistryUnavailableError: no Ray connection, or no answer in time.
-        UnsupportedReferenceError: a Ray reference of another kind, or one made with a tensor transport; `place` says which of them.
-        TypeError: no reference at all.
+        TypeError: it is a set, or a dict.
     """
-    asked = terms.ask(ttl, uses, label, wait, durable)
-    register()
-    single = kind_of(ref) is not None
-    refs = [ref] if single else list(ref) if isinstance(ref, Iterable) else [ref]
-    try:
-        handles = _pin(refs, asked) if refs else list[SafeRef[Any]]()
-    except UnsupportedReferenceError as error:
-        several = isinstance(ref, Iterable) and not single
-        places.explain(error, refs if several else ref, "refs" if several else "ref")
-        raise
-    return handles[0] if single else handles
-
-
-def _pin(refs: list[Any], asked: terms.Asked) -> list[SafeRef[Any]]:
-    """Have references held under one lease; the handles for them."""
-    kinds = "".join(map(_kind, refs))
-    transaction = payloads.Transaction(asked)
-    try:
-        transaction.prepare(refs)
-        transaction.pin()
-        return handles_of(transaction.finish()[0].address, kinds)
-    except BaseException:
-        transaction.undo()
-        raise
+    if isinstance(several, (set, frozenset)):
+        raise TypeError(f"a {type(several).__name__} has no order: pass a list of what is in it")
+    if isinstance(several, Mapping):
+        raise TypeError(f"a {type(several).__name__} may mean its keys or its values: pass list(d) or list(d.values())")
 
 
 def handles_of(address: LeaseAddress, kinds: str) -> list[SafeRef[Any]]:
@@ -325,37 +317,29 @@ def handles_of(address: LeaseAddress, kinds: str) -> list[SafeRef[Any]]:
 
 
 def slot_values(
-    headers: Sequence[Header], resolve: bool, take: bool, timeout: float | timedelta | None
+    headers: Sequence[Header], resolve: bool, take: bool, timeout: float | timedelta | None, uses: Sequence[bytes]
 ) -> Sequence[Sequence[Any]]:
-    """What belongs into the slots of payloads: references from the registry, or handles."""
+    """What belongs into the slots of payloads: references from the registry by these uses (see `new_use`), or handles."""
+    if {type(take), type(resolve)} != {bool}:
+        take, resolve = checks.flag(take, "take"), checks.flag(resolve, "resolve")
     for header in headers:
         if not KINDS.issuperset(header.kinds):
             asks.check_kinds(header)
     if resolve and len(headers) == 1:
-        return [asks.resolve(headers[0].address, timeout, slot=None, take=take)]
+        return [asks.resolve(headers[0].address, timeout, slot=None, take=take, use=uses[0])]
     if resolve:
-        return asks.resolve_many([header.address for header in headers], timeout, take=take)
+        return asks.resolve_many([header.address for header in headers], timeout, take=take, uses=uses)
     if take:
         raise ValueError("take=True needs resolve=True: handles are made without asking the registry")
     return [handles_of(header.address, header.kinds) for header in headers]
 
 
-def _kind(reference: Any) -> str:
-    """The kind of a reference.
+def _later(payload: Opened, number: int) -> Any:
+    """What stands in a slot that is opened when its payload no longer is: a reference from the registry, or a handle."""
+    if not payload.resolve:
+        return SafeRef[Any](payload.address, number, payload.kinds[number])
+    payload.use = payload.use or os.urandom(8)
+    return asks.resolve(payload.address, None, slot=number, take=False, use=payload.use)[0]
 
-    Raises:
-        UnsupportedReferenceError: it is of a kind that can't be carried.
-        TypeError: it is no reference.
-    """
-    refused = refusal(reference)
-    if refused is not None:
-        raise refused
-    kind = kind_of(reference)
-    if kind is not None:
-        return kind
-    name = f"{type(reference).__module__}.{type(reference).__qualname__}"
-    if name.partition(".")[0] == "ray":
-        raise UnsupportedReferenceError.of(
-            reference, f"a {name}, which safe_refs can't pin", "pin a ray.ObjectRef or an ActorHandle", kind=name
-        )
-    raise TypeError(f"pin takes a ray.ObjectRef or an ActorHandle, or an iterable of them, not {name}")
+
+slots.later = _later

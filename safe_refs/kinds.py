@@ -6,36 +6,55 @@ except while safe_refs pickles in the same thread.
 
 from __future__ import annotations
 
-import copyreg
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import others, slots
-from ._ray import objects
+from ._ray import actors, native, objects, serializing
 from .errors import UnsupportedReferenceError
-from .slots import ACTOR, OBJECT_REF, reduce_object_ref, slot, state
+from .slots import ACTOR, OBJECT_REF, reduce_by, reduce_object_ref, slot, state
 
 if TYPE_CHECKING:
     import ray
 
 
-def _reduce_actor(handle: ray.actor.ActorHandle[Any]) -> Any:
+def _here() -> slots.Writing | None:
+    """What safe_refs pickles in this thread; None while it pickles nothing, or Ray pickles something in-band inside of that."""
     writing = state.writing
+    return None if writing is None or serializing.is_innermost() else writing
+
+
+def _reduce_actor(handle: ray.actor.ActorHandle[Any]) -> Any:
+    writing = _here()
     if writing is None:
         return handle.__reduce__()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
-    return slot, writing.number(handle, ACTOR)
+    return slot, writing.number(carried(handle), ACTOR)
+
+
+def carried(reference: Any) -> Any:
+    """What a lease is to hold for a reference: the same, but for an actor's handle that keeps nothing alive one that does.
+
+    Raises:
+        UnsupportedReferenceError: there is no such handle here.
+    """
+    if not actors.is_actor_handle(reference) or not actors.is_weak(reference):
+        return reference
+    found = actors.holding(reference)
+    if found is None:
+        raise actors.unheld(reference)
+    return found
 
 
 def kind_of(reference: Any) -> str | None:
     """The kind of slot that a reference gets; None for what is none, or none that can be carried."""
-    reduce = copyreg.dispatch_table.get(type(reference))
+    reduce = slots.reducers.get(type(reference))
     return _KIND_BY_REDUCER.get(reduce)
 
 
 def _reduce_client_object_ref(ref: Any) -> Any:
     """Ray Client's `ClientObjectRef`, by a reducer of its own, as reducers are looked up by the exact type. It has no transport."""
-    writing = state.writing
+    writing = _here()
     if writing is None:
         return ref.__reduce__()
     return slot, writing.number(ref, OBJECT_REF)
@@ -43,13 +62,13 @@ def _reduce_client_object_ref(ref: Any) -> Any:
 
 def _reduce_client_actor(handle: Any) -> Any:
     """Ray Client's `ClientActorHandle`, which has no `__reduce__` of its own."""
-    writing = state.writing
+    writing = _here()
     if writing is None:
-        return handle.__reduce_ex__(_ITS_PROTOCOL)
+        return handle.__reduce_ex__(_REDUCE_PROTOCOL)
     return slot, writing.number(handle, ACTOR)
 
 
-_ITS_PROTOCOL = 4  # as `copy` asks, and every pickler of today
+_REDUCE_PROTOCOL = 4  # as `copy` asks, and every pickler of today
 _KIND_BY_REDUCER: dict[Any, str] = {
     reduce_object_ref: OBJECT_REF,
     _reduce_actor: ACTOR,
@@ -71,8 +90,8 @@ class _Refuse:
         self._remedy = remedy
 
     def __call__(self, reference: Any) -> Any:
-        if state.writing is None:
-            return reference.__reduce_ex__(_ITS_PROTOCOL)
+        if _here() is None:
+            return reference.__reduce_ex__(_REDUCE_PROTOCOL)
         raise self.error(reference)
 
     def error(self, reference: Any) -> UnsupportedReferenceError:
@@ -89,22 +108,26 @@ def _refuse_transported(ref: ray.ObjectRef[Any]) -> UnsupportedReferenceError:
 
 def refusal(reference: Any) -> UnsupportedReferenceError | None:
     """The error for a reference of a kind that can't be carried; None for all else."""
-    reduce: Any = copyreg.dispatch_table.get(type(reference))
+    reduce: Any = slots.reducers.get(type(reference))
     if reduce is reduce_object_ref and slots.transport(reference):
         return _refuse_transported(reference)
     return reduce.error(reference) if type(reduce) is _Refuse else None
 
 
 def _register_ray() -> bool:
-    import ray
-
-    if not hasattr(ray, "actor"):  # another thread is in the middle of importing Ray: nobody has a reference yet
+    ray: Any = sys.modules["ray"]
+    # Another thread, or a frame below, is in the middle of importing Ray, for which an import here would wait; or this is a stand-in
+    # for it, or None, as tests have them: nobody has a reference yet. (`_initializing` is CPython's own; nothing public says it.)
+    if not native.is_imported() or getattr(ray.__spec__, "_initializing", False) or not hasattr(ray, "actor"):
         return False
     slots.transport, slots.refuse_transported = objects.transport_of(), _refuse_transported
-    copyreg.pickle(ray.ObjectRef, reduce_object_ref)
-    copyreg.pickle(ray.actor.ActorHandle, _reduce_actor)
+    reduce_by(ray.ObjectRef, reduce_object_ref)
+    reduce_by(ray.actor.ActorHandle, _reduce_actor)
     remedy = "pass on the references that it yields, each when it comes or all of them as list(generator)"
-    copyreg.pickle(ray.ObjectRefGenerator, _Refuse("ray.ObjectRefGenerator", remedy))
+    # `ray.cloudpickle` has reducers of its own for these two, which pin what they pickle outside of Ray, or refuse it.
+    ours: dict[type, Callable[[Any], Any]] = {ray.ObjectRef: reduce_object_ref, ray.actor.ActorHandle: _reduce_actor}
+    serializing.ask_first(ours, lambda: state.writing is not None)
+    reduce_by(ray.ObjectRefGenerator, _Refuse("ray.ObjectRefGenerator", remedy))
     return True
 
 
@@ -112,8 +135,8 @@ def _register_client() -> bool:
     client = sys.modules["ray.util.client.common"]
     if not hasattr(client, "ClientObjectRef") or not hasattr(client, "ClientActorHandle"):
         return False
-    copyreg.pickle(client.ClientObjectRef, _reduce_client_object_ref)
-    copyreg.pickle(client.ClientActorHandle, _reduce_client_actor)
+    reduce_by(client.ClientObjectRef, _reduce_client_object_ref)
+    reduce_by(client.ClientActorHandle, _reduce_client_actor)
     return True
 
 
@@ -123,7 +146,7 @@ def _register_compiled_graphs() -> bool:
         if not hasattr(graphs, name):
             return False
         remedy = f"only the process that ran the graph can have its result: {get} it there, and pass on the value, or ray.put it"
-        copyreg.pickle(getattr(graphs, name), _Refuse(f"ray.experimental.compiled_dag_ref.{name}", remedy))
+        reduce_by(getattr(graphs, name), _Refuse(f"ray.experimental.compiled_dag_ref.{name}", remedy))
     return True
 
 
@@ -133,7 +156,7 @@ def _others(reducers_of: Callable[[], others.Reducers | None]) -> Callable[[], b
     def give_reducers() -> bool:
         reducers = reducers_of()
         for kind, reduce in (reducers or {}).items():
-            copyreg.pickle(kind, _Refuse(*reduce) if isinstance(reduce, others.Refused) else _while_writing(reduce))
+            reduce_by(kind, _Refuse(*reduce) if isinstance(reduce, others.Refused) else _while_writing(reduce))
         return reducers is not None
 
     return give_reducers
@@ -141,9 +164,9 @@ def _others(reducers_of: Callable[[], others.Reducers | None]) -> Callable[[], b
 
 def _while_writing(reduce: others.Reduce) -> others.Reduce:
     def reducer(obj: Any) -> Any:
-        writing = state.writing
+        writing = _here()
         if writing is None:
-            return obj.__reduce_ex__(4)  # as `copy` asks, and every pickler of today
+            return obj.__reduce_ex__(_REDUCE_PROTOCOL)
         state.writing = None  # for a library that has something to do first, and may let Ray pickle for it
         try:
             reduced = reduce(obj)
@@ -155,6 +178,7 @@ def _while_writing(reduce: others.Reduce) -> others.Reduce:
 
 
 slots.waiting = (
+    *slots.waiting,
     ("ray", _register_ray),
     ("ray.util.client.common", _register_client),
     ("ray.experimental.compiled_dag_ref", _register_compiled_graphs),
@@ -173,17 +197,12 @@ class WithReducers:
     def __init__(self, table: Any) -> None:
         slots.register()
         self._table = table
-        self._ours = {
-            kind: reduce
-            for kind, reduce in copyreg.dispatch_table.copy().items()
-            if reduce.__module__ in (__name__, slots.__name__)
-        }
 
     def __getitem__(self, kind: type) -> Callable[[Any], Any]:
         try:
             reduce: Callable[[Any], Any] = self._table[kind]
         except KeyError:
-            return self._ours[kind]
+            return slots.reducers[kind]
         return reduce
 
     def __contains__(self, kind: type) -> bool:

@@ -1,4 +1,4 @@
-"""Ending, renewing and looking at leases: `release`, `renew`, `expires_in_s`, `inspect`, `scope`, `keepalive`.
+"""Ending and renewing leases: `release`, `renew`, `expires_in_s`, `scope`, `keepalive`.
 
 What always holds: a target is read from its envelope, never by unpickling.
 """
@@ -7,123 +7,92 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property, lru_cache
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import asks, config, envelope, terms
 from .envelope import LeaseAddress
 from .errors import EnvelopeError
-from .handle import TEXT_PREFIX, SafeRef
+from .handle import TEXT_PREFIX, SafeRef, check_ordered
+from .inspecting import PayloadInfo, has_lease, is_buffer
+from .kinds import kind_of
+from .registry.records import LeaseInfo
 from .scopes import KeepAlive, Scope
 
+if TYPE_CHECKING:
+    pass
+
 _DEEPEST = 10  # lists in lists, when leases are released
+_THE_PAYLOAD = "give the payload (the bytes that dumps returned), not what was loaded from it"
 
-Target: TypeAlias = "bytes | bytearray | memoryview | str | SafeRef[Any] | PayloadInfo"
-
-
-@dataclass(frozen=True)
-class PayloadInfo:
-    """What a payload says of itself, read without unpickling anything and without Ray.
-
-    Attributes:
-        lease_id: id of its lease, 32 hexadecimal digits, as secret as the payload; None for a plain pickle without references.
-        registry: name of the registry that holds the lease; None likewise.
-        generation: which start of that registry, from 1; None likewise.
-        cluster: Ray's id of the cluster, 56 hexadecimal digits; None likewise.
-        terms: the terms it was made with: `ttl` in seconds, `uses`, `label`; only those that were given.
-        made_at: seconds since the epoch by the maker's clock; None for a plain pickle.
-        size: bytes of the payload.
-        pickle_size: bytes of the pickle inside it.
-        buffers: out-of-band buffers that belong to it.
-        address: where its lease lives, as secret as the payload; None for a plain pickle.
-        kinds: one letter for each reference: `o` is an `ObjectRef`, `a` an `ActorHandle`.
-    """
-
-    lease_id: str | None
-    registry: str | None
-    generation: int | None
-    cluster: str | None
-    terms: Mapping[str, Any]
-    made_at: float | None
-    size: int
-    pickle_size: int
-    buffers: int
-    address: LeaseAddress | None = field(default=None, repr=False, compare=False)
-    kinds: str = ""
-
-    @cached_property
-    def handles(self) -> tuple[SafeRef[Any], ...]:
-        """One `SafeRef` for each reference, in the order of their slots."""
-        if self.address is None:
-            return ()
-        return tuple(SafeRef(self.address, number, kind) for number, kind in enumerate(self.kinds))
-
-    def __repr__(self) -> str:
-        lease = "no lease" if self.lease_id is None else f"lease {self.lease_id[:8]}, {len(self.kinds)} reference(s)"
-        return f"<PayloadInfo {lease}, {self.size} bytes>"
+Target: TypeAlias = "bytes | bytearray | memoryview | str | SafeRef[object] | PayloadInfo"
+Ended: TypeAlias = "Target | LeaseInfo"  # what `release` takes
 
 
-def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:
-    """Read a payload's envelope: no Ray, no unpickling.
+def release(
+    target: Ended | Iterable[Ended] | None = None,
+    *,
+    label: str | None = None,
+    job: str | None = None,
+    older_than: float | timedelta | None = None,
+    dry_run: bool = False,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
+) -> int:
+    """End leases: those of a target, or all of a registry that have this label, job and age.
 
-    A plain pickle, as `dumps` gives for an object without references, has no lease and no handles.
-
-    Raises:
-        EnvelopeError: the payload is cut, altered, of an unknown version, or no pickle at all.
-    """
-    view = memoryview(payload)
-    if not _has_lease(view):
-        return PayloadInfo(None, None, None, None, {}, None, view.nbytes, view.nbytes, 0)
-    header = envelope.find(view).header
-    address = header.address
-    return PayloadInfo(
-        lease_id=address.lease.hex(),
-        registry=address.registry,
-        generation=address.generation,
-        cluster=address.cluster.hex(),
-        terms=header.terms,
-        made_at=header.made_at,
-        size=view.nbytes,
-        pickle_size=header.inner_size,
-        buffers=header.buffers,
-        address=address,
-        kinds=header.kinds,
-    )
-
-
-def release(target: Target | Iterable[Target], *, timeout: float | timedelta | None = None) -> int:
-    """End leases. Releasing one that has ended before, or was lost, does nothing and counts 0.
+    Releasing a lease that has ended before, or was lost, does nothing and counts 0.
 
     Args:
-        target: a payload, a `SafeRef` or its text, a `PayloadInfo`, a lease id (32 hexadecimal digits, looked up in this process's
-            registry), or an iterable of these. A payload without references has no lease, and counts 0.
+        target: a payload, a `SafeRef` or its text, a `PayloadInfo`, a row of `leases()`, a lease id (32 hexadecimal digits), or an
+            iterable of these, but no set or dict. A payload without references has no lease, and counts 0.
+        label: leases with this label, whoever made them.
+        job: leases that this job made (its id, 8 hexadecimal digits).
+        older_than: leases that the registry took longer ago than so many seconds (or a `timedelta`).
+        dry_run: end nothing, and return how many leases would end; without a target only.
+        registry: whose leases are chosen, or ids looked up; other targets name theirs. Default from `init` or `SAFE_REFS_REGISTRY`.
         timeout: seconds to wait for the registry; default from `init` or `SAFE_REFS_TIMEOUT`.
 
     Returns:
-        How many leases this call ended. References that were resolved from them stay good.
+        How many leases this call ended, or would end. References that were resolved from them stay good.
 
     Raises:
-        EnvelopeError: a target is cut or altered; nothing was released.
-        WrongClusterError: a target is another cluster's; nothing was released.
-        RegistryUnavailableError: no Ray connection, or no answer in time.
+        TypeError: neither a target nor one of `label`, `job` and `older_than` was given, or both; or something of a wrong type.
+        ValueError: `job` or `older_than` can't be, or a target names another registry than `registry`; nothing was released.
+        EnvelopeError, WrongClusterError: a target is cut or altered, or another cluster's; nothing was released.
+        RegistryUnavailableError: no Ray connection, or no answer in time. Some of the leases may have ended.
     """
+    dry_run = dry_run if dry_run is False else config.flag(dry_run, "dry_run")
+    registry = None if registry is None else config.checked_name(registry)
+    timeout = None if timeout is None else config.seconds(timeout, "timeout")
+    if label is not None or job is not None or older_than is not None:
+        if target is not None:
+            raise TypeError("release takes a target, or label, job and older_than, not both: call it twice")
+        return asks.release_where(asks.query(label, job, older_than=older_than), registry, timeout, dry_run=dry_run)
+    if target is None:
+        raise TypeError("release needs a target (a payload, say), or label=, job= or older_than=; shutdown() ends all")
+    if dry_run:
+        raise TypeError("dry_run goes with label, job and older_than; expires_in_s(target) says whether a lease lives")
     addresses: dict[LeaseAddress, None] = {}
     ids: dict[bytes, None] = {}
+    rows: list[LeaseInfo] = []
     for each in _each(target):
         if isinstance(each, str) and not each.startswith(TEXT_PREFIX):
             ids[_lease_id(each)] = None
-        else:
-            address = _address(each)
-            if address is not None:
-                addresses[address] = None
+        elif isinstance(each, LeaseInfo):
+            rows.append(each)
+        elif (address := _address(each)) is not None:
+            addresses[address] = None
+    named = {each.registry for each in addresses}.union(row.registry for row in rows)
+    if registry is not None and not named <= {registry}:
+        raise ValueError(f"targets name the registries {sorted(named)}, and not {registry!r}: leave registry out")
     ended = asks.release(addresses, timeout) if addresses else 0
-    return ended + asks.release_ids(list(ids), timeout) if ids else ended
+    ended += asks.release_rows(rows, timeout) if rows else 0
+    return ended + asks.release_ids(list(ids), registry, timeout) if ids else ended
 
 
 def renew(
-    target: bytes | bytearray | memoryview | SafeRef[Any] | str | PayloadInfo,
+    target: Target,
     ttl: float | timedelta,
     *,
     timeout: float | timedelta | None = None,
@@ -145,7 +114,7 @@ def renew(
 
 
 def expires_in_s(
-    target: bytes | bytearray | memoryview | SafeRef[Any] | str | PayloadInfo,
+    target: Target,
     *,
     timeout: float | timedelta | None = None,
 ) -> float | None:
@@ -164,7 +133,14 @@ def expires_in_s(
     return asks.expires_in_s(address_of(target), timeout)
 
 
-def scope(*, ttl: float | timedelta | None = None, label: str | None = None, durable: bool | None = None) -> Scope:
+def scope(
+    *,
+    ttl: float | timedelta | None = None,
+    label: str | None = None,
+    durable: bool | None = None,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
+) -> Scope:
     """A context manager: leases that this thread or task makes inside, in whatever code it calls, are released when it closes.
 
     Also when it closes by an exception. Scopes nest, and asyncio tasks started inside belong to it (`async with` works, too); what a
@@ -175,6 +151,8 @@ def scope(*, ttl: float | timedelta | None = None, label: str | None = None, dur
         ttl: seconds to live of leases made inside without a ttl of their own.
         label: label of those made without one of their own.
         durable: default for `durable` of `dumps` and `pin` inside.
+        registry: default for their `registry`.
+        timeout: default for their `timeout`; and seconds to wait for the registry on closing.
 
     Returns:
         The scope, with `keep(target)`.
@@ -183,22 +161,32 @@ def scope(*, ttl: float | timedelta | None = None, label: str | None = None, dur
         ValueError: `ttl` isn't above zero.
         RegistryUnavailableError: on closing, if the registry doesn't answer in time, unless the block raised something itself.
     """
-    asked = terms.ask(ttl, None, label, None, None)
-    return Scope(None if ttl is None else asked.terms.ttl, label, durable, _addresses)
+    return Scope(
+        terms.checked(ttl, None, label)[0],
+        label,
+        None if durable is None else config.flag(durable, "durable"),
+        _addresses,
+        None if registry is None else config.checked_name(registry),
+        None if timeout is None else config.seconds(timeout, "timeout"),
+    )
 
 
 def keepalive(
     target: Target | Iterable[Target],
     ttl: float | timedelta,
+    *,
+    timeout: float | timedelta | None = None,
 ) -> KeepAlive:
-    """A context manager that renews leases in the background for as long as the block runs and this process lives.
+    """A context manager: leases with a ttl don't run out while the block runs and this process lives. `async with` works, too.
 
-    If the process crashes, the leases run out after `ttl`, and what they hold goes. When the block ends they have up to `ttl` left:
-    release them, or let them run out.
+    A thread renews them. A renewal takes no time from a lease, and leaves its terms as they are. When the block ends, or the process
+    is killed in it, a lease has what is left of its own time, or of `ttl` since the last renewal, whichever is more. A lease without
+    a ttl stays without: to have it end when the process is killed, make it with one.
 
     Args:
-        target: a payload, a `SafeRef` or its text, a `PayloadInfo`, or an iterable of these.
-        ttl: seconds (or a `timedelta`) that each renewal gives; every third of it there is one.
+        target: a payload, a `SafeRef` or its text, a `PayloadInfo`, or an iterable of these, but no set or dict.
+        ttl: seconds (or a `timedelta`) that each lease has left after a renewal, at least; every third of it there is one.
+        timeout: seconds that each renewal waits for the registry; default from `init` or `SAFE_REFS_TIMEOUT`.
 
     Returns:
         The context manager, whose `error` says how a lease has ended meanwhile.
@@ -209,40 +197,36 @@ def keepalive(
         WrongClusterError: a target is another cluster's.
         RegistryUnavailableError: on entering: no Ray connection, or no answer in time.
     """
-    return KeepAlive(_addresses(target), config.seconds(ttl, "ttl"))
+    limit_s = None if timeout is None else config.seconds(timeout, "timeout")
+    return KeepAlive(_addresses(target), config.seconds(ttl, "ttl"), limit_s)
 
 
-def _addresses(target: Any) -> list[LeaseAddress]:
+def _addresses(target: object) -> list[LeaseAddress]:
     """The leases that a target, or an iterable of them, names."""
     found = (_address(each) for each in _each(target))
     return [address for address in found if address is not None]
 
 
-def _each(target: Any, depth: int = 0) -> Iterator[Any]:
+def _each(target: object, depth: int = 0) -> Iterator[Any]:
     """The targets in a target, which may be an iterable of them, and these may be iterables in turn."""
-    if isinstance(target, (str, SafeRef, PayloadInfo)):
+    if isinstance(target, (str, SafeRef, PayloadInfo, LeaseInfo)):
         yield target
-    elif _is_buffer(target):
+    elif is_buffer(target):
         yield memoryview(target)
     elif isinstance(target, Iterable) and depth < _DEEPEST:
+        if isinstance(target, Mapping) and any(kind_of(value) is not None for value in target.values()):
+            raise TypeError(f"a {type(target).__name__} with references names no lease: {_THE_PAYLOAD}")
+        check_ordered(target)
         for each in target:
             yield from _each(each, depth + 1)
     else:
         raise TypeError(
             f"a lease is named by a payload, a SafeRef, its text or a lease id, or by an iterable of these, not by "
-            f"{type(target).__name__}{' nested so deep' if depth >= _DEEPEST else ''}"
+            f"{type(target).__name__}{' nested so deep' if depth >= _DEEPEST else ''}{_meant(target)}"
         )
 
 
-def _is_buffer(target: Any) -> bool:
-    try:
-        memoryview(target).release()
-    except TypeError:
-        return False
-    return True
-
-
-def address_of(target: Any) -> LeaseAddress:
+def address_of(target: object) -> LeaseAddress:
     """The lease that a target names.
 
     Raises:
@@ -251,11 +235,13 @@ def address_of(target: Any) -> LeaseAddress:
     """
     address = _address(target)
     if address is None:
-        raise EnvelopeError("a plain pickle without references has no lease")
+        raise EnvelopeError(
+            "a plain pickle without references has no lease: put(value, payload=True) makes a payload that has one"
+        )
     return address
 
 
-def _address(target: Any) -> LeaseAddress | None:
+def _address(target: object) -> LeaseAddress | None:
     """The lease that a target names; None for a payload without one."""
     if isinstance(target, SafeRef):
         return target.address
@@ -263,34 +249,18 @@ def _address(target: Any) -> LeaseAddress | None:
         return target.address
     if isinstance(target, str):
         return SafeRef.parse(target).address
-    if _is_buffer(target):
-        return envelope.find(target).header.address if _has_lease(target) else None
-    raise TypeError(f"a lease is named by a payload, a SafeRef or its text, not by {type(target).__name__}")
-
-
-def _has_lease(payload: Any) -> bool:
-    """Whether bytes are a payload with an envelope, rather than a plain pickle.
-
-    Raises:
-        EnvelopeError: they are neither.
-    """
-    if envelope.is_payload(payload):
-        return True
-    view = memoryview(payload).cast("B")
-    first, last = bytes(view[:1]), bytes(view[-1:])
-    # From protocol 2 on a pickle starts with PROTO; before, with any opcode. The last one is STOP.
-    if first == b"\x80" or (last == b"." and first in _first_bytes_of_pickles()):
-        return False
-    raise EnvelopeError(
-        "these bytes are neither a payload of safe_refs nor a pickle: get them again, whole and unchanged"
+    if is_buffer(target):
+        return envelope.find(target).header.address if has_lease(target) else None
+    raise TypeError(
+        f"a lease is named by a payload, a SafeRef or its text, not by {type(target).__name__}{_meant(target, one=True)}"
     )
 
 
-@lru_cache
-def _first_bytes_of_pickles() -> frozenset[bytes]:
-    import pickletools  # rarely wanted, and takes a while to import
-
-    return frozenset(opcode.code.encode("latin-1") for opcode in pickletools.opcodes)
+def _meant(target: object, *, one: bool = False) -> str:
+    """What is probably meant by something that names no lease."""
+    if kind_of(target) is not None:
+        return f": {_THE_PAYLOAD}"
+    return ": give one at a time" if one and isinstance(target, Iterable) else ""
 
 
 def _lease_id(text: str) -> bytes:

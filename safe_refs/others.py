@@ -1,8 +1,8 @@
 """What the objects of other libraries are pickled as, where the library's own way gives away a copy, or fails.
 
 Most need nothing from us: a materialized Ray Data `Dataset` and a persisted Dask collection are plain objects with references in
-them, which are found wherever they stand. Here are the others. `slots` registers what these functions give once somebody has imported
-the library, and it acts only while safe_refs is pickling. docs/others.md has the user's side.
+them, which are found wherever they stand. Here are the others. Once somebody has imported the library, `kinds` registers what these
+functions give. It acts only while safe_refs is pickling. docs/others.md has the user's side.
 
 What always holds: no library is imported that isn't in use here already; no payload names anything of this file; what can't be
 carried is refused by name.
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import config
+from . import _settings
 from ._ray.serve import ref_of_response
 
 # What a reducer of pickle's returns, or an `ObjectRef` to stand in the object's place.
@@ -47,7 +47,7 @@ def of_serve() -> Reducers | None:
     if not hasattr(library, "DeploymentHandle"):  # the last class of the module
         return None
     reducers: Reducers = {
-        library.DeploymentResponse: lambda response: ref_of_response(response, config.timeout_s()),
+        library.DeploymentResponse: lambda response: ref_of_response(response, _settings.timeout_s()),
         library.DeploymentResponseGenerator: Refused(
             f"{SERVE}.DeploymentResponseGenerator", "iterate over it, and pass its values on"
         ),

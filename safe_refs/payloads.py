@@ -19,20 +19,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import envelope, terms
-from ._ray import workers
+from ._ray import serializing, workers
 from .config import Deadline
 from .engine import Pickled
 from .envelope import Header, LeaseAddress
 from .errors import UnsupportedReferenceError
 from .registry import known
 from .registry.records import NO_TERMS
-from .slots import Writing, state
+from .slots import Opened, Writing, lately, register, state
 from .terms import Asked
 
 if TYPE_CHECKING:
     from .registry.records import Identity
     from .registry.requests import Plan
     from .registry.sessions import Session
+
+outside = serializing.outside  # for the functions that users call, too
 
 
 def client() -> Session:
@@ -45,6 +47,7 @@ def client() -> Session:
     if found is None:
         from . import assembly
 
+        register()  # a process that only loads hasn't yet; by it we see Ray's serialization
         found = assembly.connect()
     return found
 
@@ -80,8 +83,8 @@ class Transaction:
         self._asked = asked
         self._writings = writings
         self._client = known.sessions.get(workers.connection()) or client()
-        self._registry = asked.settings.registry
-        self.deadline = Deadline(time.monotonic() + asked.settings.timeout_s, asked.settings.timeout_s)
+        self._registry = asked.registry
+        self.deadline = Deadline(time.monotonic() + asked.timeout_s, asked.timeout_s)
         self.prepared: list[Prepared] = []
 
     def undo(self) -> None:
@@ -115,6 +118,8 @@ class Transaction:
                 raise _ownerless(error, refs) from None
         borrower = session.address if borrowed or session.connection.client else b""
         plan = session.plan(lease, refs, asked.terms, session.origin(), borrowed, borrower, asked.durable)
+        if asked.given_s is not None:
+            plan.deadline = self.deadline
         address = LeaseAddress(
             self._registry, session.connection.cluster, epoch, generation, lease, soon=not asked.waits
         )
@@ -144,10 +149,9 @@ class Transaction:
     def pin(self) -> None:
         """Have the registry hold all of it: before this returns, or soon after."""
         session, plans = self._client, [each.plan for each in self.prepared]
-        timeout_s = self._asked.settings.timeout_s
-        self.deadline = Deadline(
-            time.monotonic() + timeout_s, timeout_s
-        )  # to prepare takes time of its own, to start a registry too
+        timeout_s = self._asked.timeout_s
+        if self._asked.given_s is None:  # to prepare takes time of its own, to start a registry too
+            self.deadline = Deadline(time.monotonic() + timeout_s, timeout_s)
         if not self._asked.waits:
             for plan in plans:
                 session.post(self._registry, plan, self.deadline)
@@ -184,9 +188,10 @@ class Transaction:
         """The leases as the registry holds them. Inside another pickling, note how to end them, in case that pickling fails."""
         if state.writing is not None:
             for each in self.prepared:
-                state.writing.note(partial(self._client.registry(self._registry).release_later, [each.plan.lease]))
-                for end in (each.writing.nested if each.writing is not None else None) or ():
-                    state.writing.note(end)
+                lease = each.plan.lease
+                state.writing.note(lease, partial(self._client.registry(self._registry).release_later, [lease]))
+                if each.writing is not None:
+                    each.writing.hand_on()
         return self.prepared
 
 
@@ -194,6 +199,7 @@ def payload_of(prepared: Prepared) -> bytes:
     """The payload of a lease that is held."""
     header = prepared.header
     assert header is not None  # noqa: S101 # it was prepared with a pickled object
+    lately.add(header.tag, Opened(prepared.address, header.kinds, resolve=True))
     if header.address is prepared.address:
         return prepared.payload
     return envelope.wrap(header._replace(address=prepared.address), [envelope.find(prepared.payload).inner])
@@ -201,19 +207,22 @@ def payload_of(prepared: Prepared) -> bytes:
 
 def hold(pickled: Sequence[Pickled], asked: Asked) -> list[bytes]:
     """Make the payloads of pickled objects; the registry holds their references from before this returns, unless `asked` says not."""
+    transaction = None
     try:
+        if any(map(vars(serializing.local).get, serializing.MARKS)):
+            with serializing.put_aside():
+                return hold(pickled, asked)
         transaction = Transaction(asked, [each.writing for each in pickled])
-    except BaseException:
-        for each in pickled:
-            each.writing.discard()
-        raise
-    try:
         for each in pickled:
             transaction.prepare(each.writing.refs or (), each)
         transaction.pin()
         return [payload_of(each) for each in transaction.finish()]
     except BaseException:
-        transaction.undo()
+        if transaction is not None:
+            transaction.undo()
+        else:
+            for each in pickled:
+                each.writing.discard()
         raise
 
 

@@ -7,16 +7,21 @@ pickle is opened.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Protocol
+from pickle import loads as unpickle  # as it is now: somebody may set the module's own to ours
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import asks, envelope, payloads, places, terms
 from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
-from .handle import slot_values
-from .slots import Reading
+from .handle import mistaken, slot_values
+from .loading import load_many, several
+from .spending import reading
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _THIRD_OPCODE = envelope.PREFIX[2:4]
 
@@ -24,7 +29,7 @@ _THIRD_OPCODE = envelope.PREFIX[2:4]
 class WritableFile(Protocol):
     """What `dump` needs of a file."""
 
-    def write(self, data: Any, /) -> Any:
+    def write(self, data: bytes, /) -> object:
         """Write bytes."""
 
 
@@ -39,6 +44,8 @@ def dumps(
     durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
 ) -> bytes:
     """Pickle `obj`; Ray references anywhere in it are held by the registry from before this returns until their lease ends.
 
@@ -51,20 +58,23 @@ def dumps(
             which is no limit unless it was set; `math.inf` for none.
         uses: how often the payload may be loaded; None for no limit.
         durable: True has the registry hold copies of its own, of the objects and those inside them, so that they outlive the
-            process, job and driver that made them; returns when the copies exist (see docs/lifetimes.md for the cost).
+            process, job and driver that made them; returns when the copies exist (see docs/durable.md for the cost).
             The default is False, unless a `scope` says otherwise.
         label: a name for people, shown by `leases()`.
         wait: False returns before the registry holds the references, and leaves that to a background thread: see `flush`. The
             default is True, unless `pipeline`, `init` or `SAFE_REFS_WAIT` says otherwise.
+        registry: name of the registry that is to hold them; default from `init` or `SAFE_REFS_REGISTRY`.
+        timeout: seconds to wait for it, and for the copies of a durable lease; default from `init` or `SAFE_REFS_TIMEOUT`, and for
+            copies from `SAFE_REFS_DURABLE_TIMEOUT`.
 
     Returns:
         Plain pickle bytes if there are no references in `obj`; else a payload, which is a valid pickle too. One payload is one
         lease. A payload is a capability: whoever has it can load the objects and release them.
 
     Raises:
-        UnsupportedReferenceError: `obj` holds a Ray reference of a kind that can't be carried: a generator of
-            references, a result of a compiled graph, one made with a tensor transport, or a bare id without an owner. Its
-            `place` says where in `obj`, as `payload['batch'][3].ref`, and its text what to do.
+        UnsupportedReferenceError: `obj` holds a Ray reference that can't be carried: a generator of references, a result of a
+            compiled graph, one made with a tensor transport, a bare id without an owner, or an actor's handle that keeps no actor
+            alive (see docs/references.md). Its `place` says where in `obj`, as `payload['batch'][3].ref`, and its text what to do.
         RegistryFullError: a limit of the registry would be passed.
         RegistryUnavailableError: no Ray connection, or no answer in time; or the copies could not be made in time.
         OwnerGoneError: with `durable`, the owner of an object died before it was copied.
@@ -76,11 +86,12 @@ def dumps(
     try:
         pickled = pickle_object(obj, protocol, fix_imports, buffer_callback)
         if isinstance(pickled, bytes):
-            if ttl is not None or uses is not None or label is not None:
-                terms.ask(ttl, uses, label, None, None)
+            is_asked = ttl is not None or uses is not None or durable is not None or label is not None
+            if is_asked or wait is not None or registry is not None or timeout is not None:
+                terms.without_lease(ttl, uses, durable, label, wait, registry, timeout)
             return pickled
         try:
-            asked = terms.ask(ttl, uses, label, wait, durable)
+            asked = terms.ask(ttl, uses, label, wait, durable, registry, timeout)
         except BaseException:
             pickled.writing.discard()
             raise
@@ -100,6 +111,8 @@ def dumps_many(
     durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
 ) -> list[bytes]:
     """`dumps` of each object, with one call to the registry (to each shard of it) for all, or for each thousand.
 
@@ -112,6 +125,8 @@ def dumps_many(
         durable: see `protocol`.
         label: see `protocol`.
         wait: see `protocol`.
+        registry: see `protocol`.
+        timeout: see `protocol`; for all together.
 
     Returns:
         What `dumps` returns for each, in their order.
@@ -120,7 +135,7 @@ def dumps_many(
         Exception: as from `dumps`; then nothing of all stays held. (Without waiting, what is refused later shows in `flush`.) The
             place in an `UnsupportedReferenceError` begins with `payloads[2]` for the third object.
     """
-    asked = terms.ask(ttl, uses, label, wait, durable)
+    asked = terms.ask(ttl, uses, label, wait, durable, registry, timeout)
     done: list[bytes | Pickled] = []
     obj: Any = None
     try:
@@ -133,22 +148,29 @@ def dumps_many(
             if isinstance(each, Pickled):
                 each.writing.discard()
         raise
+    held: list[bytes] = []
     try:
-        held = iter(payloads.hold([each for each in done if isinstance(each, Pickled)], asked))
+        to_hold = [each for each in done if isinstance(each, Pickled)]
+        held = payloads.hold(to_hold, asked) if to_hold else []
+        left = iter(held)
+        return [next(left) if isinstance(each, Pickled) else each for each in done]
     except UnsupportedReferenceError as error:
         places.explain(error, objs, "payloads")
         raise
-    return [next(held) if isinstance(each, Pickled) else each for each in done]
+    except BaseException:
+        for payload in held:
+            release_unwritten(payload)
+        raise
 
 
 def loads(
-    data: Any,
+    data: Buffer,
     /,
     *,
     fix_imports: bool = True,
     encoding: str = "ASCII",
     errors: str = "strict",
-    buffers: Iterable[Any] | None = None,
+    buffers: Iterable[Buffer] | None = None,
     resolve: bool = True,
     take: bool = False,
     timeout: float | timedelta | None = None,
@@ -162,7 +184,8 @@ def loads(
         errors: see `fix_imports`.
         buffers: the out-of-band buffers, if there were any.
         resolve: False puts a `SafeRef` where each reference was, and asks the registry nothing.
-        take: True ends the lease in the same step; what was resolved stays good.
+        take: True ends the lease in the same step; what was resolved stays good. If the object can't be opened (a module is missing
+            here, say), the take is given back, as is a use of a lease with `uses`.
         timeout: seconds to wait for the registry (not for any value); default from `init` or `SAFE_REFS_TIMEOUT`.
 
     Returns:
@@ -175,18 +198,26 @@ def loads(
         RegistryUnavailableError: no Ray connection, or no answer in time.
         Exception: what `pickle.loads` raises.
     """
-    if type(data) is bytes and data[2:4] != _THIRD_OPCODE:
-        # Two bytes show that this is another pickle: the common case.
-        return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
-    if not envelope.is_payload(data):
-        return pickle.loads(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+    try:
+        if type(data) is bytes and data[2:4] != _THIRD_OPCODE:
+            # Two bytes show that this is another pickle: the common case.
+            return unpickle(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+        if not envelope.is_payload(data):
+            return unpickle(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+    except Exception:
+        if (wrong := mistaken(data)) is None:
+            raise
+        raise wrong from None
     found = envelope.find(data)
-    with Reading(found.header.tag, slot_values([found.header], resolve, take, timeout)[0]):
-        return pickle.loads(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+    use = os.urandom(8) if take or "uses" in found.header.terms else b""  # as `new_use`, which would be one step more
+    values = slot_values([found.header], resolve, take, timeout, [use])
+    with reading(found.header, values[0], resolve, use, take, timeout):
+        del values  # an error keeps this frame
+        return unpickle(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
 
 
 def loads_many(
-    payloads: Iterable[Any],
+    payloads: Iterable[Buffer],
     *,
     fix_imports: bool = True,
     encoding: str = "ASCII",
@@ -210,20 +241,10 @@ def loads_many(
         The objects, in the order of their payloads.
 
     Raises:
-        Exception: as from `loads`, for the first payload that can't be loaded. Uses and takes of the others are spent.
+        Exception: as from `loads`, for the first payload that can't be loaded. Uses and takes of all are given back.
     """
-    how: dict[str, Any] = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors}
-    datas = list(payloads)
-    found = [envelope.find(data) if envelope.is_payload(data) else None for data in datas]
-    values = iter(slot_values([each.header for each in found if each is not None], resolve, take, timeout))
-    loaded: list[Any] = []
-    for data, each in zip(datas, found, strict=True):
-        if each is None:
-            loaded.append(pickle.loads(data, **how))
-        else:
-            with Reading(each.header.tag, next(values)):
-                loaded.append(pickle.loads(each.inner, **how))
-    return loaded
+    how = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors}
+    return load_many(several(payloads), how, resolve=resolve, take=take, timeout=timeout)
 
 
 def dump(
@@ -238,46 +259,37 @@ def dump(
     durable: bool | None = None,
     label: str | None = None,
     wait: bool | None = None,
+    registry: str | None = None,
+    timeout: float | timedelta | None = None,
 ) -> None:
     """Write what `dumps` returns to `file`. If writing fails, nothing stays held.
 
     Arguments and errors are those of `dumps`; several dumps may follow one another in a file.
     """
-    data = dumps(
-        obj,
-        protocol,
-        fix_imports=fix_imports,
-        buffer_callback=buffer_callback,
-        ttl=ttl,
-        uses=uses,
-        durable=durable,
-        label=label,
-        wait=wait,
-    )
-    write_or_release(file, data)
-
-
-def open_payload(body: bytes, buffers: Sequence[Any] = ()) -> Any:
-    """Open a payload's body. Payloads call this when a plain `pickle.load` opens them; use `loads` yourself.
-
-    The name is a part of the payload format, and stays.
-
-    Raises:
-        EnvelopeError: and others as from `loads`.
-    """
-    found = envelope.open_body(body)
-    with Reading(found.header.tag, slot_values([found.header], resolve=True, take=False, timeout=None)[0]):
-        return pickle.loads(found.inner, buffers=buffers or None)
-
-
-open_payload.__module__ = "safe_refs"
-
-
-def write_or_release(file: WritableFile, data: bytes) -> None:
-    """Write bytes to a file; if that fails and they are a payload, end its lease."""
+    if not callable(getattr(file, "write", None)):
+        raise TypeError("file must have a 'write' attribute")
+    data = b""
     try:
+        data = dumps(
+            obj,
+            protocol,
+            fix_imports=fix_imports,
+            buffer_callback=buffer_callback,
+            ttl=ttl,
+            uses=uses,
+            durable=durable,
+            label=label,
+            wait=wait,
+            registry=registry,
+            timeout=timeout,
+        )
         file.write(data)
     except BaseException:
-        if envelope.is_payload(data):
-            asks.release_later(envelope.find(data).header.address)
+        release_unwritten(data)
         raise
+
+
+def release_unwritten(data: bytes) -> None:
+    """Bytes could not be written to a file: if they are a payload, end its lease."""
+    if envelope.is_payload(data):
+        asks.release_later(envelope.find(data).header.address)

@@ -4,10 +4,10 @@ Worked out only when something was refused, so that pickling pays nothing for it
 breadth first, so that a shortest expression is found. It sees what a pickler sees by itself: contents of dicts, lists, tuples, sets
 and deques, attributes, closures and defaults. What an object's own `__reduce__` or `__getstate__` makes up can't be found.
 
-What always holds: nothing is changed; attributes are read without asking the classes of users, and where one answers all the same,
-it may raise what it likes; cycles are no trouble; the search ends after so many objects (numbers, texts and the like don't count, nor
-does what has nothing in it). With that name for the whole, the expression gives that very object, unless a user's class answers
-otherwise when it is asked.
+What always holds: nothing is changed; attributes are read without calling users' code where that is possible, and where it is
+called all the same, it may raise anything; cycles do no harm; the search ends after `_AT_MOST` objects (numbers, texts and others of
+types that hold nothing don't count). The expression gives the very object that was refused, unless code of a user's class gives
+another one.
 """
 
 from __future__ import annotations

@@ -3,14 +3,20 @@
 | file | what is in it |
 |---|---|
 | `workers` | this process and its connection; who owns what; who is dead |
-| `cluster` | nodes, control store, starting actors of ours |
-| `objects` | values, sizes, places, and what a task needs to read them |
+| `control` | all that Ray's control service is asked, each question with its bound |
+| `requests` | calls that may wait without a limit, made by another thread |
+| `classes` | classes of actors whose handles come from elsewhere |
+| `cluster` | nodes; finding and starting actors of ours |
+| `environments` | what actors and tasks of ours inherit of the processes that start them |
+| `objects` | values, sizes, places, what is inside them |
+| `raw` | an object's bytes, to be stored again as they are |
 | `actors` | handles of actors |
 | `counts` | Ray's reference counts, and how to make this process report to an owner |
 | `exits` | how this process learns that it is about to end |
+| `serializing` | Ray's own serialization in this thread, and reducers of ours in its table |
 | `client` | what differs in a Ray Client |
 | `serve`, `store` | Serve's responses; figures of the object stores |
-| `native` | what the others share: Ray's core worker and its control service |
+| `native` | what the others share: how to get at Ray's core worker and its control service |
 
 Each function that goes beyond Ray's public API says why, since which Ray it has been seen to work, and what happens without it.
 tests/core/test_ray_facts.py tries each with the Ray at hand, and `make test-oldest` with the oldest that we support.

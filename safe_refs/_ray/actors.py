@@ -11,7 +11,8 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .native import accessor, core_worker
+from ..errors import UnsupportedReferenceError
+from .native import core_worker
 
 if TYPE_CHECKING:
     import ray
@@ -25,15 +26,59 @@ def is_actor_handle(reference: Any) -> bool:
 
 
 def is_weak(handle: Any) -> bool:
-    """Whether a handle does not keep its actor alive. `ray.get_actor` gives such handles.
+    """Whether a handle does not keep its actor alive. `ray.get_actor` and `get_runtime_context().current_actor` give such handles.
 
-    Private: `ActorHandle._ray_weak_ref`, seen since Ray 2.52. Without it, a payload that holds both a weak and a normal handle of the
-    same actor might hold only the weak one.
+    Private: `ActorHandle._ray_weak_ref`, seen since Ray 2.52. Without it, a lease of such a handle would hold nothing.
 
     A client's handles don't have the attribute: a client's server has one handle of each actor, however many the client has. Hence
     `vars`: a client's handle that is asked for an attribute it doesn't have asks the cluster for the actor's methods.
     """
     return bool(vars(handle).get("_ray_weak_ref", False))
+
+
+def holding(handle: Any) -> Any:
+    """For a weak handle, one that a lease can hold: the same if the actor is detached, else one that Ray counts; None if none is.
+
+    Ray counts a handle only if the actor's creator can know of it. It can in the creator's own process, and in one that has a handle
+    which the creator gave it, directly or by others: there another handle can be made. In all other processes a handle can be made,
+    too, but the creator never learns who holds it, and the actor ends although it is held (tests/core/test_ray_facts.py shows that).
+    Not even the actor itself can tell its creator.
+
+    Private: `CoreWorker.serialize_actor_handle` and `deserialize_and_register_actor_handle`, with which Ray passes handles on, seen
+    since Ray 2.52. Without it, see `is_weak`.
+    """
+    import ray
+
+    if is_detached(handle._actor_id):
+        return handle
+    core = core_worker()
+    state, standing_for = core.serialize_actor_handle(handle._actor_id)
+    if not has_owner(standing_for.binary()):
+        return None
+    return core.deserialize_and_register_actor_handle(state, ray.ObjectRef.nil(), False)
+
+
+def unheld(handle: Any) -> UnsupportedReferenceError:
+    """The error for a handle that no lease can hold; see `holding`."""
+    what = (
+        f"{handle!r}, a weak handle (from `ray.get_actor` or `current_actor`), which keeps no actor alive, so that a lease of it "
+        "would hold nothing"
+    )
+    remedy = (
+        "let the actor's creator make the payload, or give this process the handle that it has, as an argument; or create the actor "
+        'with lifetime="detached"'
+    )
+    return UnsupportedReferenceError.of(handle, what, remedy, kind="ray.actor.ActorHandle")
+
+
+def refused(references: Iterable[Any]) -> UnsupportedReferenceError | None:
+    """The error if one of these is a handle that no lease can hold. A Ray Client can't see that; a shard can."""
+    for each in references:
+        if is_actor_handle(each) and is_weak(each) and not is_detached(each._actor_id):
+            error = unheld(each)
+            error.locate("the object", None)
+            return error
+    return None
 
 
 def counted_ref(reference: Any) -> ray.ObjectRef[Any]:
@@ -119,31 +164,15 @@ def is_mortal(handle: Any) -> bool:
     return not is_detached(handle._actor_id)
 
 
-# By an actor's id, whether the actor is detached, which never changes.
-# Bound: about `_MOST_REMEMBERED`; then all are forgotten and asked for again. No lock: each step on the dictionary is atomic, and the
-# worst that two threads at once can do is to ask Ray twice.
-_detached: dict[bytes, bool] = {}
-_MOST_REMEMBERED = 4096
-
-
 def is_detached(actor_id: Any) -> bool:
-    """Whether an actor outlives its creator. About 1 ms the first time.
+    """Whether an actor outlives its creator, of which this process has a handle. 3 microseconds; nobody is asked.
 
-    Private: the actor's row in Ray's control service (`get_actor_info`), seen since Ray 2.52. A detached actor has no owner, but its
-    handle names one in every process other than its creator. Without it, a lease of a detached actor would end with the actor's
-    creator.
+    Private: `ActorHandle` of Ray's `core_worker.proto`, as which Ray passes handles on, seen since Ray 2.52. A detached actor has no
+    owner, but its handle names one in every process other than its creator. Without it, a lease of a detached actor would end with
+    the actor's creator.
     """
-    from ray.core.generated import gcs_pb2
+    from ray.core.generated import core_worker_pb2
 
-    known = _detached.get(actor_id.binary())
-    if known is not None:
-        return known
-    row = accessor().get_actor_info(actor_id)
-    if row is None:
-        return False  # it is being created: ask again next time
-    actor = gcs_pb2.ActorTableData()  # type: ignore[attr-defined] # generated at build time
-    actor.ParseFromString(row)
-    if len(_detached) >= _MOST_REMEMBERED:
-        _detached.clear()
-    _detached[actor_id.binary()] = found = bool(actor.is_detached)
-    return found
+    handle = core_worker_pb2.ActorHandle()  # type: ignore[attr-defined] # generated at build time
+    handle.ParseFromString(core_worker().serialize_actor_handle(actor_id)[0])
+    return bool(handle.is_detached)

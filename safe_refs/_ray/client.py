@@ -31,7 +31,8 @@ from ..threads import Background
 
 T = TypeVar("T")
 
-_PATIENCE_S = 10.0  # for a call that takes milliseconds when the server is well
+PATIENCE_S = 10.0  # for a call that takes milliseconds when the server is well
+_SERVER_S = 3.0  # for the first question of all, whose callers have no deadline yet
 
 
 class Server(NamedTuple):
@@ -65,7 +66,7 @@ def server() -> Server | None:
     known = _known
     if known is not None and known[0] is worker:
         return known[1]
-    found = asked(_find_server)
+    found = asked(_find_server, _SERVER_S)
     _known = (worker, found)
     return found
 
@@ -80,6 +81,9 @@ def _worker() -> Any:
 def _find_server() -> Server:
     import ray
     from ray._private.utils import compute_driver_id_from_job
+
+    # What a client asks the control service goes through its server, and so is bounded as all its calls are. `control` can't be asked
+    # for this: it has to know whether this process is a client.
     from ray.experimental.internal_kv import _internal_kv_get
 
     cluster: bytes | None = _internal_kv_get(b"ray_cluster_id", namespace=b"cluster")
@@ -160,10 +164,20 @@ _thread = _Thread()
 _background = Background()
 
 
+# In a forked child: the client worker of its parent, whose connection and threads it doesn't have.
+_parents: Any = None
+
+
 def _begin_anew() -> None:
-    """A forked child has none of the pool's threads."""
-    global _background
+    """A forked child has none of the pool's threads, nor its parent's connection."""
+    global _background, _known, _parents
+    _parents, _known = _worker() or _parents, None
     _background = Background()
+
+
+def is_parents() -> bool:
+    """Whether this process was forked from a client that was connected, and is not connected itself."""
+    return _parents is not None and _worker() is _parents
 
 
 os.register_at_fork(after_in_child=_begin_anew)
@@ -174,8 +188,8 @@ def is_in_background() -> bool:
     return _thread.in_background
 
 
-def asked(call: Callable[[], T], timeout_s: float = 0.0) -> T:
-    """Make a call to the cluster that normally takes milliseconds, or `timeout_s` more.
+def asked(call: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
+    """Make a call to the cluster, and wait for its answer no longer than `timeout_s`.
 
     In a process that was never a client this just makes the call.
 
@@ -185,19 +199,21 @@ def asked(call: Callable[[], T], timeout_s: float = 0.0) -> T:
     if not was_here():
         return call()
     try:
-        return in_time(call, timeout_s + _PATIENCE_S)
+        return in_time(call, timeout_s)
     except NoAnswerError:
         raise RegistryUnavailableError(
-            f"the server of this Ray Client has not answered for {timeout_s + _PATIENCE_S:g} s: it is stopped, or can't be reached"
+            f"the server of this Ray Client has not answered for {timeout_s:.1f} s: it is stopped, or can't be reached, "
+            "or waits for Ray's control service (GCS); try again, or connect anew (ray.shutdown(), ray.init)"
         ) from None
     except broken() as error:
         raise unavailable(error) from None
 
 
-def in_time(call: Callable[[], T], timeout_s: float) -> T:
+def in_time(call: Callable[[], T], timeout_s: float, late: Callable[[T], None] | None = None) -> T:
     """Make a call that may wait for the server, and wait for its answer no longer than `timeout_s`.
 
-    The thread that makes the call also drops the references that the call uses: to drop one may wait for the server, too.
+    The thread that makes the call also drops the references that the call uses: to drop one may wait for the server, too. If a signal
+    handler's exception ends the wait, `late` gets the answer, in another thread.
 
     Raises:
         NoAnswerError: there is no answer in time. The call goes on in the background, and its answer is thrown away.
@@ -218,8 +234,16 @@ def in_time(call: Callable[[], T], timeout_s: float) -> T:
         found, error = answer.get(timeout=max(timeout_s, 0.001))
     except queue.Empty:
         raise NoAnswerError from None
+    except BaseException:  # a signal handler's
+        if late is not None:
+            in_background(lambda: late(found) if (found := answer.get(timeout=timeout_s)[0]) is not None else None)
+        raise
     if error is not None:
-        raise error.with_traceback(None)
+        try:
+            raise error.with_traceback(None)
+        finally:
+            # A frame in its traceback that knows the error is a cycle, which keeps all that the caller's frames know.
+            del error
     result: T = found
     return result
 

@@ -1,105 +1,67 @@
-"""The cluster: its nodes, its control store, and the detached actors of ours that run on it."""
+"""The cluster: its nodes, and the detached actors of ours that run on it.
+
+What always holds: no wait for Ray's control service outlasts the caller's deadline; see `control`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import client
+from ..config import Deadline
+from . import classes, client, control, packages, requests
 
 NAMESPACE = "safe_refs"  # Ray's namespace of all our actors
-_KEYS = b"safe_refs:"  # begins all our keys in the control store
+# Private: what names of "implicit" resources begin with (`kImplicitResourcePrefix` in Ray's `constants.h`; Ray Serve uses them), seen
+# since Ray 2.52. Without them, actors of ours would start on any node.
+_RESOURCE = "node:__internal_implicit_resource_safe_refs"
 
 
-def nodes() -> list[str]:
+def nodes(deadline: Deadline | None = None) -> list[str]:
     """Ids of the living nodes. The head node, where Ray's control service runs, is the first.
 
     The resource `node:__internal_head__` marks the head node; Ray's own libraries rely on it (seen since Ray 2.52). Without it, the
     registry starts on whichever node comes first.
 
     Raises:
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
+        RegistryUnavailableError: no answer in time.
     """
-    import ray
-
-    rows = client.asked(lambda: ray.nodes())  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+    rows = control.nodes(deadline)
     living = {str(row["NodeID"]): "node:__internal_head__" in row["Resources"] for row in rows if row["Alive"]}
     return sorted(living, key=lambda node: (not living[node], node))
 
 
-def kv_get(key: str) -> bytes | None:
-    """A value in the cluster's control store, which outlives every actor; None if there is none. About half a millisecond.
-
-    Semi-public, like `kv_put` and `kv_delete`: `ray.experimental.internal_kv`, seen since Ray 2.52. Nothing public outlives the
-    registry. Without it, a registry could have one shard only, and nobody could tell its restart from its first start.
-
-    Raises:
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
-    """
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    value: bytes | None = client.asked(lambda: _internal_kv_get(_KEYS + key.encode()))
-    return value
-
-
-def kv_put(key: str, value: bytes, *, overwrite: bool = True) -> bool:
-    """Set a value in the control store; without `overwrite` only if the key has none.
-
-    Returns:
-        Whether the value was written. True is certain. If Ray had to repeat the request, as an answer got lost, False may also mean
-        that the first try wrote it: where that matters, put a value that nobody else puts, and read it back.
-
-    Raises:
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
-    """
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    # Ray returns whether the key had a value before, also if that was overwritten.
-    was_there = client.asked(lambda: _internal_kv_put(_KEYS + key.encode(), value, overwrite=overwrite))
-    return overwrite or not was_there
-
-
-def kv_delete(key: str) -> None:
-    """Delete a value in the control store, if there is one.
-
-    Raises:
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
-    """
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    client.asked(lambda: _internal_kv_del(_KEYS + key.encode()))
-
-
-def count_up(key: str) -> int:
-    """Add one to a count in the control store, and return the new count; the first is 1. Two callers at once may get the same."""
-    count = int(kv_get(key) or 0) + 1
-    kv_put(key, str(count).encode())
-    return count
-
-
-def named_actor(name: str, class_: type) -> Any:
+def named_actor(name: str, class_: type, deadline: Deadline | None = None) -> Any:
     """Handle of an actor of ours that runs.
 
     Args:
         name: the actor's name.
         class_: the actor's class; a Ray Client's handle learns its methods from it.
+        deadline: until when to wait for Ray's control service.
 
     Raises:
         ValueError: there is no such actor.
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
+        RegistryUnavailableError: no answer in time.
     """
-    import ray
+    classes.watch()
+    return methods_known(control.named_actor(name, NAMESPACE, deadline), class_, deadline)
 
-    return client.asked(lambda: methods_known(ray.get_actor(name, namespace=NAMESPACE), class_))
 
-
-def methods_known(handle: Any, class_: type) -> Any:
+def methods_known(handle: Any, class_: type, deadline: Deadline | None = None) -> Any:
     """The handle of an actor of ours, so that a Ray Client need not ask for its methods; see `client.with_methods`."""
-    return client.with_methods(handle, class_) if client.is_handle(handle) else handle
+    if not client.is_handle(handle):
+        return handle
+    return client.asked(lambda: client.with_methods(handle, class_), requests.left_s(deadline))
 
 
 def start_actor(
-    name: str, class_: type, args: Sequence[Any] = (), *, place: int, options: Mapping[str, Any] | None = None
+    name: str,
+    class_: type,
+    args: Sequence[Any] = (),
+    *,
+    place: int,
+    options: Mapping[str, Any] | None = None,
+    deadline: Deadline | None = None,
 ) -> Any:
     """Handle of a detached actor of ours. Starts the actor if it isn't running, but doesn't wait until it has started.
 
@@ -109,18 +71,21 @@ def start_actor(
         name: the actor's name.
         class_: the actor's class.
         args: for the class.
-        place: number of the node, of those that `nodes` lists, counted on from the first again if there are fewer.
+        place: number of the node, of those that `nodes` lists, counted on from the first again if there are fewer; or of one that
+            comes after it, if that one's workers lack a package (see `packages`).
         options: more options for Ray, or other values than the ones below.
+        deadline: until when to wait for Ray's control service.
 
     Raises:
         ValueError: another process won the race for the name, and its actor is not listed yet, or no longer. Try again.
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
+        RegistryUnavailableError: no answer in time, and the actor may start nevertheless. Or a package is missing there.
     """
-    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    deadline = deadline or requests.soon()
     try:
-        return named_actor(name, class_)  # `get_if_exists` would find it as well, but the nodes are asked for before
+        # `get_if_exists` would find it as well, but the nodes are asked for before.
+        return named_actor(name, class_, deadline)
     except ValueError:
         pass
     all_options: dict[str, Any] = {
@@ -129,18 +94,24 @@ def start_actor(
         "get_if_exists": True,
         "lifetime": "detached",  # the job that happens to start it may end before those that use it
         "num_cpus": 0,
-        # A byte of memory: Ray starts an actor that asks for no resource at all on any node, whatever its affinity (Ray PR 25360).
-        "memory": 1,
+        # Neither its creation nor a call to it is a row in `ray list tasks`, whoever calls: handles say so, too.
+        "enable_task_events": False,
+        # Ray starts an actor that asks for no resource at all on any node, whatever its affinity (Ray PR 25360). Each node has one of
+        # each such resource without counting it among its own, so that this takes room from nobody, and there always is some.
+        "resources": {_RESOURCE: 0.0001},
         # A crashed one starts anew by itself. Other processes hold what it held.
         "max_restarts": -1,
         # A call to a dead one fails at once: the caller knows better than Ray whom to ask instead.
         "max_task_retries": 0,
     }
-    living = nodes()
+    living = nodes(deadline)
     if living:
         # Actors with consecutive places are on consecutive nodes. Place 0 is the head node, which no autoscaler removes. Soft, so
         # that an actor whose node is gone starts on another one.
-        node = living[place % len(living)]
-        all_options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+        all_options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(packages.choose(living, place), soft=True)
     all_options.update(options or {})
-    return methods_known(ray.remote(class_).options(**all_options).remote(*args), class_)
+    try:
+        made = control.create_actor(class_, args, all_options, deadline)
+    except ModuleNotFoundError as error:  # of a Ray Client's server, which opens the class
+        raise packages.missing_at_server(error) from None
+    return methods_known(made, class_, deadline)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import ray
 
 _MOST_HANDLES = 1000  # of one actor, that a process may have
+_LONGEST_WINDOW_S = 1.0  # a window takes milliseconds
+_LOOKS_S = 0.0002
 
 _NEEDED_CALLS = (
     "add_object_ref_reference",
@@ -50,8 +53,6 @@ class Touch(Enum):
     REPORTED = 1
     UNKNOWN = 2
     BUSY = 3
-
-    YES = REPORTED  # transition: the old name
 
 
 @functools.lru_cache(maxsize=1)
@@ -161,30 +162,37 @@ def _no_collection() -> Iterator[bool]:
     would never be freed.
 
     `gc.disable` stops automatic collections. An explicit `gc.collect()` of another thread, like Ray's, calls `hold_off` first, and
-    waits there until the window is closed.
+    waits there until the window is closed. A signal handler may raise at any line here: so all is undone twice.
     """
-    window = threading.Lock()
     me = threading.get_ident()
     seen: list[str] = []
+    was_on, is_open = gc.isenabled(), [True]
 
     def hold_off(phase: str, _: object) -> None:
         if threading.get_ident() == me:
             seen.append(phase)
         elif phase == "start":
-            with window:
-                pass
+            until = time.monotonic() + _LONGEST_WINDOW_S
+            while is_open and time.monotonic() < until:
+                time.sleep(_LOOKS_S)
 
-    was_on = gc.isenabled()
-    gc.disable()
-    gc.callbacks.append(hold_off)
-    try:
-        with window:
-            gc.collect(0)  # if another thread is collecting, this does nothing and calls no callback
-            yield "start" in seen
-    finally:
-        gc.callbacks.remove(hold_off)
+    def close() -> None:
+        is_open.clear()
+        if hold_off in gc.callbacks:
+            gc.callbacks.remove(hold_off)
         if was_on:
             gc.enable()
+
+    try:
+        try:
+            gc.disable()
+            gc.callbacks.append(hold_off)
+            gc.collect(0)  # if another thread is collecting, this does nothing and calls no callback
+            yield "start" in seen
+        finally:
+            close()
+    finally:
+        close()
 
 
 def counted(ids: Iterable[bytes]) -> list[bytes]:

@@ -1,11 +1,60 @@
-"""Two ways into Ray that the other files here share: this process's core worker, and Ray's control service.
+"""What the other files here share: whether Ray is here, and two ways into it, this process's core worker and the control service.
 
 It is a file of its own so that `actors`, `workers` and `counts` need not import one another for it.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
 from typing import Any
+
+from ..errors import RegistryUnavailableError
+
+OLDEST = (2, 52)  # as in pyproject.toml
+
+
+def global_worker() -> Any:
+    """Ray's record of this process. None where Ray isn't imported, or is just being imported: by another thread, or in a frame below.
+
+    Private: `ray._private.worker.global_worker`, seen since Ray 2.52.
+    """
+    return getattr(sys.modules.get("ray._private.worker"), "global_worker", None)
+
+
+def connected() -> Any:
+    """The native side of this process; None unless it is connected, and not as a Ray Client."""
+    worker = global_worker()
+    return worker.core_worker if worker is not None and worker.connected else None
+
+
+def is_imported() -> bool:
+    """Whether this process has imported Ray. What tests put in its place, a stand-in or None, doesn't count."""
+    return hasattr(sys.modules.get("ray"), "__path__")
+
+
+def is_installed() -> bool:
+    """Whether this Python has Ray, imported or not. Asked only where Ray is missed: to look takes 0.2 ms."""
+    if is_imported() or sys.is_finalizing():
+        return True
+    try:
+        return importlib.util.find_spec("ray") is not None
+    except (ImportError, ValueError):  # a stand-in, or None, has been put in its place
+        return False
+
+
+def check_version(version: str) -> None:
+    """Whether this Ray has what safe_refs needs of it.
+
+    Raises:
+        RegistryUnavailableError: it is too old.
+    """
+    parts = re.match(r"(\d+)\.(\d+)", version)
+    if parts and (int(parts[1]), int(parts[2])) < OLDEST:
+        raise RegistryUnavailableError(
+            f"safe_refs needs Ray 2.52 or newer, and this is Ray {version}: pip install 'ray>=2.52'"
+        )
 
 
 def core_worker() -> Any:

@@ -1,4 +1,4 @@
-"""Objects: fetching values, waiting for them, where they are and how large, and what a task needs to read them.
+"""Objects: fetching values, waiting for them, where they are and how large, and what is inside them.
 
 What always holds: an error that is raised here keeps no reference alive; nothing here waits longer than its timeout.
 """
@@ -6,17 +6,14 @@ What always holds: an error that is raised here keeps no reference alive; nothin
 from __future__ import annotations
 
 import functools
-import json
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import client
+from . import classes, client, serializing
 from .actors import counted_ref, only_objects
+from .native import global_worker
 from .workers import connection, owner_of
 
 if TYPE_CHECKING:
@@ -41,22 +38,37 @@ def get(refs: Any, timeout_s: float) -> Any:
     """
     import ray
 
-    return _answer(ray.get, refs, timeout_s)
+    return _answer(ray.get if client.was_here() else _get, refs, timeout_s)
 
 
 def fetch(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
     """`get` that never starts a Ray, for background threads: `ray.get` starts one if the process has just left its cluster.
 
-    Private: that `ray.get` is wrapped (`__wrapped__`), seen since Ray 2.52. Without it, a short moment of that risk is left.
-
     Raises:
         RegistryUnavailableError: Ray is not initialized in this process.
         UnopenedActorError: see there.
     """
+    return _answer(client.get if connection().client else _get, ref, timeout_s)
+
+
+def _get(refs: Any, timeout: float) -> Any:
+    """`ray.get` without what Ray does before: it starts a Ray if this process has just left its cluster, and in an async actor warns.
+
+    Ray warns once in a process, whichever thread calls, of the first `ray.get` in an async actor. So ours would warn of what is no
+    fault of the user's, and hide the warning of what is.
+
+    Private: `Worker.get_objects`, which `ray.get` calls, and that `ray.get` is wrapped (`__wrapped__`), seen since Ray 2.52. Without
+    the one, such a warning is all that is lost; without both, a short moment of the other risk is left, too.
+    """
     import ray
 
-    how = client.get if connection().client else getattr(ray.get, "__wrapped__", ray.get)
-    return _answer(how, ref, timeout_s)
+    worker: Any = global_worker()
+    if not hasattr(worker, "get_objects"):
+        return getattr(ray.get, "__wrapped__", ray.get)(refs, timeout=timeout)
+    worker.check_connected()
+    if isinstance(refs, list):
+        return worker.get_objects(refs, timeout)[0]
+    return worker.get_objects([refs], timeout)[0][0]
 
 
 def value(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
@@ -71,7 +83,10 @@ def value(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
 
 def _answer(how: Any, refs: Any, timeout_s: float) -> Any:
     try:
-        return how(refs, timeout=timeout_s)
+        if serializing.holds_lock():
+            with serializing.in_rays_order():
+                return classes.opened(lambda left_s: how(refs, timeout=left_s), timeout_s)
+        return classes.opened(lambda left_s: how(refs, timeout=left_s), timeout_s)
     except client.broken() as error:
         raise client.unavailable(error) from None
     except Exception as error:
@@ -108,7 +123,8 @@ def wait(refs: Sequence[Any], how_many: int, timeout_s: float) -> list[Any]:
     import ray
 
     return client.asked(
-        lambda: ray.wait(list(refs), num_returns=how_many, timeout=timeout_s, fetch_local=False)[0], timeout_s
+        lambda: ray.wait(list(refs), num_returns=how_many, timeout=timeout_s, fetch_local=False)[0],
+        timeout_s + client.PATIENCE_S,
     )
 
 
@@ -236,40 +252,3 @@ def met_inside(instead: Mapping[bytes, ray.ObjectRef[Any]] | None = None) -> Ite
     finally:
         for name, original in originals.items():
             setattr(module, name, original)
-
-
-def surroundings() -> str:
-    """What a task needs to read and write the objects of this process, as JSON: its runtime environment, and its import path.
-
-    Ray adds the folder of a job's driver to the import path of that job's workers. The tasks that copy objects are of another job.
-
-    Raises:
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
-    """
-    import ray
-
-    context = ray.get_runtime_context()
-    said: str = client.asked(lambda: context.get_runtime_env_string())  # type: ignore[no-untyped-call] # Ray leaves this one untyped
-    path: list[str] = []
-    if client.server() is None:  # a client's folders are on no node, and Ray's workers can import from none of them
-        installed = (sys.prefix, sys.base_prefix)
-        path = [entry for entry in sys.path if Path(entry).is_absolute() and not entry.startswith(installed)]
-    return json.dumps({"env": json.loads(said), "path": path}, sort_keys=True)
-
-
-def runtime_env_for(wanted_surroundings: str) -> dict[str, Any]:
-    """The runtime environment for a task that needs such surroundings; empty if they are this process's own.
-
-    Ray gives the task also what this process has and the other doesn't have, environment variables for example.
-    """
-    wanted, own = json.loads(wanted_surroundings), json.loads(surroundings())
-    env: dict[str, Any] = {} if wanted["env"] == own["env"] else dict(wanted["env"])
-    more = [entry for entry in wanted["path"] if entry not in sys.path]
-    if more:
-        variables = env.get("env_vars") or wanted["env"].get("env_vars") or {}
-        before = variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
-        # Behind the path that is there, which goes first. As the environment differs, Ray takes other workers for the task than for
-        # tasks without it; that is needed, as the latter may have imported other modules of the same names.
-        path = os.pathsep.join([*filter(None, [before]), *more])
-        env["env_vars"] = {**variables, "PYTHONPATH": path}
-    return env

@@ -47,6 +47,18 @@ def store_usage() -> StoreUsage:
     )
 
 
+def who_holds_what() -> str:
+    """The table of `ray memory`: each object that some process counts, its size, and where it is counted and why.
+
+    Private: `ray._private.internal_api.memory_summary`, seen since Ray 2.52. Without it, a test that fails could not say what leaked.
+    """
+    import ray
+    from ray._private.internal_api import memory_summary
+
+    address = ray.get_runtime_context().gcs_address
+    return str(memory_summary(address, units="B", line_wrap=False))  # type: ignore[no-untyped-call] # Ray leaves it untyped
+
+
 @functools.lru_cache(maxsize=1)
 def _cluster_state(gcs_address: str) -> Any:
     """Ray's view of a cluster, kept: Ray 2.48 has been seen to crash after some hundreds were made, one for each look."""

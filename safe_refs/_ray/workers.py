@@ -7,6 +7,7 @@ process owns) neither calls another function of ours.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import threading
@@ -14,9 +15,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..errors import RegistryUnavailableError
-from . import client
+from . import client, control
 from .actors import counted_ref, is_actor_handle, is_detached, is_weak
-from .native import accessor, core_worker
+from .native import check_version, core_worker, global_worker, is_installed
 
 
 class Connection(NamedTuple):
@@ -30,6 +31,12 @@ class Connection(NamedTuple):
 # Ray's core worker, and where it is connected to. Each `ray.init` makes another core worker; asking Ray costs 10 microseconds.
 # Bound: one pair. No lock: threads read and replace the pair as a whole, and two that ask at once get the same answer.
 _known: tuple[Any, Connection] | None = None
+# In a forked child: the core worker of its parent, which has none of its threads here, so that every call to it would wait for ever.
+# Kept, as nobody knows how its destructor ends here.
+_parents: Any = None
+
+
+_NOT_CONNECTED = "Ray is not initialized in this process, so the registry can't be reached: call ray.init(address=...)"
 
 
 def connection() -> Connection:
@@ -39,18 +46,24 @@ def connection() -> Connection:
     one cluster to the next, so a payload must say which cluster it belongs to. Without it, no payload could be made or read.
 
     Raises:
-        RegistryUnavailableError: Ray is not initialized in this process.
+        RegistryUnavailableError: Ray is not initialized in this process, or this is a worker's setup hook.
     """
     global _known
-    if "ray" not in sys.modules:  # nobody has imported Ray yet, so no reference can exist
+    ray: Any = sys.modules.get("ray")
+    worker: Any = getattr(sys.modules.get("ray._private.worker"), "global_worker", None)  # as in `native.global_worker`
+    # Nobody has imported Ray yet (all of it), so no reference can exist; or nobody can any more.
+    if worker is None or sys.is_finalizing():
         raise _not_connected()
-    import ray
 
-    worker: Any = ray._private.worker.global_worker
     core = getattr(worker, "core_worker", None)
     known = _known
     if known is not None and core is known[0] and worker.connected:
         return known[1]
+    if client.is_parents() or (core is not None and core is _parents):
+        raise RegistryUnavailableError(
+            "this process was forked from one that is connected to Ray. It has none of Ray's threads, and can't use Ray: fork before "
+            "ray.init() and connect in the children, or start them by multiprocessing's 'spawn' or 'forkserver'"
+        )
     if not worker.connected:
         server = client.server()
         if server is None:
@@ -58,6 +71,12 @@ def connection() -> Connection:
         return Connection(server.cluster, server.job, True)
     if not ray.is_initialized():
         raise _not_connected()
+    check_version(ray.__version__)
+    if is_setting_up():
+        raise RegistryUnavailableError(
+            "this worker process is in its setup hook, where Ray can't call actors, so the registry can't be reached: only "
+            "safe_refs.init works there; move the rest into the task or actor"
+        )
     cluster, job = worker.current_cluster_and_job
     found = Connection(cluster.binary(), job.hex())
     if core is not None and not job.is_nil():  # a worker that has no job yet gets one with its first task
@@ -65,11 +84,46 @@ def connection() -> Connection:
     return found
 
 
+def is_setting_up() -> bool:
+    """Whether this is a worker process that has had no task yet: its setup hook runs.
+
+    In a setup hook, Ray 2.60 ends the process when an actor is called, or the runtime environment asked for: both look for those of
+    the current task.
+
+    Private: the worker's mode and `CoreWorker.get_task_depth`, 0 in drivers and in workers without a task, seen since Ray 2.52.
+    Without it, a worker whose setup hook calls safe_refs would die.
+    """
+    ray = sys.modules.get("ray")
+    worker = global_worker()
+    if not worker or not worker.connected or worker.mode != ray.WORKER_MODE:  # type: ignore[union-attr]
+        return False
+    return bool(worker.core_worker.get_task_depth() == 0)
+
+
+def _note_fork() -> None:
+    """Remember in a forked child what its parent was connected by."""
+    global _known, _own, _parents
+    _known = _own = None
+    module: Any = sys.modules.get("ray._private.worker")
+    _parents = getattr(getattr(module, "global_worker", None), "core_worker", None) or _parents
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
 def _not_connected() -> RegistryUnavailableError:
-    return RegistryUnavailableError(
-        "Ray is not initialized in this process, so the registry can't be reached: call ray.init(address=...) for the "
-        "cluster that the payload belongs to"
-    )
+    if not is_installed():
+        return RegistryUnavailableError(
+            "Ray is not installed in this Python, so the registry can't be reached: pip install 'ray>=2.52'"
+        )
+    return RegistryUnavailableError(_NOT_CONNECTED + " first")
+
+
+def for_payload(error: RegistryUnavailableError) -> RegistryUnavailableError:
+    """The error of `connection`, for a caller who has a payload or a handle."""
+    if not str(error).startswith(_NOT_CONNECTED):
+        return error
+    return RegistryUnavailableError(_NOT_CONNECTED + " for the cluster that the payload belongs to")
 
 
 def node_and_process() -> tuple[str, int]:
@@ -83,7 +137,7 @@ def node_and_process() -> tuple[str, int]:
 
 
 def own_address() -> bytes:
-    """Address of this process, or of a client's server, for `is_surely_dead`, `owns_all` and `describe`. Private: see there."""
+    """Address of this process, or of a client's server, for `is_surely_dead` and `owns_all`. Private: see there."""
     server = client.server()
     if server is not None:
         return _pack_address(server.worker, server.node)
@@ -114,16 +168,10 @@ def _new_address() -> Any:
     return common_pb2.Address()  # type: ignore[attr-defined] # generated at build time
 
 
-def _node_of(parsed: Any) -> str:
-    """The node's id, in hexadecimal. Older versions of Ray have another name for it."""
+def node_of(parsed: Any) -> str:
+    """The id of the node in a record of an address, in hexadecimal. Older versions of Ray have another name for it."""
     node: bytes = parsed.node_id if hasattr(parsed, "node_id") else parsed.raylet_id
     return node.hex()
-
-
-def describe(address: bytes) -> str:
-    """Name of a process in a message, from its `own_address`."""
-    parsed = _parsed(address)
-    return f"the process of worker {parsed.worker_id.hex()[:8]} on node {_node_of(parsed)[:8]}"
 
 
 def owner_of(reference: Any) -> bytes:
@@ -202,24 +250,34 @@ def ownerless(refs: Iterable[Any]) -> Any:
 def is_surely_dead(owner: bytes) -> bool:
     """Whether Ray's control service says that the process with this address is dead, or its node is. False where it doesn't know.
 
-    A process that is stopped, or that the network has cut off, is not dead. About 1 ms.
+    A process that is stopped, or that the network has cut off, is not dead. About 1 ms. If the control service doesn't answer soon,
+    nobody is surely dead.
 
-    Private: `GlobalState.get_worker_info` of the control service, and the layout of an owner's address, seen since Ray 2.52. Without
-    it, no lease would end because its owner died, and whoever loads it would get Ray's own error from `ray.get`.
+    Private: the layout of an owner's address, seen since Ray 2.52, and `control.worker_row`. Without it, no lease would end because
+    its owner died, and whoever loads it would get Ray's own error from `ray.get`.
     """
-    import ray
-    from ray.core.generated import gcs_pb2
-
     address = _parsed(owner)
-    row = accessor().get_worker_info(ray.WorkerID(address.worker_id))
-    if row is None:
+    if not address.worker_id:
+        return False  # of what nobody owns
+    try:
+        worker = control.worker_row(address.worker_id)
+        if worker is None:
+            return False
+        if not worker.is_alive:
+            return True
+        nodes = {node["NodeID"]: node["Alive"] for node in control.nodes()}
+    except RegistryUnavailableError:
         return False
-    worker = gcs_pb2.WorkerTableData()  # type: ignore[attr-defined] # generated at build time
-    worker.ParseFromString(row)
-    if not worker.is_alive:
-        return True
-    nodes = {node["NodeID"]: node["Alive"] for node in ray.nodes()}  # type: ignore[no-untyped-call] # Ray leaves it untyped
-    return nodes.get(_node_of(address)) is False
+    return nodes.get(node_of(address)) is False
+
+
+def is_driver() -> bool:
+    """Whether this process is a driver (or a Ray Client, which is one by its server), rather than one for tasks or an actor.
+
+    Private: the worker's mode, seen since Ray 2.52.
+    """
+    worker = global_worker()
+    return client.server() is not None or bool(worker and worker.mode != sys.modules["ray"].WORKER_MODE)
 
 
 def is_actor() -> bool:
@@ -249,8 +307,27 @@ def is_alone() -> bool:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     mine = threading.get_ident()
     return all(
-        thread == mine or names.get(thread, "").startswith(_HARMLESS_THREADS) for thread in sys._current_frames()
+        thread == mine or names.get(thread, "").startswith(_HARMLESS_THREADS) for thread in _threads_with_frames()
     )
+
+
+def _threads_with_frames() -> list[int]:
+    """Threads that are in Python code, by their idents.
+
+    Without the collector: where that runs in the middle of `sys._current_frames`, Python crashes or hangs (CPython issue 106883; seen
+    with 3.11.7).
+    """
+    was_on = gc.isenabled()
+    try:
+        try:
+            gc.disable()
+            return list(sys._current_frames())
+        finally:
+            if was_on:
+                gc.enable()
+    finally:
+        if was_on:
+            gc.enable()  # once more: a signal handler may raise at any line
 
 
 # Ray's own threads print logs and collect garbage (see `counts._no_collection`). Ours touch no reference of the user's.

@@ -9,10 +9,10 @@ How: another process, a relay, holds the reference for some milliseconds, so tha
 
 What it costs. A `dumps` of a borrowed reference takes 1.7 times that of an owned one, 2.2 times in a tight loop. A shard anchors
 about 500 leases of one reference a second, or 5,500 references a second in leases of 100. Each round stops all calls to the shard
-for 2 to 5 ms, for 128 references at most. Three relay actors of 50 MB run in a cluster while a registry does, and two spare ones
-when one of them does not respond. A `dumps` of owned references and a `loads`
-cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where the registry starts and where `dumps` is called, turns it off; so does a Ray
-without the private calls that it needs (`_ray.counts.can_anchor`).
+for 2 to 5 ms, for 128 references at most. Two relay actors of 50 MB run while a shard has something to anchor and for 20 s more, a
+third while borrowers pin, and two spare ones when one of them does not respond; who starts one waits a second or two. A `dumps` of
+owned references and a `loads` cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where the registry starts and where `dumps` is
+called, turns it off; so does a Ray without the private calls that it needs (`_ray.counts.can_anchor`).
 
 A borrower B pins, and then a reader R resolves:
 
@@ -38,6 +38,6 @@ A borrower B pins, and then a reader R resolves:
 | `holders`, `loans` | what a borrower asks of shards; the thread that takes its loans back |
 | `exits`, `delaying` | the orderly end of a process; the actor `SafeRefsExitDelay`, which gives an actor the time for it |
 
-Parts, for `assembly`: `part.Anchoring(shard, anchors)`, where `anchors` is `config.anchors()` of the process that starts the
+Parts, for `assembly`: `part.Anchoring(shard, anchors)`, where `anchors` is the setting `anchoring` of the process that starts the
 registry, and `borrower.Borrower(session)`.
 """

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import config
+from .. import _settings
 from .._ray import actors, counts, workers
 from .._ray.counts import Touch
 from ..config import Deadline
@@ -33,7 +33,7 @@ from ..registry.requests import Plan
 from .exits import OrderlyEnd
 from .holders import Holders
 from .loans import Lent, Loans
-from .relays import FOR_CLIENTS, Given, Relays
+from .relays import FOR_CLIENTS, MAY_HAVE_ENDED_S, Given, Relays
 from .reports import RECENT_S, Life, Reports
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Borrower(ClientPart):
             self._session.sending
             or now < self._down_until
             or now < self._lends_until
-            or not config.anchors()
+            or not _settings.current().anchoring
             or not counts.can_anchor()
             or not workers.is_alone()
         ):
@@ -153,10 +153,18 @@ class Borrower(ClientPart):
             return None
         for ref in self._exit.backlog():  # what this process pinned when it was not alone, or no relay was there
             found.setdefault(ref.binary(), ref)
-        self._lends_until = now + _LOAN_S
-        if self._answered_at is None or now - self._answered_at > _RELAY_FRESH_S:
-            return self._knock(list(found.values()))
-        return self._send(list(found.values()))
+        try:
+            self._lends_until = now + _LOAN_S
+            if self._answered_at is not None and now - self._answered_at > MAY_HAVE_ENDED_S:
+                self._answered_at = None
+                self._relays.forget(FOR_CLIENTS[self._which])
+                self._reports.take_said()  # the relay of then may be gone, and can't confirm what has long arrived
+            if self._answered_at is None or now - self._answered_at > _RELAY_FRESH_S:
+                return self._knock(list(found.values()))
+            return self._send(list(found.values()))
+        except BaseException:
+            self._lends_until = 0.0  # nobody gets to know of this loan; the relay ends it by itself
+            raise
 
     def _knock(self, refs: list[Ref]) -> Loan:
         relay = FOR_CLIENTS[self._which]
@@ -209,7 +217,7 @@ class Borrower(ClientPart):
         if held is not None:
             unreported = self._anchor(*held, refs, registry, lease, deadline)
             left = [ref for ref in actors.only_objects(refs) if ref.binary() in unreported] + actors.only_actors(refs)
-        if left and config.anchors() and counts.can_anchor():
+        if left and _settings.current().anchoring and counts.can_anchor():
             self._exit.note(left, registry, lease)
 
     def _anchor(

@@ -4,7 +4,7 @@ Ray calls nothing in the actor's process before it tells the owners that the pro
 that it has made itself are answered. So a thread keeps a call to an *exit delay* actor open, and looks whether the actor was told
 to end:
 
-    actor's thread            control store             exit delay
+    actor's thread            control service           exit delay
       open a call of 3 s ───────────────────────────────►  (answers after 3 s)
       every 0.1 s: has it called exit_actor?  (asks nobody)
       every 1 s ──► is it marked dead?
@@ -12,7 +12,7 @@ to end:
       … dead ─── open a call of 10 s, anchor, cancel all calls ──► the actor ends
 
 What always holds: while a thread watches, a call is open that ends 1.5 s later or more, and between two look-ups there is 1 s. The
-control store is the one of the whole cluster, so it isn't asked more often. An actor that ends is delayed by up to 1 s until the
+control service serves the whole cluster, so it isn't asked more often. An actor that ends is delayed by up to 1 s until the
 look-up, and by what anchoring takes (`exits`); by 3 s if its thread can't come to it.
 """
 
@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._ray import cluster
+from .._ray import cluster, requests
 from ..errors import RegistryUnavailableError
 from . import relays
 
@@ -38,6 +38,7 @@ DELAY_S = 3.0
 _NAME = "exit_delay"
 _TIDY_S = 5.0
 _FAILED_S = 0.01
+_FOUND_S = 1.0  # for Ray's control service, when the exit delay is looked up or started
 _AGAIN_S = 0.3  # a call that could not be opened is tried again
 
 
@@ -96,7 +97,7 @@ class Delays:
             if self._calls and ray.wait([self._calls[-1]], timeout=_FAILED_S)[0]:
                 self._handle = None  # the last one should still be open: the exit delay has died
             if self._handle is None:
-                self._handle = cluster.start_actor(_NAME, SafeRefsExitDelay, place=0)
+                self._handle = cluster.start_actor(_NAME, SafeRefsExitDelay, place=0, deadline=requests.soon(_FOUND_S))
             self._calls.append(self._handle.wait.remote(seconds))
         except (ValueError, RegistryUnavailableError, ray.exceptions.RayError):
             self._handle = None  # it is being started, or has just died
@@ -117,7 +118,7 @@ class Watch:
 
     Args:
         has_called_exit: a cheap local look.
-        is_marked_dead: asks the control store.
+        is_marked_dead: asks the control service.
         delays: the calls that hold up the end.
     """
 

@@ -7,8 +7,11 @@ hook that runs before Ray tells the owners that this process is gone:
     how it ends                      what safe_refs has                              where
     exit_actor, SIGTERM (worker)     Ray's function that ends the work, replaced     `_before_exit`, by `_ray.exits`
     end of a driver's script         `atexit`, before Ray's own                      `_before_exit`, by `_ray.exits`
+    ray.shutdown                     Ray's function that disconnects, replaced       `_before_exit`, by `_ray.exits`
     last handle of an actor dropped  nothing is called: a thread looks               `OrderlyEnd._watch`, see `delaying`
     ray.kill, SIGKILL, a lost node   nothing: the leases are lost, and the registry says so
+
+If the driver that ends has started the cluster, the cluster ends with it, and nothing is done.
 
 The hook is registered once in a process, when the first lease depends on it, and asks all sessions that anchor. Pins that nobody
 waited for are acknowledged before it runs.
@@ -75,9 +78,9 @@ class OrderlyEnd:
         self._relays = relays
         self._holders = holders
         self.dependents = Dependents()
-        # Held by the thread that anchors at the end: others that end the process wait for it. Both are reentrant, because of signals.
+        # Held by the thread that anchors at the end: others that end the process wait for it, a while. Reentrant, because of signals.
         self._ending = threading.RLock()
-        self._starting = threading.RLock()  # guards `_thread`: whether a thread runs, and is to go on
+        # The thread that watches, or tidies. Two at once may start one each; the one that isn't noted here ends by itself.
         self._thread: threading.Thread | None = None
         self._tidied_at = self._gave_backlog_at = self._noted_at = float("-inf")
         self._is_closed = False
@@ -90,19 +93,20 @@ class OrderlyEnd:
         is_actor = workers.is_actor()
         if not is_actor and not (self.dependents.is_full() and time.monotonic() - self._tidied_at >= _TIDY_S):
             return
-        with self._starting:
-            if self._thread is None and not self._is_closed:
-                if is_actor:
-                    watch = delaying.Watch(exits.has_called_exit, exits.is_marked_dead, delaying.Delays())
-                    watch.begin(time.monotonic())  # here, and not in the thread: from now on no end goes unseen
-                    thread = threading.Thread(target=self._watch, args=(watch,), name="safe_refs-exit", daemon=True)
-                else:
-                    thread = threading.Thread(target=self._tidy_once, name="safe_refs-tidy", daemon=True)
+        if self._thread is None and not self._is_closed:
+            if is_actor:
+                watch = delaying.Watch(exits.has_called_exit, exits.is_marked_dead, delaying.Delays())
+                watch.begin(time.monotonic())  # here, and not in the thread: from now on no end goes unseen
+                thread = threading.Thread(target=self._watch, args=(watch,), name="safe_refs-exit", daemon=True)
+            else:
+                thread = threading.Thread(target=self._tidy_once, name="safe_refs-tidy", daemon=True)
+            try:
                 self._thread = thread
-                try:
-                    thread.start()
-                except RuntimeError:
-                    self._thread = None  # the machine has no more threads just now: the next note tries again
+                thread.start()
+            except BaseException as error:
+                self._thread = None  # the machine has no more threads just now: the next note tries again
+                if not isinstance(error, RuntimeError) or thread.ident is not None:
+                    raise
 
     def backlog(self) -> list[Ref]:
         """Some references of leases that depend on this process, and that it still has; none if there were some a moment ago."""
@@ -119,7 +123,7 @@ class OrderlyEnd:
         # Also if nothing is left to do: another thread may be in the middle of it, and this one must not end the process meanwhile.
         locked = self._ending.acquire(timeout=_END_S)
         try:
-            if not len(self.dependents) or not is_current(self._session):
+            if not len(self.dependents) or not is_current(self._session) or exits.ends_cluster():
                 return
             ids, leases = self.dependents.take()
             refs, known = counts.references(counts.still_counted(ids)), actors.known_actors(ids)
@@ -186,6 +190,7 @@ class OrderlyEnd:
         for relay, patience_s in zip(FOR_CLIENTS * 2, _RELAY_PATIENCE_S * 2, strict=True):
             if deadline.is_over():
                 break
+            self._relays.forget(relay)  # it may have ended since it was looked up
             if self._relays.answer(relay, self._relays.hello(relay), min(patience_s, deadline.left_s())):
                 return relay
         return None
@@ -215,37 +220,35 @@ class OrderlyEnd:
                 self.tidy()
             except Exception:
                 logger.debug("could not look whether this actor ends", exc_info=True)  # Ray is gone from this process
-            with self._starting:
-                if not len(self.dependents) and time.monotonic() - self._noted_at > _TIDY_S:
-                    self._thread = None  # the next note starts another
+            if self._thread is not threading.current_thread():
+                break  # another one watches
+            if not len(self.dependents) and time.monotonic() - self._noted_at > _TIDY_S:
+                self._thread = None  # the next note starts another
+                if not len(self.dependents):
                     break
+                self._thread = threading.current_thread()  # there has been one just now
         watch.end()
 
 
 # The sessions of this process that anchor at its end: one, and at most as many as a process may have at once. Weakly held, so that
-# one that is dropped goes. The lock guards it; it is reentrant, as a signal that ends the process may come while a session begins.
-_lock = threading.RLock()
-_all: weakref.WeakSet[OrderlyEnd] = weakref.WeakSet()
+# one that is dropped goes. No lock: to add, to discard and to copy is one step each.
+_all: set[weakref.ref[OrderlyEnd]] = set()
 
 
 def _register(end: OrderlyEnd) -> None:
-    if end not in _all:
-        with _lock:
-            _all.add(end)
-            exits.call_before_exit(_before_exit)
+    _all.add(weakref.ref(end, _all.discard))
+    exits.call_before_exit(_before_exit)
 
 
 def _before_exit() -> None:
-    with _lock:
-        ends = list(_all)
-    for end in ends:
-        end.before_exit()
+    for each in list(_all):
+        if (end := each()) is not None:
+            end.before_exit()
 
 
 def _forget() -> None:
-    """A forked child has no connection; and its copy of the lock may be held for ever by a thread that it doesn't have."""
-    global _lock, _all
-    _lock, _all = threading.RLock(), weakref.WeakSet()
+    """A forked child has no connection."""
+    _all.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -82,5 +82,5 @@ class Holders:
     def _verbs(self, registry: str) -> Asks | None:
         try:
             return self._session.registry(registry).verbs(start=False)
-        except (NoRegistryError, ValueError):
+        except (NoRegistryError, ValueError, RegistryUnavailableError):
             return None

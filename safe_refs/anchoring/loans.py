@@ -9,11 +9,11 @@ What always holds: no reference is kept here, only keys and ids. Nothing calls R
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..threads import QueueThread
 from .holders import Holders, is_current
 from .relays import Relays
 
@@ -50,26 +50,15 @@ class Loans:
         self._session = session
         self._relays = relays
         self._holders = holders
-        # Guards what follows. Its lock is reentrant: a signal's handler may call `dumps` in the middle of another.
-        self._changed = threading.Condition(threading.RLock())
         # Not bounded here: each is put there by a `dumps` that has waited for its relay, and the thread takes all at once.
-        self._queue: deque[Lent] = deque()
-        self._thread: threading.Thread | None = None
+        self._returning: QueueThread[Lent] = QueueThread("safe_refs-loans", self._serve, _IDLE_S)
         self._is_closed = False
 
     def return_later(self, lent: Lent) -> None:
         """Have a relay give back, from a thread."""
-        with self._changed:
-            if self._thread is None and not self._is_closed:
-                thread = threading.Thread(target=self._run, name="safe_refs-loans", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the machine has no more threads, or Python is coming to its end
-                    self.ask_back(lent)
-                    return
-                self._thread = thread
-            self._queue.append(lent)
-            self._changed.notify_all()
+        # If there is none, the machine has no more threads, or Python is coming to its end.
+        if not self._is_closed and not self._returning.put(lent):
+            self.ask_back(lent)
 
     def ask_back(self, lent: Lent) -> None:
         """Have a shard that holds the lease give back in the relay's stead, and so anchor this process.
@@ -81,27 +70,21 @@ class Loans:
         self._holders.give_back(lent.registry, lent.lease, lent.ids, lent.relay)
 
     def close(self) -> None:
-        """The connection is gone: the thread ends by itself. Takes no lock, as a forked child may have it held for ever."""
+        """The connection is gone: the thread ends by itself."""
         self._is_closed = True
-        self._queue = deque()
 
-    def _run(self) -> None:
+    def _serve(self, first: Lent) -> None:
+        """Have relays give back what has been lent, until nothing is left to look after."""
         asked: deque[tuple[float, int, Any, list[Lent]]] = deque()  # when, which relay, its reply, what it is to give
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._queue) or self._is_closed, _WATCH_S if asked else _IDLE_S)
-                begun = list(self._queue)
-                self._queue.clear()
-                if self._is_closed or not (begun or asked):
-                    self._thread = None
-                    return
+        begun = [first]
+        while (begun or asked) and not self._is_closed:
             try:
                 if not is_current(self._session):
-                    asked.clear()  # that cluster is left
-                    continue
+                    return  # that cluster is left
                 self._take_back(begun, asked)
             except Exception:
                 logger.debug("a relay could not be asked to give back", exc_info=True)  # Ray is gone from this process
+            begun = self._returning.taken(_WATCH_S if asked else 0.0)
 
     def _take_back(self, begun: list[Lent], asked: deque[tuple[float, int, Any, list[Lent]]]) -> None:
         by_relay: dict[int, list[Lent]] = {}

@@ -14,7 +14,7 @@ from .._ray import actors, counts, workers
 from .._ray.counts import Touch
 from ..registry.calls import Call
 from ..registry.hooks import Began, Loop, ShardPart, remote
-from ..registry.wire import NotNow, PinRow, ResolveRow
+from ..registry.wire import NotNow, ResolveRow
 from .handed_out import HandedOut
 from .relays import Relays
 from .rounds import Rounds
@@ -94,12 +94,12 @@ class Anchoring(ShardPart):
 
     # Events, without the lock.
 
-    def pinning(self, row: PinRow, refs: Sequence[Ref]) -> None:
+    def pinning(self, borrower: bytes, refs: Sequence[Ref]) -> None:
         """A borrower pins objects that were handed out: report to the owners who has got them, before the call is answered.
 
         The answer to this call would send what Ray knows here about their readers to the borrower.
         """
-        if not row.borrower or not self._anchors:
+        if not borrower or not self._anchors:
             return
         with self._lock:
             found = [ref for ref in refs if actors.id_of(ref) in self._handed_out] if self._handed_out else []

@@ -16,12 +16,13 @@ B's count reach zero on purpose, and B keeps the reference nevertheless:
 
     between 2 and 3, for some milliseconds, B's own hold depends on the relay
 
-Nothing is copied. A shard may be the last to hold the reference, so it uses two relays, on different nodes if there are several.
-Clients use a third relay; if it dies, the registry gives the reference back in its stead. Shards and clients have a spare each,
-which starts when one of theirs does not respond: Ray may take half a minute to see that a node is gone.
+Nothing is copied. A shard may be the last to hold the reference, so it uses two relays. Clients use a third relay; if it dies, the
+registry gives the reference back in its stead. Shards and clients have a spare each, which starts when one of theirs does not
+respond: Ray may take half a minute to see that a node is gone. All run on the head node: to Ray's autoscaler a node with an actor is
+never idle, and when the head node dies, so does the cluster.
 
 What always holds: a relay keeps nothing longer than a loan takes; relays are the cluster's, whichever registry uses them; they start
-when somebody needs them, and end when nobody has for a minute. Another shard can't be a shard's relay: it may hold the same object
+when somebody needs them, and end when nobody has for 20 s. Another shard can't be a shard's relay: it may hold the same object
 itself, and then its count does not reach zero.
 """
 
@@ -34,7 +35,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
 
-from .._ray import cluster, counts, objects, workers
+from .._ray import classes, cluster, counts, objects, packages, requests, workers
 from ..errors import RegistryUnavailableError
 
 if TYPE_CHECKING:
@@ -50,10 +51,12 @@ logger = logging.getLogger("safe_refs.registry")
 # would send what Ray knows there of the shard to that process, and not to the owner.
 FOR_SHARDS = (0, 1, 3)  # any two of them
 FOR_CLIENTS = (2, 4)  # any one
-STAYS_S = 60.0  # how long a relay waits for work
+STAYS_S = 20.0  # how long a relay waits for work; to start one takes a second or two, and it has 50 MB
+MAY_HAVE_ENDED_S = STAYS_S / 2  # one that has not answered for longer is looked up anew
 # A shard's hold may be the last, so a relay gives it time; a client has the shard's to go back to.
 _FORGETS_S = {number: 10.0 if number in FOR_SHARDS else 3.0 for number in (*FOR_SHARDS, *FOR_CLIENTS)}
 _TICK_S = 1.0
+_FOUND_S = 1.0  # for Ray's control service, when a relay is looked up or started
 _ENDS_WITHIN_S = 0.01
 
 
@@ -82,6 +85,7 @@ class SafeRefsRelay:
         self._ending: Any = (
             None  # the reply of the call by which this relay told itself to end, while that is under way
         )
+        classes.serve()
         threading.Thread(target=self._keep_time, name="safe_refs-time", daemon=True).start()
 
     def hello(self) -> bool:
@@ -169,10 +173,12 @@ class Relays:
 
         Raises:
             ValueError: it is being started by another process just now, and can't be found yet.
+            RegistryUnavailableError: Ray's control service does not answer.
         """
         known = self._handles.get(number)
         if known is None:
-            known = cluster.start_actor(name(number), SafeRefsRelay, (_FORGETS_S[number],), place=number)
+            deadline = requests.soon(_FOUND_S)
+            known = cluster.start_actor(name(number), SafeRefsRelay, (_FORGETS_S[number],), place=0, deadline=deadline)
             self._handles[number] = known
         return known
 
@@ -209,8 +215,8 @@ class Relays:
         if reply is not None:
             try:
                 return objects.fetch(reply, timeout_s)
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-                pass
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+                packages.note_death(error)
         self.forget(number)
         return None
 

@@ -2,14 +2,13 @@
 
 What always holds: nothing here knows Ray or waits. A session has one of these, so that it goes with the connection: ids of objects
 repeat from one cluster to the next. Any thread may use it, also in a signal's handler that has interrupted another call of the same
-thread.
+thread: there is no lock, each step is one for the interpreter, and no step relies on what the step before has seen.
 """
 
 from __future__ import annotations
 
-import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import NamedTuple
 
 from ..envelope import LeaseAddress
@@ -34,6 +33,7 @@ class Recent(NamedTuple):
 
 
 _NEVER = Recent(float("-inf"), None)
+_NEVER_SAID = (float("-inf"), Life(0, b""))
 
 
 class Reports:
@@ -45,65 +45,58 @@ class Reports:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        # Guards all that follows. Reentrant, as a signal may come in the middle of a method, and its handler may call `loads`. For
-        # the same reason no step here relies on what the step before has seen.
-        self._lock = threading.RLock()
         # Objects whose owners may not know this process just now; the newest last. At most MOST_RECENT: then the oldest goes.
-        self._recent: dict[bytes, Recent] = {}
+        self._recent: OrderedDict[bytes, Recent] = OrderedDict()
         # Objects of which this process has made Ray report, and of which the owners may not have got the report yet. Those of one
         # loan, as the next one takes them.
         self._said: dict[bytes, tuple[float, Life]] = {}
         # Owners that have got every report of this process, as far as it knows, except those in `_said`. At most MOST_ACQUAINTED:
         # then the oldest goes, and has to be waited for once more.
-        self._acquainted: dict[bytes, None] = {}
+        self._acquainted: OrderedDict[bytes, None] = OrderedDict()
 
     def note_recent(self, ids: Iterable[bytes], source: LeaseAddress | None) -> None:
         """This process has got these objects from a lease just now, or (None) has anchored them."""
-        with self._lock:
-            for id_ in ids:
-                self._recent.pop(id_, None)
-                self._recent[id_] = Recent(self._clock(), source)
-            _trim(self._recent, MOST_RECENT)
+        for id_ in ids:
+            self._recent.pop(id_, None)
+            self._recent[id_] = Recent(self._clock(), source)
+        _trim(self._recent, MOST_RECENT)
 
     def recent(self, id_: bytes) -> Recent:
         """When that was of an object; long ago if it wasn't, or isn't known any more."""
-        with self._lock:
-            return self._recent.get(id_, _NEVER)
+        return self._recent.get(id_, _NEVER)
 
     def lately(self) -> set[bytes]:
         """Those of which it was within the last RECENT_S."""
-        with self._lock:
-            since = self._clock() - RECENT_S
-            return {id_ for id_, each in list(self._recent.items()) if each.at > since}
+        since = self._clock() - RECENT_S
+        return {id_ for id_ in list(self._recent) if self.recent(id_).at > since}
 
     def note_said(self, ids: Iterable[bytes], life: Life) -> None:
         """Ray is reporting to the owners of these objects, who know the relay in that life of it, once they have got it."""
-        with self._lock:
-            self._said.update(dict.fromkeys(ids, (self._clock(), life)))
+        self._said.update(dict.fromkeys(ids, (self._clock(), life)))
 
     def take_said(self) -> dict[Life, list[bytes]]:
         """By relay the objects that were noted so, within the last RECENT_S; from now on they are the caller's to see to."""
-        with self._lock:
-            said, self._said = self._said, {}
-            since = self._clock() - RECENT_S
+        since = self._clock() - RECENT_S
         found: dict[Life, list[bytes]] = {}
-        for id_, (at, life) in said.items():
+        for id_ in list(self._said):
+            at, life = self._said.pop(id_, _NEVER_SAID)
             if at > since:
                 found.setdefault(life, []).append(id_)
         return found
 
     def acquaint(self, owners: Iterable[bytes]) -> None:
         """These owners have got all reports."""
-        with self._lock:
-            self._acquainted.update(dict.fromkeys(owners))
-            _trim(self._acquainted, MOST_ACQUAINTED)
+        self._acquainted.update(dict.fromkeys(owners))
+        _trim(self._acquainted, MOST_ACQUAINTED)
 
     def is_acquainted(self, owner: bytes) -> bool:
         """Whether an owner has got all of them, as far as this process knows."""
-        with self._lock:
-            return owner in self._acquainted
+        return owner in self._acquainted
 
 
-def _trim(entries: dict[bytes, Recent] | dict[bytes, None], most: int) -> None:
-    for id_ in list(islice(entries, max(len(entries) - most, 0))):
-        entries.pop(id_, None)
+def _trim(entries: OrderedDict[bytes, Recent] | OrderedDict[bytes, None], most: int) -> None:
+    while len(entries) > most:
+        try:
+            entries.popitem(last=False)
+        except KeyError:  # another thread has emptied it
+            break

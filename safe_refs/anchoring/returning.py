@@ -140,5 +140,8 @@ class Returner:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         if ids and not lives:
-            logger.error("both relays died with %d reference(s) in their hands: leases may hold nothing", len(ids))
+            logger.error(
+                "both relays died with %d reference(s) in their hands: leases of these may hold nothing; make the payloads anew",
+                len(ids),
+            )
         return ids

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import ray
 
     from ..registry.leases import LeaseTable
+    from ..registry.records import Origin
 
     Ref = ray.ObjectRef[Any]
 
@@ -144,7 +145,7 @@ class Rounds:
         """Anchor what is due, until the shard closes."""
         while not self._closing.is_set():
             try:
-                self._touching.keep_relays()
+                self._keep_relays()
                 self._look_for_dead()
                 if self._round():
                     self._closing.wait(self._pause_s)
@@ -162,6 +163,13 @@ class Rounds:
             self._sleeps_until = -math.inf
             self._wake.clear()
         self.returner.close()
+
+    def _keep_relays(self) -> None:
+        """Have the relays there while something is to be anchored."""
+        with self._lock:
+            is_needed, depends = len(self._unanchored) > 0, bool(self._unanchored.depended_on())
+        if is_needed:
+            self._touching.keep_relays(for_clients=depends)
 
     def _look_for_dead(self) -> None:
         """Look whether processes that leases depend on have died."""
@@ -224,10 +232,10 @@ class Rounds:
                 # To a dead owner there is nothing to report. A lease that holds objects of others, too, lives for those.
                 found = {touched.get(id_, Touch.BUSY) for id_ in ids if id_ not in gone}
                 worst = next((state for state in (Touch.UNKNOWN, Touch.BUSY) if state in found), Touch.REPORTED)
-                maker = self._unanchored.depends_on(lease)
+                from_shard, held = self._unanchored.is_from_shard(lease), self._table.find(lease)
                 confirmed = not any(id_ in unconfirmed for id_ in ids)
                 if self._unanchored.outcome(lease, marks, worst, confirmed=confirmed):
-                    self._table.lose(lease, f"it depended on {workers.describe(maker)}, which is dead")
+                    self._table.lose(lease, _why_lost(None if from_shard or held is None else held.origin))
                     lost += 1
         if lost:
             logger.warning(
@@ -307,3 +315,13 @@ class Rounds:
 
 def _reported(refs: Sequence[Ref], touched: Sequence[Touch]) -> list[bytes]:
     return [actors.id_of(ref) for ref, state in zip(refs, touched, strict=True) if state is Touch.REPORTED]
+
+
+def _why_lost(maker: Origin | None) -> str:
+    """Why a lease is lost that depended on its maker, or (None) on the shard that this one had it from; and what to do."""
+    if maker is None:
+        return "it depended on the shard that had passed it on to another, which is dead; make the payload anew"
+    return (
+        f"it depended on {maker.process}, which is dead and had only borrowed the references; make the payload anew, in a process "
+        "that owns the objects or has no other threads"
+    )

@@ -24,7 +24,7 @@ from .._ray import actors, counts, workers
 from .._ray.counts import Touch
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
-from .relays import FOR_CLIENTS, FOR_SHARDS, STAYS_S, Relays
+from .relays import FOR_CLIENTS, FOR_SHARDS, MAY_HAVE_ENDED_S, STAYS_S, Relays
 from .returning import Pair
 
 if TYPE_CHECKING:
@@ -73,11 +73,16 @@ class Touching:
         self._turn_s = _TURN_S
         self._kept_at = float("-inf")
 
-    def keep_relays(self) -> None:
-        """Start the relays, and keep them from ending; now and then."""
+    def keep_relays(self, *, for_clients: bool) -> None:
+        """Start the relays, and keep them from ending; now and then.
+
+        Args:
+            for_clients: the clients' relay, too: processes on which leases depend need it when they end.
+        """
         if time.monotonic() - self._kept_at >= KEEPS_RELAYS_S:
             self._kept_at = time.monotonic()
-            for number in (*self.pair, FOR_CLIENTS[0]):
+            for number in (*self.pair, *FOR_CLIENTS[: int(for_clients)]):
+                self._relays.forget(number)  # it may have ended
                 self._relays.hello(number)
 
     def find_pair(self) -> bool:
@@ -89,13 +94,17 @@ class Touching:
             return True
         missed = self.is_doubtful
         begun = time.monotonic()
-        found = self._answering(self.pair, _ANSWERS_S)
+        may_have_ended = begun - self._answered_at > MAY_HAVE_ENDED_S
+        if may_have_ended:
+            for number in self.pair:
+                self._relays.forget(number)
+        found = self._answering(self.pair, _STARTS_S if may_have_ended else _ANSWERS_S)
         if len(found) < _AT_ONCE:
             self.is_doubtful = True
             found = self._answering(FOR_SHARDS, _STARTS_S)
         elif missed:
             self._turn_s = min(2 * self._turn_s, _LONGEST_TURN_S)  # they were slow, not dead
-        else:
+        elif not may_have_ended:
             self._note_pace(time.monotonic() - begun)
         if len(found) >= _AT_ONCE:
             self.pair, self.is_doubtful = tuple(sorted(found)[:_AT_ONCE]), False

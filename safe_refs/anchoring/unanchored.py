@@ -108,6 +108,11 @@ class Unanchored:
         entry = self._entries.get(lease)
         return b"" if entry is None else entry.depends_on
 
+    def is_from_shard(self, lease: bytes) -> bool:
+        """Whether that process is another shard."""
+        entry = self._entries.get(lease)
+        return entry is not None and entry.from_shard
+
     def from_shards(self) -> int:
         """How many leases came from other shards, and depend on those still."""
         return sum(entry.from_shard for entry in self._entries.values())

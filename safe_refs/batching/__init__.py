@@ -2,25 +2,27 @@
 
 A call to a shard takes 1.4 to 2 ms, most of it Ray's own. So requests that are made at the same time share calls:
 
-    thread A ──► leads: sends its own request at once ─────────────► shard ┐
-    thread B ──► waits ┐                                                   │ one call at a time
-    thread C ──► waits ├─ gathered while A's call is under way             │ for each kind of request
-    thread D ──► goes on, nobody waits                                     │ and each registry
-       A's answer comes; B leads: one call with B's and C's ───────► shard ┤
-       thread `safe_refs-sending` leads: one call with D's ────────► shard ┘  and then D's callback
+    thread A ──► finds no call under way, and sends its request by itself ───────► shard
+    thread B ──► waits ┐
+    thread C ──► waits ├─► thread `safe_refs-sending`: one call with all three ──► shard
+    thread D ──► goes on ┘
 
-What it costs: a lone thread takes a lock twice, and passes three functions more. For a pin that nobody waits for, the caller's
-thread pays 50 µs of Python and the sending thread 35. There is at most one idle thread for each kind of request and registry; it
-ends after 30 s.
+While the shared call is under way, requests for the next one gather. No thread of the user's ever sends for another one. So if a
+signal handler interrupts a thread, or a destructor asks for something in the middle of it, no other thread waits for what it leaves.
 
-What is lost without it (the core then uses `registry.direct`), by the figures of `benchmarks/RESULTS.md`: 16 threads hold no more
-leases a second than one (with it 3.8 times as many); `wait=False` and `pipeline` wait (without waiting: 14 times as many);
-`loads_many` makes one call for each lease (a thousand together: 27 times as fast); `aio` needs a thread for each request.
+What it costs: a lone thread passes two functions more. For a pin that nobody waits for, the caller's thread pays 50 µs of Python
+and the sending thread 35. There is at most one idle thread for each kind of request and registry; it ends after 30 s.
+
+What is lost without it (the core then uses `registry.direct`); `benchmarks/RESULTS.md` has the figures:
+- 16 threads make no more leases a second than one thread. With it: about 5 times as many.
+- `wait=False` and `pipeline` wait. With it, without waiting: 20 to 25 times as many leases a second.
+- `loads_many` makes one call for each lease. With it, a thousand leases together: 30 to 40 times as fast.
+- `aio` needs a thread for each request.
 
 Files:
-- `groups`: `Group` (which requests go together, and who sends them) and `Batched` (which request goes to which group).
-- `queues`: the half of `Group` that a single thread does not need: the queues, and the thread for posted requests.
-- `unacknowledged`: `Unacknowledged`: pins that nobody waits for, until the registry acknowledges them; `flush`; a process's end.
+- `groups`: `Group` (who sends a request) and `Batched` (which request goes to which group).
+- `queues`: the half of `Group` that a lone thread does not enter: the queue, and the thread that sends what is in it.
+- `unacknowledged`: `Unacknowledged` (pins that nobody waits for, until the registry acknowledges them); `flush`; a process's end.
 - `futures`: the same requests, awaited in an event loop.
 
 Parts, which `assembly` makes: `Batched(session)` is the session's `sender` (see `registry.protocols.Sender`);

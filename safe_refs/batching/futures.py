@@ -1,18 +1,22 @@
 """Requests of event loops: their answers are awaited, and no thread waits for them.
 
-    task ──► Batched.post ──► the registry ──► thread `safe_refs-sending` ──► parts of the client learn of it ──► the task's future
+    task ──► Batched.post ──► thread `safe_refs-sending` asks the registry ──► parts of the client learn of it ──► the task's future
 
 What always holds: nothing here blocks the loop; another thread does what may wait. A task that is cancelled holds nothing, even if
-its pin comes through later. A future has a deadline of its own besides the call's, so that a thread that dies leaves nobody waiting.
+the registry acknowledges its pin later. A future has a deadline of its own besides the call's, so that a thread that dies leaves
+nobody waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..config import Deadline
+from ..registry import giving_back
 from ..registry.calls import Registry
 from ..registry.records import Identity
 from ..registry.requests import Plan, Wanted
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
-_MARGIN_S = 0.2  # the call itself has the time to say that it got no answer
+logger = logging.getLogger("safe_refs")
+
+_MARGIN_S = 0.2  # so that the call itself can say first that it got no answer
 
 
 class _Answer(Generic[A]):
@@ -50,23 +56,24 @@ class _Answer(Generic[A]):
             self.loop.call_soon_threadsafe(self._set, answer, error)
         except RuntimeError:  # the loop has been closed meanwhile
             if error is None:
-                self.undo()
+                self.undo(answer)
 
-    def undo(self) -> None:
+    def undo(self, answer: A | None) -> None:
         """There is an answer, and nobody waits for it any more. Called by any thread; must not wait."""
 
     def _end(self) -> None:
         self._set(None, self.registry.no_answer(self.deadline))
 
     def _set(self, answer: A | None, error: Exception | None) -> None:
-        self._timer.cancel()
         if self.future.done():
             if error is None:
-                self.undo()
+                self.undo(answer)
         elif error is not None:
             self.future.set_exception(error)
         else:
             self.future.set_result(answer)  # type: ignore[arg-type] # it is one, as there is no error
+        # Last of all: the loop drops what a signal's handler raises in here, and then the future has to end by itself.
+        self._timer.cancel()
 
 
 class _Pinned(_Answer[Identity]):
@@ -85,7 +92,7 @@ class _Pinned(_Answer[Identity]):
         self._plan = plan
 
     def over(self, identity: Identity | None, error: Exception | None) -> None:
-        """Called by the thread that sends. Wings hear of the pin first, and may take long: other pins wait for that thread."""
+        """Called by the thread that sends. Wings learn of the pin first, in another thread, as they may take long."""
         if identity is not None and (self._plan.borrowed or self._plan.durable):
             self._sender.background.run(partial(self._tell_parts, identity))
         else:
@@ -100,13 +107,40 @@ class _Pinned(_Answer[Identity]):
                 return
         self(identity, None)
 
-    def undo(self) -> None:
-        """Whoever was cancelled has released the lease; but the release may have come before there was a registry to hear of it."""
+    def undo(self, answer: Identity | None) -> None:
+        """Release the lease. The cancelled caller has done so, but perhaps before there was a registry to get the release."""
         self._sender.background.run(self._give_up)
 
     def _give_up(self) -> None:
-        self.registry.release_later([self._plan.lease])
+        self.registry.release_later([self._plan.lease], self._plan.maker)
         self._sender.session.after_pins(self.registry.name, [(self._plan, None)], self.deadline)
+
+
+class _Resolved(_Answer["list[Ref]"]):
+    """The answer to a resolve.
+
+    Args:
+        sender: which sends it.
+        row: what is wanted.
+        deadline: of the call.
+    """
+
+    def __init__(self, sender: Batched, row: Wanted, deadline: Deadline) -> None:
+        super().__init__(sender.session.registry(row.address.registry), deadline)
+        self._sender = sender
+        self._row = row
+
+    def undo(self, answer: list[Ref] | None) -> None:
+        """Give the use back, if it may count."""
+        if self._row.spends and answer is not None:
+            self._sender.background.run(partial(self._give_back, answer))
+
+    def _give_back(self, refs: list[Ref]) -> None:
+        deadline = Deadline(time.monotonic() + self.deadline.timeout_s, self.deadline.timeout_s)
+        try:
+            giving_back.give_back(self._sender.session, [(self._row, refs)], set(), deadline)
+        except Exception as error:
+            logger.warning("a use could not be given back, and stays spent: %s", error)
 
 
 async def pin(sender: Batched, registry: Registry, plan: Plan, deadline: Deadline) -> Identity:
@@ -125,7 +159,7 @@ async def pin(sender: Batched, registry: Registry, plan: Plan, deadline: Deadlin
 
 async def resolve(sender: Batched, row: Wanted, deadline: Deadline) -> list[Ref]:
     """`Batched.resolve`, awaited."""
-    answer = _Answer["list[Ref]"](sender.session.registry(row.address.registry), deadline)
+    answer = _Resolved(sender, row, deadline)
     try:
         sender.post_resolve(row, deadline, answer)
         return await answer.future
@@ -135,6 +169,6 @@ async def resolve(sender: Batched, row: Wanted, deadline: Deadline) -> list[Ref]
 
 
 async def post(unacknowledged: Unacknowledged, registry: str, plan: Plan, deadline: Deadline) -> None:
-    """`Unacknowledged.post`, which waits where too many pins are unacknowledged: that is done by a thread."""
+    """`Unacknowledged.post`, awaited. If too many pins are unacknowledged, a thread waits until there is room."""
     if not unacknowledged.post(registry, plan, deadline, blocks=False):
         await asyncio.to_thread(unacknowledged.post, registry, plan, deadline)

@@ -1,22 +1,22 @@
 """Group commit: requests that several threads make at the same time go to the registry in one call.
 
-A thread that finds no call under way *leads*: it sends its own request at once, so that a single thread pays nothing. Threads that
-come meanwhile queue. When the leader has its answer, the first in the queue leads, and sends all queued requests in one call.
-Requests that are posted, for which nobody waits, are sent by a thread of the group, which also sends what is queued.
+A thread that finds no call under way sends its own request at once, so that a single thread pays nothing. Threads that come
+meanwhile leave their requests to the group's thread, and wait for their answers. That thread sends all requests that it finds in one
+call, and all that have come meanwhile in the next. It also sends requests that are posted, for which nobody waits.
 
 If a shared call does not decide a request (a shard is down, a lease counts its uses, a limit is reached), the request is sent again
 by itself. That is safe, because the caller draws the ids.
 
-What always holds: a request is answered once. A thread waits no longer than its own deadline, whoever leads. A group has at most one
-shared call under way, so that a slow registry makes the calls larger, not more. If a leader fails or is interrupted, the requests
-without an answer are queued again. A thread never waits for a request that is in a frame of its own (see `Batched`).
+What always holds: a request is answered once. A thread waits no longer than its own deadline. A thread never waits for a frame of
+its own, nor for a lock that it could leave behind: it waits for the group's thread, which needs no thread of the user's. The only
+thing that a thread could leave behind is the mark that its call is under way (`GroupQueue._caller`). For that the group's thread
+waits 5 ms at most, and nobody else does.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import time
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import get_ident
@@ -28,8 +28,8 @@ from ..registry import verbs
 from ..registry.calls import NoRegistryError, Registry
 from ..registry.records import Identity, Origin
 from ..registry.requests import Plan, Wanted
-from ..threads import Background
-from .queues import AT_ONCE, OPEN, A, GroupQueue, Request, W, logger
+from ..threads import Background, mark
+from .queues import AT_ONCE, A, GroupQueue, Then, W
 
 if TYPE_CHECKING:
     import ray
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     Ref = ray.ObjectRef[Any]
 
-_MOST_GROUPS = 64  # of a kind, but for those that are in use
+_MOST_GROUPS = 64  # for each kind of request; those in use may be more
 
 
 class Group(GroupQueue[W, A]):
@@ -51,115 +51,37 @@ class Group(GroupQueue[W, A]):
             RegistryUnavailableError: no answer by the deadline; what was sent may still arrive. Or the group is closed.
             Exception: the request's error.
         """
-        me = get_ident()
-        if me in self._inside:
-            return self._alone(what, deadline)
-        self._inside.add(me)
-        lead = object()
-        try:
-            with self._lock:
-                is_first = self._leader is None and self._gone is None
-                if is_first:
-                    self._leader, self._leads_until = lead, deadline.at
-            if is_first:
+        me, caller = get_ident(), self._caller
+        if self._gone is not None:
+            raise self._gone()
+        # A request inside a call of the same thread is sent by itself, and so is one of a thread of ours (see `threads.mark`). At
+        # the end of Python no other thread runs any more.
+        if caller == me or (caller is None and not self._under_way) or mark.is_ours or sys.is_finalizing():
+            try:
+                self._caller = me
                 return self._alone(what, deadline)
-            request: Request[W, A] = Request(what, deadline)
-            lead = request
-            return self._ask_with_others(request)
-        finally:
-            # Whether this thread leads is looked up here, not remembered: Ctrl-C may come between any two lines above.
-            if self._leader is lead:
-                self._pass_on(lead)
-            self._inside.discard(me)
-
-    def _ask_with_others(self, request: Request[W, A]) -> A:
-        waiter: threading.Lock | None = None
-        with self._lock:
-            if self._gone is not None:
-                raise self._gone()
-            if self._is_free():
-                self._take_lead(request)
-            else:
-                request.waiter = waiter = threading.Lock()
-                waiter.acquire()
-                self._waiting.append(request)
-        if waiter is not None:
-            self._follow(request, waiter)
-        if self._leader is request:
-            try:
-                self._lead(request)
             finally:
-                self._pass_on(request)
-        if request.error is not None:
-            try:
-                raise request.error
-            finally:
-                # This frame is in the error's traceback: a request that led back to the error would keep all that the frames know.
-                request.error = None
-                request.forget()
-        if request.answer is OPEN:
-            return self._alone(request.what, request.deadline)
-        answer: A = request.answer
-        return answer
-
-    def _follow(self, request: Request[W, A], waiter: threading.Lock) -> None:
-        """Wait in the queue until there is an answer, this thread is to lead, or the deadline is over."""
-        came = False
-        try:
-            came = waiter.acquire(timeout=min(max(0.0, request.deadline.at - time.monotonic()), threading.TIMEOUT_MAX))
-        finally:
-            if not came:
-                with self._lock:
-                    # It may have been answered, or given the lead, in the last moment.
-                    if not request.is_over and self._leader is not request:
-                        request.is_over, request.error = True, self._no_answer(request.deadline)
-                        if request in self._waiting:
-                            self._waiting.remove(request)
-
-    def _lead(self, mine: Request[W, A]) -> None:
-        """Send a request with all others that wait. The call takes no longer than this thread may wait."""
-        with self._lock:
-            # What is posted waits for the group's thread: what its callbacks do may take long.
-            batch = self._under_way = [mine]
-            self._gather(self._waiting)
-        if len(batch) == 1:
-            mine.answer = self._alone(mine.what, mine.deadline)
-            return
-        answers: Sequence[A | Exception | None] = [None] * len(batch)
-        try:
-            answers = self._together([each.what for each in batch], mine.deadline)
-        except RegistryUnavailableError as error:
-            mine.error = error.with_traceback(None)
-            if mine.deadline.is_over():
-                return  # the others have time left: they are queued again
-        except Exception as error:
-            # Whatever it was: each sends its request again, by itself, and gets its own error.
-            logger.debug("a call for several requests has failed: %r", error)
-        self._answer(mine, batch, answers)
+                self._caller = None
+        return self._ask_with_others(what, deadline)
 
 
 class Batched:
     """The `Sender` of a session (see `registry.protocols`) that sends together what is asked at the same time.
 
-    A destructor or a signal handler may ask for something while its thread is in the middle of another request. If it queued, it
-    could wait for that other request, which cannot go on meanwhile. So this keeps which threads are in a group; a request of such a
-    thread goes out by itself.
-
-    Errors lose their traceback: its frames refer to the error as the answer, and that cycle would keep the call's references alive
-    until the next garbage collection.
+    Errors lose their traceback: its frames refer to the error, as the answer. That cycle would keep the call's references alive until
+    the next garbage collection.
 
     Args:
         session: whose registries it asks.
 
     Attributes:
-        background: threads for what may take long.
+        background: threads for work that may take long.
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.background = Background()
-        self._inside: set[int] = set()  # the threads, by their idents, that are in a group now, and the groups' own
-        # By registry: at most _MOST_GROUPS of each kind, but for those in use. No lock: each change is one step for the interpreter.
+        # By registry. Bound: _MOST_GROUPS of each kind, or those in use. No lock: each change is one step for the interpreter.
         self._pins: dict[str, Group[Plan, Identity]] = {}
         self._resolves: dict[str, Group[Wanted, list[Ref]]] = {}
         self._releases: dict[str, Group[tuple[Sequence[bytes], Origin], int]] = {}
@@ -173,39 +95,34 @@ class Batched:
         except SafeRefsError as error:
             raise error.with_traceback(None) from None
 
-    def post(
-        self, registry: str, plan: Plan, deadline: Deadline, then: Callable[[Identity | None, Exception | None], None]
-    ) -> None:
+    def post(self, registry: str, plan: Plan, deadline: Deadline, then: Then[Identity]) -> None:
         """The callback is called in another thread, and should not take long."""
         (self._pins.get(registry) or self._pin_group(registry)).post(plan, deadline, then)
 
     def pin_many(self, registry: str, plans: Sequence[Plan], deadline: Deadline) -> list[Identity]:
-        """In calls of a thousand; what such a call does not decide, by itself."""
+        """In calls of a thousand. A pin that such a call does not decide is sent again by itself."""
         asked = self.session.registry(registry)
         try:
-            # Not here: the frame that knows an answer which is an error must be none of those in its traceback.
+            # In a function of its own: a frame that has the error as an answer must not be in the error's traceback.
             return _pin_many(asked, plans, deadline)
         except SafeRefsError as error:
             raise error.with_traceback(None) from None
 
     def resolve(self, row: Wanted, deadline: Deadline) -> list[Ref]:
-        """Perhaps with others."""
+        """In a call of its own, or in one that it shares."""
         group = self._resolves.get(row.address.registry) or self._resolve_group(row.address.registry)
         try:
             return group.ask(row, deadline)
         except SafeRefsError as error:
             raise error.with_traceback(None) from None
 
-    def post_resolve(
-        self, row: Wanted, deadline: Deadline, then: Callable[[list[Ref] | None, Exception | None], None]
-    ) -> None:
+    def post_resolve(self, row: Wanted, deadline: Deadline, then: Then[list[Ref]]) -> None:
         """Resolve without waiting: `then` gets what the lease holds, or the error, in another thread."""
         name = row.address.registry
         (self._resolves.get(name) or self._resolve_group(name)).post(row, deadline, then)
 
-    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref]]:
-        """In calls of a thousand; what such a call does not decide, by itself."""
-        found: dict[int, list[Ref]] = {}
+    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline, found: dict[int, list[Ref]]) -> None:
+        """In calls of a thousand. What such a call does not decide is asked for again by itself."""
         try:
             for name in dict.fromkeys(row.address.registry for row in rows):
                 registry = self.session.registry(name)
@@ -213,14 +130,15 @@ class Batched:
                 for start in range(0, len(places), AT_ONCE):
                     some = places[start : start + AT_ONCE]
                     answers = _resolve_together(registry, [rows[place] for place in some], deadline)
-                    for place, refs in zip(some, answers, strict=True):
-                        found[place] = verbs.resolve(registry, rows[place], deadline) if refs is None else refs
+                    found.update((place, refs) for place, refs in zip(some, answers, strict=True) if refs is not None)
+                    for place in some:
+                        if place not in found:
+                            found[place] = verbs.resolve(registry, rows[place], deadline)
         except SafeRefsError as error:
             raise error.with_traceback(None) from None
-        return [found[place] for place in range(len(rows))]
 
     def release(self, registry: str, leases: Sequence[bytes], deadline: Deadline) -> int:
-        """Perhaps with others. However long it waits for its turn, its deadline stays the same."""
+        """In a call of its own, or in one that it shares."""
         group = self._releases.get(registry) or self._release_group(registry)
         try:
             return group.ask((leases, self.session.origin()), deadline)
@@ -228,16 +146,10 @@ class Batched:
             raise error.with_traceback(None) from None
 
     def close(self) -> None:
-        """See `Sender`. In a forked child it does nothing: a thread that the child doesn't have may hold a lock for ever."""
+        """See `Sender`. In a forked child it does nothing: what waits there is its parent's."""
         self._is_closed = True
         if self.session.pid != os.getpid():
             return
-        if get_ident() in self._inside:  # see above: this thread may hold a group's lock
-            self.background.run(self._close_groups)
-        else:
-            self._close_groups()
-
-    def _close_groups(self) -> None:
         kinds: tuple[dict[str, Group[Any, Any]], ...] = (self._pins, self._resolves, self._releases)
         for groups in kinds:
             for registry, group in list(groups.items()):
@@ -250,7 +162,7 @@ class Batched:
     def _resolve_group(self, name: str) -> Group[Wanted, list[Ref]]:
         registry = self.session.registry(name)
         alone, together = partial(verbs.resolve, registry), partial(_resolve_together, registry)
-        return self._begin(self._resolves, registry, alone, together)
+        return self._begin(self._resolves, registry, alone, together, _come_late)
 
     def _release_group(self, name: str) -> Group[tuple[Sequence[bytes], Origin], int]:
         registry = self.session.registry(name)
@@ -263,6 +175,7 @@ class Batched:
         registry: Registry,
         alone: Callable[[W, Deadline], A],
         together: Callable[[Sequence[W], Deadline], Sequence[A | Exception | None]],
+        late: Callable[[W, A], None] | None = None,
     ) -> Group[W, A]:
         if self._is_closed:
             raise _gone(registry.name)
@@ -270,7 +183,7 @@ class Batched:
             for name, group in list(groups.items()):
                 if group.is_idle:
                     groups.pop(name, None)
-        made = Group(alone, together, registry.no_answer, self.background, self._inside)
+        made = Group(alone, together, registry.no_answer, self.background, late)
         return groups.setdefault(registry.name, made)
 
 
@@ -293,8 +206,8 @@ def _pin_many(registry: Registry, plans: Sequence[Plan], deadline: Deadline) -> 
 
 
 def _pin(registry: Registry, plan: Plan, deadline: Deadline) -> Identity:
-    # Nearly always the first call decides; `verbs.pin` asks until one does.
-    answer = registry.verbs(start=True).pin_once([plan], deadline)[0]
+    # Nearly always this call decides. `verbs.pin` repeats it until one does.
+    answer = registry.verbs(start=True, deadline=deadline).pin_once([plan], deadline)[0]
     if isinstance(answer, SafeRefsError):
         raise answer
     return verbs.pin(registry, plan, deadline) if answer is None else answer
@@ -303,14 +216,19 @@ def _pin(registry: Registry, plan: Plan, deadline: Deadline) -> Identity:
 def _pin_together(
     registry: Registry, plans: Sequence[Plan], deadline: Deadline
 ) -> Sequence[Identity | SafeRefsError | None]:
-    return registry.verbs(start=True).pin_once(plans, deadline)
+    return registry.verbs(start=True, deadline=deadline).pin_once(plans, deadline)
 
 
 def _resolve_together(registry: Registry, rows: Sequence[Wanted], deadline: Deadline) -> Sequence[list[Ref] | None]:
     try:
-        return registry.verbs(start=False).resolve_once(rows, deadline)
+        return registry.verbs(start=False, deadline=deadline).resolve_once(rows, deadline)
     except NoRegistryError:
-        return [None] * len(rows)  # by itself, each finds out what became of its lease
+        return [None] * len(rows)  # each is sent again by itself, which finds out what became of its lease
+
+
+def _come_late(row: Wanted, refs: list[Ref]) -> None:
+    if row.late is not None:
+        row.late(row, refs)
 
 
 def _release(registry: Registry, row: tuple[Sequence[bytes], Origin], deadline: Deadline) -> int:

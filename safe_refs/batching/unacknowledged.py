@@ -3,67 +3,63 @@
     post ──► Batched.post ──► the registry ──► parts of the client learn of it ──► counted off; an error goes to the account
     flush ── waits until all that were posted before are counted off ── raises the first error of its account
 
-What always holds: such a pin keeps its references alive until the registry holds them or refuses. Each is acknowledged, or fails,
-once. `flush`, and an orderly end of the process, wait for all earlier ones. An error is logged, and raised to the pipeline, or to the
-rest of the process, that made the pin.
+What always holds: such a pin keeps its references alive until the registry holds them or refuses. Each pin is counted off once, when
+it is acknowledged or has failed. `flush`, and an orderly end of the process, wait for all earlier pins. An error is logged, and kept
+for the account of whoever made the pin: a pipeline, or the rest of the process. Nothing here has a lock: a signal handler or a
+destructor may post or flush in the middle of any function here. If a handler raises, no pin stays counted that is not on its way.
 """
 
 from __future__ import annotations
 
-import contextvars
+import itertools
 import logging
 import os
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple
 
-from .._ray import exits
+from .._ray import exits, serializing
 from ..config import Deadline
-from ..errors import LeaseReleasedError, RegistryUnavailableError
+from ..errors import LeaseReleasedError, RegistryUnavailableError, of_lease
 from ..registry.records import Identity
 from ..registry.requests import Plan
-from ..threads import Background
+from ..threads import Background, mark
+from .accounts import Account, current
 
 if TYPE_CHECKING:
     from ..registry.sessions import Session
 
 logger = logging.getLogger("safe_refs")
 
-_MOST = 100_000  # pins at a time; then `post` waits until some are acknowledged
-_MOST_FAILED = 100  # errors that an account keeps
+_MOST = 100_000  # unacknowledged pins; beyond that, `post` waits until some are acknowledged
+_MOST_NAMED = 5  # leases in a line of the log
+_LONGEST_REASON = 500  # characters; a shard keeps it as long as it remembers the lease
 _LAST_WAIT_S = 30.0  # for all pins together, at the end of the process
 
 
-class Account:
-    """Who gets the errors of pins that nobody waited for: a pipeline, or the rest of the process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards `_failed`; a destructor may come in between
-        self._failed: list[Exception] = []  # at most _MOST_FAILED
-
-    def add(self, error: Exception) -> None:
-        """Keep an error for the next `flush`."""
-        with self._lock:
-            if len(self._failed) < _MOST_FAILED:
-                self._failed.append(error)
-
-    def take(self) -> list[Exception]:
-        """The errors since the last time."""
-        with self._lock:
-            failed, self._failed = self._failed, []
-            return failed
+# All `Unacknowledged` objects of the process, for its end and for `flush`. Bound: one for each session; weak. No lock: to add, to
+# discard and to copy is one step each. A forked child leaves those of its parent alone.
+_live: set[weakref.ref[Unacknowledged]] = set()
 
 
-# Of the pipeline that the code runs in; None outside of any.
-current: contextvars.ContextVar[Account | None] = contextvars.ContextVar("safe_refs_account", default=None)
+class _Posted(NamedTuple):
+    """A pin that is on its way: whose account gets its error, and its lease's short id."""
 
-# For the end of the process, and for `flush`: all objects that there are. Bound: one for each session. No lock: to add one is one
-# step for the interpreter, and a weak set may be read meanwhile. A forked child leaves those of its parent alone.
-_live: weakref.WeakSet[Unacknowledged] = weakref.WeakSet()
+    account: Account
+    short_id: str
+
+
+class _Waiter:
+    """A thread that waits until `is_over()` is true. Whatever is put into `wakes` wakes it."""
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self.is_over = is_over
+        self.wakes: SimpleQueue[None] = SimpleQueue()
 
 
 class Unacknowledged:
@@ -71,26 +67,33 @@ class Unacknowledged:
 
     Args:
         session: whose; complete, with its `sender`, before anything is posted.
+
+    Attributes:
+        is_given_up: the end of the process has waited for them, in vain.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._others = Account()  # of what is made outside of pipelines
+        self._others = Account()  # for pins that are made outside of pipelines
         self._background = Background()
-        self._is_hooked = False
-        # Guards all that follows. Re-entrant, for a destructor may post something in between.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)  # which costs more to enter than its lock
-        self._waiting: OrderedDict[int, Account] = OrderedDict()  # by ordinal number; at most _MOST
-        self._last = 0  # ordinal number of the last one
-        self._goals: list[int] = []  # up to which number somebody waits; one for each `flush` that is under way
+        self._is_hooked = self.is_given_up = False
+        self._numbers = itertools.count(1)
+        self._waiting: OrderedDict[int, _Posted] = OrderedDict()  # by ordinal number; about _MOST at most
+        # Weak, so that each goes with the frame that waits. Bound: one for each thread in `flush` or waiting for room. No lock: to
+        # add, to discard and to copy is one step each, as is each step on `_waiting`.
+        self._waiters: set[weakref.ref[_Waiter]] = set()
         self._is_closed = False
-        _live.add(self)
+        _live.add(weakref.ref(self, _live.discard))
 
     @property
     def is_of_this_process(self) -> bool:
-        """False in a forked child, which has none of the threads, and may have a lock that a thread of its parent held."""
+        """False in a forked child, which has none of the threads."""
         return self._session.pid == os.getpid()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether pins are on their way. Their references are used by a thread of ours."""
+        return bool(self._waiting)
 
     def post(self, registry: str, plan: Plan, deadline: Deadline, *, blocks: bool = True) -> bool:
         """Have a lease pinned soon. What goes wrong is logged, and raised by `flush`.
@@ -109,29 +112,27 @@ class Unacknowledged:
                 error, the caller has to release the lease.
         """
         if not self._is_hooked:
-            # First of all hooks: what is acknowledged here may be work for the hook of another wing.
+            # Before all other hooks: a pin that is acknowledged there may make work for the hook of another wing.
             exits.call_before_exit(_flush_at_exit, first=True)
             self._is_hooked = True
-        number = None
+        while len(self._waiting) >= _MOST:
+            if not blocks:
+                return False
+            if deadline.is_over():
+                raise self._session.registry(registry).no_answer(deadline)
+            self._wait_until(lambda: len(self._waiting) < _MOST, deadline)
+        number = next(self._numbers)
+        is_posted = False
         try:
-            with self._lock:
-                while len(self._waiting) >= _MOST:
-                    if not blocks:
-                        return False
-                    if deadline.is_over():
-                        raise self._session.registry(registry).no_answer(deadline)
-                    self._changed.wait(deadline.left_s())
-                if self._is_closed:
-                    raise _gone()
-                number = self._last = self._last + 1
-                self._waiting[number] = current.get() or self._others
-                self._session.sending = True
+            self._waiting[number] = _Posted(current.get() or self._others, plan.lease[:4].hex())
+            if self._is_closed:
+                raise _gone()
             pin = _Pin(self, number, registry, plan, deadline)
             self._session.sender.post(registry, plan, deadline, pin.over)
-        except BaseException:
-            if number is not None:
-                self._count_off(number, None)  # the caller hears of it by this error
-            raise
+            is_posted = True
+        finally:
+            if not is_posted:
+                self._count_off(number, None)  # the caller hears of it by the error
         return True
 
     def flush(self, deadline: Deadline, account: Account | None = None) -> None:
@@ -139,58 +140,81 @@ class Unacknowledged:
         _flush([self], deadline, account or current.get())
 
     def wait(self, deadline: Deadline) -> int:
-        """Wait until every pin that was posted before is acknowledged or has failed; of how many that isn't so by the deadline."""
-        with self._changed:
-            last = self._last
-            self._goals.append(last)
+        """Wait until every pin that was posted before is acknowledged or has failed. Returns how many are left at the deadline."""
+        last = max(list(self._waiting), default=0)
+        self._wait_until(lambda: self._are_over(last), deadline)
+        return sum(number <= last for number in list(self._waiting))
+
+    def _wait_until(self, is_over: Callable[[], bool], deadline: Deadline) -> None:
+        if not is_over() and mark.is_ours:  # a destructor, which perhaps the very thread runs that sends them
+            raise RegistryUnavailableError(
+                "pins can't be waited for here, in a thread of safe_refs that others wait for: flush in a thread of your own"
+            )
+        if not is_over() and serializing.holds_lock():
+            raise RegistryUnavailableError(
+                "pins can't be waited for here, in the middle of Ray's own code, which holds a lock that is needed: flush elsewhere"
+            )
+        waiter = _Waiter(is_over)
+        self._waiters.add(weakref.ref(waiter, self._waiters.discard))
+        while not is_over() and not self._is_closed and not deadline.is_over():
             try:
-                self._changed.wait_for(lambda: self._are_over(last), max(0.0, deadline.at - time.monotonic()))
-            finally:
-                self._goals.remove(last)
-            return sum(number <= last for number in self._waiting)
+                waiter.wakes.get(timeout=min(deadline.left_s(), threading.TIMEOUT_MAX))
+            except Empty:
+                return
 
     def close(self) -> None:
         """The connection is gone: nothing more is acknowledged."""
-        _live.discard(self)
+        _live.discard(weakref.ref(self))
         if not self.is_of_this_process:
             return
-        with self._changed:
-            self._is_closed = True
-            left = list(self._waiting.values())
-            self._waiting.clear()
-            self._session.sending = False
-            self._changed.notify_all()
-        for account in left:
-            account.add(_gone())
+        self._is_closed = True
+        left: list[_Posted] = []
+        for number in list(self._waiting):
+            if (posted := self._waiting.pop(number, None)) is not None:
+                left.append(posted)
+        self._wake()
+        for posted in left:
+            posted.account.add(of_lease(_gone(), posted.short_id))
         if left:
             logger.error(
-                "the connection to Ray has ended, and %d pin(s) that nobody waited for are not acknowledged", len(left)
+                "the connection to Ray has ended, and %d pin(s) that nobody waited for are not acknowledged: of lease %s",
+                len(left),
+                ", ".join(each.short_id for each in left[:_MOST_NAMED]) + ", …" * (len(left) > _MOST_NAMED),
             )
 
     def _are_over(self, number: int) -> bool:
-        """Whether all up to that one are acknowledged or have failed."""
-        return not self._waiting or next(iter(self._waiting)) > number
-
-    def _is_waiting(self, number: int) -> bool:
-        with self._lock:
-            return number in self._waiting
+        """Whether all pins up to that one are acknowledged or have failed."""
+        while self._waiting:
+            try:
+                return next(iter(self._waiting)) > number
+            except (RuntimeError, StopIteration):
+                continue  # another thread has changed it in between
+        return True
 
     def _count_off(self, number: int, error: Exception | None) -> bool:
         """A pin is acknowledged, or has failed. False: it was counted off before (`post` was interrupted, or the session ended)."""
         if isinstance(error, LeaseReleasedError):
             error = None  # its release, or its scope's end, has overtaken it, and wins
-        with self._lock:
-            account = self._waiting.pop(number, None)
-            if account is None:
-                return False
-            self._session.sending = bool(self._waiting)
-            if error is not None:
-                account.add(error)
-            if len(self._waiting) == _MOST - 1 or (self._goals and self._are_over(min(self._goals))):
-                self._changed.notify_all()
+        posted = self._waiting.pop(number, None)
+        if posted is None:
+            return False
         if error is not None:
-            logger.error("a payload was made without waiting, and its references could not be held: %s", error)
+            posted.account.add(error)
+            # Of several with the same kind of error, one line: the account has them all.
+            logger.error(
+                "a payload was made without waiting, and its references could not be held: %s",
+                error,
+                extra={"about": type(error)},
+            )
+        if self._waiters:
+            self._wake()
         return True
+
+    def _wake(self) -> None:
+        for each in list(self._waiters):
+            waiter = each()
+            if waiter is not None and (self._is_closed or waiter.is_over()):
+                waiter.wakes.put(None)
 
 
 class _Pin:
@@ -217,15 +241,15 @@ class _Pin:
         """The registry of that identity holds the lease, or the pin has failed. Called by the thread that sends."""
         plan = self._plan
         if plan is not None and (plan.borrowed or plan.durable):
-            # Wings have something to do for it, which may take long: other pins wait for this thread.
+            # Wings have something to do for it, which may take long, and other pins wait for this thread.
             del plan
             self._owner._background.run(partial(self._end, identity, error))
         elif plan is not None and error is None:
-            # Nearly every pin, and so in a short way. Its references go first, as below.
-            lease, self._plan = plan.lease, None
+            # Nearly every pin, so this is the short way. It drops the references first, as below.
+            lease, maker, self._plan = plan.lease, plan.maker, None
             del plan
             if not self._owner._count_off(self._number, None) and not self._owner._is_closed:
-                self._owner._session.registry(self._registry).release_later([lease])
+                self._owner._session.registry(self._registry).release_later([lease], maker)
         else:
             del plan
             self._end(identity, error)
@@ -234,8 +258,8 @@ class _Pin:
         session, plan, self._plan = self._owner._session, self._plan, None
         if plan is None or self._owner._is_closed:
             return
-        if not self._owner._is_waiting(self._number):
-            identity = None  # `post` was interrupted, or the connection has ended: nobody is to have it
+        if self._number not in self._owner._waiting:
+            identity = None  # `post` was interrupted, or the connection has ended: the lease is to end
         try:
             try:
                 session.after_pins(self._registry, [(plan, identity)], self._deadline)
@@ -243,9 +267,11 @@ class _Pin:
                 identity, error = None, failure.with_traceback(None)
                 session.after_pins(self._registry, [(plan, None)], self._deadline)
             if identity is None and not isinstance(error, LeaseReleasedError):
-                session.registry(self._registry).release_later([plan.lease])
+                reason = "" if error is None else str(error)[:_LONGEST_REASON]
+                session.registry(self._registry).release_later([plan.lease], plan.maker, reason)
+            error = error and of_lease(error, plan.lease[:4].hex())
         finally:
-            # The references go first: when all pins are counted off, no thread of ours uses any (`sending`).
+            # Dropped first: when all pins are counted off, no thread of ours uses any of their references (see `is_sending`).
             del plan
             self._owner._count_off(self._number, error)
 
@@ -265,11 +291,12 @@ def flush(deadline: Deadline, account: Account | None = None) -> None:
 
 
 def _of_this_process() -> list[Unacknowledged]:
-    return [each for each in list(_live) if each.is_of_this_process]
+    found = [each() for each in list(_live)]
+    return [each for each in found if each is not None and each.is_of_this_process]
 
 
 def _flush(of: Iterable[Unacknowledged], deadline: Deadline, account: Account | None) -> None:
-    """As `flush`, for some sessions; None: the errors of what was made outside of pipelines."""
+    """As `flush`, for some sessions. Without an account, the errors are those of pins made outside of pipelines."""
     waited = list(of)
     left = sum([each.wait(deadline) for each in waited])
     failed = [error for each in waited for error in each._others.take()] if account is None else account.take()
@@ -288,13 +315,17 @@ def _flush(of: Iterable[Unacknowledged], deadline: Deadline, account: Account | 
 
 
 def _flush_at_exit() -> None:
-    """An orderly end of this process waits for what was posted, while Ray still answers."""
-    waited = [each for each in _of_this_process() if each._waiting]
+    """An orderly end of this process waits for what was posted, while Ray still answers; once, although it may be called twice."""
+    waited = [each for each in _of_this_process() if each._waiting and not each.is_given_up]
     if waited:
-        # Errors are logged already, and stay where they are: the process may be in the middle of a `flush` of its own.
+        # Errors are logged already, and stay in their accounts: the process may be in the middle of a `flush` of its own.
         deadline = Deadline(time.monotonic() + _LAST_WAIT_S, _LAST_WAIT_S)
         if left := sum([each.wait(deadline) for each in waited]):
-            logger.error("the process ends, and %d pin(s) that nobody waited for are not acknowledged", left)
+            logger.error(
+                "the process ends, or leaves Ray, and %d pin(s) that nobody waited for are not acknowledged: lost", left
+            )
+            for each in waited:
+                each.is_given_up = True
 
 
 def _gone() -> RegistryUnavailableError:

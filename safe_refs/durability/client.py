@@ -13,8 +13,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .._ray import actors, objects
-from ..config import Deadline, durable_deadline, durable_timeout_s
+from .. import _settings
+from .._ray import actors, environments, objects
+from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import RegistryUnavailableError, SafeRefsError, UnsupportedReferenceError
 from ..registry.calls import NoRegistryError
@@ -47,7 +48,7 @@ class Copies(ClientPart):
         self._session = session
         # By registry and shard: at most _MOST_OWNERS, then all are looked up anew. No lock: each step on it is atomic.
         self._owners: dict[tuple[str, int], CopyMaker] = {}
-        self._closed = threading.Event()
+        self._is_closed = False
 
     def before_pin(self, registry: str, plan: Plan) -> None:
         """Have the copies begun while the pin is on its way, by sending the copy request to the copy owners at once.
@@ -63,14 +64,14 @@ class Copies(ClientPart):
         self._prepare(plan)
         if plan.borrowed:
             return  # the request comes after the pin, when the owners know who holds the objects
-        request = CopyRequest(objects.surroundings(), plan.notes[WING].ttl)
+        request = CopyRequest(environments.surroundings(), plan.notes[WING].ttl)
         sent_to = self._send(registry, plan, request.env) if len(plan.refs) <= _MOST_BESIDE else []
         plan.extras[WING] = tuple(request._replace(sent_to=sent_to))
 
     def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
         """The same for several, whose requests go to their shards: the copies would often be there before the pins."""
         plans = [plan for plan in plans if plan.durable]
-        env = objects.surroundings() if plans else ""
+        env = environments.surroundings() if plans else ""
         for plan in plans:
             self._prepare(plan)
             if not plan.borrowed:
@@ -92,7 +93,8 @@ class Copies(ClientPart):
             address = LeaseAddress(registry, self._session.connection.cluster, *held, plan.lease)
             asked[address] = note.ttl
             begun |= note.completions
-        self._wait(asked, begun, durable_deadline() if asked else deadline)
+        given = next((plan.deadline for plan, _ in durable), None)
+        self._wait(asked, begun, (given or _settings.durable_deadline()) if asked else deadline)
 
     def make_durable(self, addresses: Iterable[LeaseAddress], deadline: Deadline, ttl: float | None = None) -> None:
         """Have the registry hold copies of its own in place of what some leases hold now, and wait until it does.
@@ -121,12 +123,12 @@ class Copies(ClientPart):
             self._owners.pop((registry, shard), None)
             try:
                 owner.find(registry, shard).retire()
-            except (ValueError, ray.exceptions.RayActorError):
-                continue  # it doesn't run: nothing was durable there
+            except (ValueError, RegistryUnavailableError, ray.exceptions.RayActorError):
+                continue  # it doesn't run: nothing was durable there; or it ends when nobody asks for copies any more
 
     def close(self) -> None:
         """Nobody waits for copies any more."""
-        self._closed.set()
+        self._is_closed = True
         self._owners.clear()
 
     def _prepare(self, plan: Plan) -> None:
@@ -135,7 +137,7 @@ class Copies(ClientPart):
         ttl = plan.terms.ttl
         plan.notes[WING] = _Note(ttl)
         if ttl is not None:
-            plan.terms = plan.terms._replace(ttl=max(ttl, durable_timeout_s()))
+            plan.terms = plan.terms._replace(ttl=max(ttl, _settings.current().durable_timeout_s))
 
     def _send(self, registry: str, plan: Plan, env: str) -> list[int]:
         """Send copy requests to the copy owners of a lease's holders; to those of which shards."""
@@ -153,7 +155,7 @@ class Copies(ClientPart):
             for shard in holders:
                 completions[self._owner(registry, shard).make_copies(call, plan.refs)] = (shard, plan.lease)
                 sent_to.append(shard)
-        except (NoRegistryError, ValueError, ray.exceptions.RayError):
+        except (NoRegistryError, ValueError, RegistryUnavailableError, ray.exceptions.RayError):
             # Its shard sends it the request, or the pin says what is wrong.
             logger.debug("a copy owner can't be reached", exc_info=True)
         return sent_to
@@ -194,8 +196,10 @@ class Copies(ClientPart):
         gone = given_up.get()
         if gone is not None and gone.is_set():
             raise RegistryUnavailableError("the caller no longer waits for copies")
-        if self._closed.is_set():
-            raise RegistryUnavailableError("Ray was shut down in this process while it waited for copies")
+        if self._is_closed:
+            raise RegistryUnavailableError(
+                "Ray was shut down in this process while it waited for copies: make the payload anew after ray.init()"
+            )
 
     def _forget(self, registry: str, shard: int) -> None:
         """A shard's copy owner did not deliver: it may have died."""

@@ -1,9 +1,9 @@
 """The tasks that copy objects. They run on the node that has the data, with the runtime environment of the process that asked.
 
-A copy is what a task returns that gets the object as its argument: Ray writes it from the value that it maps from the store, so that
-the data passes through memory once. A hook that Ray's own unpickler calls for each reference (`objects.met_inside`) finds the
-references inside the value. If there are any, the value is read a second time after they have been copied, with the copies in their
-place.
+A copy is what a task returns that gets the object as its argument, so that the data passes through memory once. An object without
+references inside is returned as the bytes that it is (`_ray.raw`): nobody unpickles it. Any other is read, by value. A hook that
+Ray's own unpickler calls for each reference (`objects.met_inside`) finds the references inside. If there are any, the value is read
+a second time after they have been copied, with the copies in their place.
 
     object without references:   duplicate ── (copy, Inside([]))
     object with references:      duplicate ── (NoCopy, Inside([...])) ── … those are copied … ── rebuild ── (copy, True)
@@ -19,7 +19,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._ray import actors, objects
+from .._ray import actors, environments, objects, raw
 from .wire import NotCopyable, Why
 
 if TYPE_CHECKING:
@@ -44,11 +44,20 @@ class NoCopy(NamedTuple):
     """Stands where no copy was made."""
 
 
-def duplicate(refs: list[Ref]) -> tuple[Any, Inside | NotCopyable | ErrorInside]:
-    """Copy an object, unless something inside it has to be copied first; and say what was met inside."""
+def duplicate(refs: list[Ref], without: list[str]) -> tuple[Any, Inside | NotCopyable | ErrorInside]:
+    """Copy an object, unless something inside it has to be copied first; and say what was met inside.
+
+    Args:
+        refs: it.
+        without: folders of the registry's job, from which nothing may be imported.
+    """
     import ray
 
+    environments.leave_out(without)
     try:
+        as_it_is = raw.stored(refs[0], _FETCH_S)
+        if as_it_is is not None:
+            return as_it_is, Inside([])
         with objects.met_inside() as met:
             value = objects.value(refs[0], _FETCH_S)
     # The order matters: a task may have failed with an error of its own that looks like one of Ray's below.
@@ -83,14 +92,16 @@ def mortal_actor(references: Iterable[Any]) -> NotCopyable | None:
     return None
 
 
-def rebuild(refs: list[Ref], copies: dict[bytes, Ref]) -> tuple[Any, bool]:
+def rebuild(refs: list[Ref], without: list[str], copies: dict[bytes, Ref]) -> tuple[Any, bool]:
     """Copy an object with copies in the place of the references inside it (by the objects' ids); and say that it went well."""
+    environments.leave_out(without)
     with objects.met_inside(copies):
         return objects.value(refs[0], _FETCH_S), True
 
 
-def fail_alike(refs: list[Ref]) -> Any:
+def fail_alike(refs: list[Ref], without: list[str]) -> Any:
     """Copy an error: raise it."""
+    environments.leave_out(without)
     return objects.value(refs[0], _FETCH_S)
 
 
@@ -101,34 +112,32 @@ def submit(task: Callable[..., Any], ref: Ref, args: tuple[Any, ...], *, env: st
         task: which.
         ref: the object that it copies.
         args: what else it gets.
-        env: what it needs to be like the process that asked; see `objects.surroundings`.
+        env: what it needs to be like the process that asked; see `environments.surroundings`.
         node: where it should run; None for any node.
 
     Returns:
         The reference of the copy, and that of what the task says of it; of `fail_alike`, twice the former.
     """
-    from ray.runtime_env import RuntimeEnv
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     options: dict[str, Any] = {
         "name": f"safe_refs.{task.__name__}",
         "num_cpus": 0,
+        "enable_task_events": False,  # it is no task of the user's, who looks for those in `ray list tasks`
         "num_returns": 1 if task is fail_alike else 2,
         # Ray must not run it again: when a copy is lost with its node, the original is gone.
         "max_retries": 0,
     }
     if node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
-    runtime_env = _runtime_env(env)
-    if runtime_env:
-        options["runtime_env"] = RuntimeEnv(**runtime_env)
-    made = _remote(task).options(**options).remote([ref], *args)
+    surroundings = _surroundings(env)
+    made = environments.submit(_remote(task), [[ref], surroundings.without, *args], options, surroundings.env)
     return (made, made) if task is fail_alike else made
 
 
 @functools.lru_cache(maxsize=64)
-def _runtime_env(surroundings: str) -> dict[str, Any]:
-    return objects.runtime_env_for(surroundings)
+def _surroundings(env: str) -> environments.ForTask:
+    return environments.for_task(env)
 
 
 @functools.cache  # of three tasks

@@ -8,9 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import cluster, counts, objects, workers
+from ..errors import RegistryUnavailableError
 
 if TYPE_CHECKING:
     import ray
@@ -28,21 +30,33 @@ class Nodes:
     def __init__(self) -> None:
         self._looked_at = -_GOOD_FOR_S
         self._nodes: list[str] = []
+        self._lacking: set[str | None] = set()  # nodes that `for_copy` has given
 
     def several(self) -> bool:
         """Whether there are several."""
         if time.monotonic() - self._looked_at > _GOOD_FOR_S:
-            self._nodes = cluster.nodes()
+            with suppress(RegistryUnavailableError):  # then they are those of before
+                self._nodes = cluster.nodes()
             self._looked_at = time.monotonic()
         return len(self._nodes) > 1
 
+    def lacks(self, node: str | None) -> None:
+        """The workers of a node, or of one that Ray chose, can't import safe_refs: copies are made on this process's own instead."""
+        self._lacking.add(node)
+
     def for_copy(self, ref: Ref, *, at_home: bool) -> str | None:
-        """The node to copy an object on: this process's own (`at_home`), or one that has the data; None for any."""
+        """The node to copy an object on: this process's own (`at_home`), or one that has the data; None for any.
+
+        If a node lacks safe_refs, this process's own stands for it, and for any.
+        """
         if not self.several():
             return None
-        if at_home:
-            return workers.node_and_process()[0]
-        return next((node for node in objects.nodes_of(ref, _PROBE_S) if node in self._nodes), None)
+        if not at_home:
+            theirs = [node for node in objects.nodes_of(ref, _PROBE_S) if node in self._nodes]
+            node = next((node for node in theirs if node not in self._lacking), None)
+            if node is not None or not self._lacking:
+                return node
+        return workers.node_and_process()[0]
 
 
 class _Owned(NamedTuple):

@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._ray import cluster, workers
+from .._ray import classes, cluster, workers
+from ..errors import RegistryUnavailableError
 from ..registry.calls import Call
-from ..registry.shard import actor_name
+from ..registry.shard import Shard, actor_name
 from .nodes import Nodes, OwnedCopies
 from .part import Durability
 from .runner import Runner, Running, fetch
@@ -109,6 +110,7 @@ class SafeRefsCopyOwner:
         self._looked_at = 0.0
         self._asked_at = time.monotonic()
         self._shards_handle: Any = None
+        classes.serve()
         threading.Thread(target=self._work, name="safe_refs-copies", daemon=True).start()
 
     async def make_copies(self, call: CopyCall, refs: list[Any]) -> bytes:
@@ -189,8 +191,11 @@ class SafeRefsCopyOwner:
                 self._owned.note(lease, running.job.copies(), with_nodes=self._nodes.several())
             # Waited for, so that the shard has the copies before they are dropped here.
             running.taken_as = self._ask_shard(Call(Durability.take_copies, lease, result))
-        except (ValueError, TimeoutError, ray.exceptions.RayError):
-            logger.warning("a lease could not be made durable, because its shard can't be reached", exc_info=True)
+        except (ValueError, TimeoutError, RegistryUnavailableError, ray.exceptions.RayError):
+            short_id = lease[:4].hex()
+            logger.warning(
+                "lease %s could not be made durable, because its shard can't be reached", short_id, exc_info=True
+            )
         finally:
             self._end(running)
 
@@ -218,7 +223,7 @@ class SafeRefsCopyOwner:
         self._asked_at = now
         try:
             wanted = self._ask_shard(Call(Durability.still_wanted, asked))
-        except (ValueError, TimeoutError, ray.exceptions.RayError):
+        except (ValueError, TimeoutError, RegistryUnavailableError, ray.exceptions.RayError):
             return  # it restarts, and will ask for its leases anew
         for lease in set(asked).difference(wanted):
             self._end(self._jobs[lease])
@@ -231,7 +236,10 @@ class SafeRefsCopyOwner:
         if now - self._looked_at < _WATCHES_S or not self._owned.has_any():
             return
         self._looked_at = now
-        living = frozenset(cluster.nodes())
+        try:
+            living = frozenset(cluster.nodes())
+        except RegistryUnavailableError:
+            return  # again, with the next look
         before, self._living = self._living, living
         if before <= living:
             return
@@ -239,7 +247,7 @@ class SafeRefsCopyOwner:
         try:
             if lost:
                 self._ask_shard(Call(Durability.copies_lost, lost))
-        except (ValueError, TimeoutError, ray.exceptions.RayError):
+        except (ValueError, TimeoutError, RegistryUnavailableError, ray.exceptions.RayError):
             self._living = before  # again, with the next look
 
     def _retire(self) -> None:
@@ -258,13 +266,12 @@ class SafeRefsCopyOwner:
         Raises:
             ValueError: there is no such shard.
             TimeoutError: it does not respond.
+        RegistryUnavailableError: Ray's control service does not.
         """
-        import ray
-
         try:
             if self._shards_handle is None:
                 name = actor_name(self._registry, self._shard)
-                self._shards_handle = ray.get_actor(name, namespace=cluster.NAMESPACE)
+                self._shards_handle = cluster.named_actor(name, Shard)
             return fetch(getattr(self._shards_handle, call.method).remote(*call.args))
         except BaseException:
             self._shards_handle = None

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._ray import actors, workers
-from ..errors import SafeRefsError
+from .._ray import actors, objects, packages, workers
+from ..errors import RegistryUnavailableError, SafeRefsError
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.shard import Shard
 from ..registry.wire import Granted, NotNow, ResolveRow
@@ -72,7 +72,9 @@ class Durability(ShardPart):
             return
         wanted = began.extras.get(WING)
         if held.terms.durable is not None:
-            if began.from_shard and lease not in self._own:
+            if began.again and self._shard.table.alone:
+                self._own.add(lease)  # the reader has handed back what it got here
+            elif (began.from_shard or began.again) and lease not in self._own:
                 self._requests.want(lease, held.terms.durable)
                 self._wake.set()
         elif wanted is not None:
@@ -100,7 +102,9 @@ class Durability(ShardPart):
             if shard.table.alone:
                 return
             leases = [lease for lease in shard.table.owners.leases(owner) if self._are_only_copies(lease, owner)]
-            shard.lose(leases, "the process that owned its copies is dead")
+            shard.lose(
+                leases, "the process that owned its copies is dead, and so are the copies; make the payload anew"
+            )
 
     def _are_only_copies(self, lease: bytes, owner: bytes) -> bool:
         held = self._shard.table.live[lease]
@@ -133,6 +137,7 @@ class Durability(ShardPart):
                 is_durable = shard.table.living(row.lease, row.asked).terms.durable is not None
                 if not is_durable:
                     if row.failed:
+                        completion = self._requests.completion(row.lease)
                         self._requests.unsent(row.lease)
                     is_to_send = self._requests.ask(row.lease, env, row.ttl)
         except SafeRefsError as refusal:
@@ -141,10 +146,12 @@ class Durability(ShardPart):
         if is_durable:
             # The copies may have died right after the shard took them, which the next sweep would see.
             if row.failed and shard.table.alone and self._has_lost_copies(row.lease):
-                return NotCopyable(Why.GONE, "the process that owned the copies has died")
+                return NotCopyable(Why.COPIES_GONE, "the process that owned the copies has died")
             return True
         if isinstance(is_to_send, NotCopyable):
             return is_to_send
+        if row.failed:
+            self._look_for_owner(completion)
         if is_to_send:
             self._send(row.lease, env)
         return False
@@ -182,7 +189,7 @@ class Durability(ShardPart):
             shard.table.replace(lease, copies, owners, held.terms._replace(durable=env))
             if ttl is not None:
                 # Also if that is the ttl that it has: it counts from now.
-                shard.table.set_time(lease, ttl, ttl, held.renewals + 1)
+                shard.table.set_time(lease, held.next_renewal(ttl, shard.table.clock()), ttl)
             self._own.add(lease)
             shard.parts.replaced(lease)
             return shard.table.identity.to_bytes()
@@ -197,7 +204,7 @@ class Durability(ShardPart):
                 for lease in leases
                 if (held := shard.table.find(lease)) is not None and held.terms.durable is not None
             ]
-            shard.lose(durable, "the node that had its copies is dead")
+            shard.lose(durable, "the node that had its copies is dead; make the payload anew")
 
     # The copy requests.
 
@@ -234,14 +241,36 @@ class Durability(ShardPart):
             return
         try:
             completion = self._copy_owner().make_copies(CopyCall(lease, env, at_home=not shard.table.alone), refs)
-        except (ValueError, ray.exceptions.RayError):
-            logger.warning("the copy owner can't be reached; it gets its request again", exc_info=True)
+        except (ValueError, RegistryUnavailableError, ray.exceptions.RayError):
+            missing = packages.complaint()
+            if missing is None:
+                logger.warning(
+                    "lease %s is not durable yet: the copy owner can't be reached, and gets its request again",
+                    lease[:4].hex(),
+                    exc_info=True,
+                )
             self._owner = (-_OWNER_S, None)
             with shard.lock:
-                self._requests.unsent(lease)
+                if missing is None:
+                    self._requests.unsent(lease)
+                else:
+                    self._requests.fail(lease, NotCopyable(Why.FAILED, missing))
             return
         with shard.lock:
             self._requests.sent(lease, completion)
+
+    def _look_for_owner(self, completion: Any) -> None:
+        """A copy owner has not delivered what this completion is of: if it has died, look it up anew, and why it died."""
+        import ray
+
+        try:
+            if completion is not None and objects.wait([completion], 1, 0):
+                objects.get(completion, _OWNER_S)
+        except ray.exceptions.RayActorError as error:
+            packages.note_death(error)
+            self._owner = (-_OWNER_S, None)
+        except Exception:
+            logger.debug("a completion can't be read", exc_info=True)
 
     def _copy_owner(self) -> CopyMaker:
         found_at, owner = self._owner

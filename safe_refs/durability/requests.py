@@ -32,7 +32,7 @@ class _Request:
     """A lease that is to become durable.
 
     Attributes:
-        env: what the tasks need that copy its objects; see `objects.surroundings`.
+        env: what the tasks need that copy its objects; see `environments.surroundings`.
         ttl: seconds that it is to live from when it is durable; None for the ttl that it has.
         asked_at: when a process last asked for it; None in the background.
         not_before: when it may be sent at the earliest, if it isn't sent.

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._ray import actors
+from .._ray import actors, packages, workers
 from .copying import duplicate, fail_alike, rebuild, submit
 from .jobs import CopyJob, Step
 from .nodes import Nodes
@@ -70,14 +70,20 @@ class Running:
         self.completions: list[asyncio.Future[bytes]] = []
         self.is_over = False
 
+    @property
+    def short_id(self) -> str:
+        """The lease's short id."""
+        return self.call.lease[:4].hex()
+
 
 class _Task(NamedTuple):
-    """A task that runs. `copy` is the reference of what it makes."""
+    """A task that runs. `copy` is the reference of what it makes; `node` is where it was to run, if that was said."""
 
     running: Running
     step: Step
     id_: bytes
     copy: Ref
+    node: str | None
 
 
 class Runner:
@@ -157,7 +163,7 @@ class Runner:
         args = (job.copies_inside(id_),) if step is Step.REBUILD else ()
         # What `fail_alike` makes is an error: it is only waited for.
         copy, report = submit(_TASKS[step], job.ref(id_), args, env=running.call.env, node=node)
-        self._tasks[report] = _Task(running, step, id_, copy)
+        self._tasks[report] = _Task(running, step, id_, copy, node)
         running.tasks += 1
         job.begun(step, id_, copy)
 
@@ -170,8 +176,14 @@ class Runner:
             said: Any = None if task.step is Step.FAIL_ALIKE else fetch(report)
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError):
             job.crashed(task.step, task.id_)
-        except Exception as error:  # whatever it is, it is why there is no copy
-            job.fail(_failed(error))
+        except Exception as error:
+            home = workers.node_and_process()[0]
+            if packages.missing(error) is not None and task.node != home:
+                # Workers there can't even begin it.
+                self._nodes.lacks(task.node)
+                job.crashed(task.step, task.id_)
+            else:
+                job.fail(_failed(error))  # whatever it is, it is why there is no copy
         else:
             if task.step is Step.DUPLICATE:
                 job.duplicated(task.id_, task.copy, said)
@@ -185,7 +197,7 @@ class Runner:
         try:
             step()
         except Exception as error:
-            logger.warning("a lease could not be made durable", exc_info=True)
+            logger.warning("lease %s could not be made durable", running.short_id, exc_info=True)
             running.job.fail(_failed(error))
         self._go_on(running)
 
@@ -205,11 +217,13 @@ class Runner:
             try:
                 self._over(running, job.result)
             except Exception:  # other jobs go on
-                logger.warning("the copies of a lease could not be delivered", exc_info=True)
+                logger.warning("the copies of lease %s could not be delivered", running.short_id, exc_info=True)
 
 
 def _failed(error: Exception) -> NotCopyable:
-    return NotCopyable(Why.FAILED, f"{type(error).__name__}: {error}".strip())
+    """Of a task's error, the last line is what went wrong there; above it Ray has put the lines of the task."""
+    text = f"{type(error).__name__}: {error}"
+    return NotCopyable(Why.FAILED, text.strip().rpartition("\n")[2])
 
 
 def fetch(ref: Ref) -> Any:

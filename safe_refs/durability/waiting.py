@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from .._ray import objects
+from .._ray import environments, objects
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import (
@@ -85,6 +85,7 @@ class Waiting:
         self._completions = {each: (shard, lease) for each, (shard, lease) in begun.items() if lease in self._left}
         self._done: dict[bytes, set[int]] = {lease: set() for lease in self._left}  # shards that hold copies
         self._failed: set[tuple[int, bytes]] = set()  # shards whose copy owners got a request and did not deliver
+        self._heard = {shard for shard, _ in begun.values()}  # shards that have answered
         self._comes_by = time.monotonic() + COMES_S
 
     def wait(self) -> None:
@@ -101,7 +102,7 @@ class Waiting:
                 self._listen(where)
                 if not self._left:
                     return
-                env = env or objects.surroundings()
+                env = env or environments.surroundings()
                 failed = bool(self._failed)
                 replies = self._ask(where, env)
             except NoRegistryError:
@@ -123,7 +124,7 @@ class Waiting:
             NoRegistryError: there is no registry.
         """
         where: dict[bytes, set[int]] = {lease: set() for lease in self._left}
-        for shard, leases in self._registry.verbs(start=False).by_shard(self._left).items():
+        for shard, leases in self._registry.verbs(start=False, deadline=self._deadline).by_shard(self._left).items():
             for lease in leases:
                 where[lease].add(shard)
         return where
@@ -153,12 +154,13 @@ class Waiting:
         for lease, address in self._left.items():
             for shard in where[lease] - self._done[lease]:
                 theirs.setdefault(shard, []).append(address)
-        version = self._registry.layout(start=False).version
+        version = self._registry.layout(start=False, deadline=self._deadline).version
         calls = {
             shard: Call(Durability.make_durable, DurableCall(version, [self._row(shard, each) for each in asked], env))
             for shard, asked in theirs.items()
         }
         replies = self._registry.ask(calls, self._deadline, patience_s=_ASKS_S)
+        self._heard.update(shard for shard, reply in replies.items() if not isinstance(reply, Silence))
         if NotNow.STALE in replies.values():
             return replies
         answers: dict[bytes, list[Any]] = {lease: [True] * len(self._done[lease]) for lease in self._left}
@@ -191,11 +193,13 @@ class Waiting:
                 self._completions[completion] = (shard, address.lease)
 
     def _not_in_time(self, replies: Mapping[int, Reply]) -> RegistryUnavailableError:
-        silent = sorted(shard for shard, reply in replies.items() if isinstance(reply, Silence))
+        # The last call has next to no time for an answer.
+        late = {shard for shard, reply in replies.items() if reply is Silence.LATE and shard in self._heard}
+        silent = sorted({shard for shard, reply in replies.items() if isinstance(reply, Silence)} - late)
         why = f"shard(s) {silent} don't answer" if silent else "the objects don't exist yet, or copying takes longer"
         return RegistryUnavailableError(
             f"{len(self._left)} lease(s) of registry {self._registry.name!r} are not durable after "
-            f"{self._deadline.timeout_s:g} s: {why}; allow a longer time (init(durable_timeout=...))"
+            f"{self._deadline.timeout_s:g} s: {why}; allow a longer time (timeout=... of the call, or init(durable_timeout=...))"
         )
 
 
@@ -246,7 +250,9 @@ def _is_durable(address: LeaseAddress, answers: Sequence[Any], *, comes: bool) -
 
 def _error(address: LeaseAddress, problem: NotCopyable) -> SafeRefsError:
     if problem.why is Why.GONE:
-        return OwnerGoneError.of(address.short_id, address.registry, time.time())
+        return OwnerGoneError.before_copied(address.short_id, address.registry, time.time())
+    if problem.why is Why.COPIES_GONE:
+        return OwnerGoneError.of(address.short_id, address.registry, time.time(), durable=True)
     if problem.why is Why.UNSUPPORTED:
         return UnsupportedReferenceError(
             f"lease {address.short_id} can't be made durable: {problem.reason}", kind="durable"

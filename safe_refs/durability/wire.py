@@ -24,12 +24,14 @@ WING = "durability"  # the name of this wing in `PinRow.extras` and `Plan.notes`
 class Why(Enum):
     """Why an object can't be copied.
 
-    GONE: its owner is dead. UNSUPPORTED: it holds something that nobody can copy. FAILED: something else went wrong.
+    GONE: its owner is dead. COPIES_GONE: it was copied, and the owner of the copies is dead. UNSUPPORTED: it holds something that
+    nobody can copy. FAILED: something else went wrong.
     """
 
     GONE = 1
     UNSUPPORTED = 2
     FAILED = 3
+    COPIES_GONE = 4
 
 
 class NotCopyable(NamedTuple):
@@ -43,7 +45,7 @@ class CopyRequest(NamedTuple):
     """A lease that is being pinned is to become durable.
 
     Attributes:
-        env: what the tasks need that copy its objects; see `objects.surroundings`.
+        env: what the tasks need that copy its objects; see `environments.surroundings`.
         ttl: seconds that the lease is to live from when it is durable; None for the ttl that it has.
         sent_to: shards whose copy owners have got the request from the maker itself.
     """

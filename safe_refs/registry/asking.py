@@ -12,12 +12,13 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
+from . import late
 from .calls import Call, NoRegistryError, Registry
 from .protocols import Layout
 from .records import Identity, Origin
-from .requests import Plan, Question, Wanted
+from .requests import Plan, Question, Unspent, Wanted
 from .shard import Shard
-from .wire import Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
+from .wire import GiveBackCall, Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
 
 if TYPE_CHECKING:
     import ray
@@ -92,7 +93,8 @@ class Verbs:
         Raises:
             RegistryUnavailableError: no answer in time.
         """
-        call = Call(Shard.resolve, ResolveCall(self.layout.version, [each.row(counts=True) for each in rows]))
+        call = Call(Shard.resolve, ResolveCall(self.layout.version, [each.row(counts=True) for each in rows], True))
+        call.late = late.of_rows(rows, split)
         try:
             reply = self.registry.ask({0: call}, deadline)[0]
         except UnopenedActorError:
@@ -115,7 +117,7 @@ class Verbs:
             NoRegistryError: there is none.
             RegistryUnavailableError: no answer in time.
         """
-        reply = self.registry.ask({0: question.call(self.layout.version, True, 0)}, deadline)[0]
+        reply = self.registry.ask({0: question.call(self.layout.version, True, None)}, deadline)[0]
         answer = reply if isinstance(reply, Silence) else question.opened(reply)
         if isinstance(answer, (NotNow, Silence)):
             self.not_now(answer, deadline)
@@ -138,6 +140,22 @@ class Verbs:
         leases = [lease for ids, _ in rows for lease in ids]
         ended.update(lease for lease, flag in zip(leases, reply, strict=True) if flag)
         return True
+
+    def give_back_once(self, uses: Sequence[Unspent], lives: set[bytes], deadline: Deadline) -> bool | None:
+        """Give uses back, and add the leases that live again by that to `lives`; else as `release_once`."""
+        reply = self.registry.ask({0: self.give_back_call(uses)}, deadline)[0]
+        if isinstance(reply, (NotNow, Silence)):
+            self.not_now(reply, deadline)
+            return None
+        lives.update(each.plan.lease for each, answer in zip(uses, reply, strict=True) if answer is True)
+        return True
+
+    def give_back_call(self, uses: Sequence[Unspent]) -> Call[Sequence[bool | NotNow] | NotNow | Silence]:
+        """The call that gives uses back."""
+        rows = [each.row() for each in uses]
+        return Call(
+            Shard.give_back, GiveBackCall(self.layout.version, rows), [ref for each in uses for ref in each.plan.refs]
+        )
 
     def not_now(self, reply: NotNow | Silence, deadline: Deadline) -> None:
         """A shard has not done what it was asked: see to it that asking again is better.

@@ -41,9 +41,10 @@ class Direct:
         """At once."""
         return verbs.resolve(self._registry(row.address.registry), row, deadline)
 
-    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref]]:
+    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline, found: dict[int, list[Ref]]) -> None:
         """One after the other."""
-        return [self.resolve(row, deadline) for row in rows]
+        for place, row in enumerate(rows):
+            found[place] = self.resolve(row, deadline)
 
     def release(self, registry: str, leases: Sequence[bytes], deadline: Deadline) -> int:
         """At once."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from .. import callers
 from .._ray import client as ray_client
 from .._ray import workers
 from ..envelope import LeaseAddress
@@ -16,8 +15,6 @@ from ..errors import WrongClusterError
 from .hooks import ClientPart
 from .protocols import Directory
 from .records import Origin, by_client
-
-_FOLDER = str(Path(__file__).parent.parent) + os.sep  # of the package
 
 
 class Start(NamedTuple):
@@ -40,7 +37,6 @@ class Here:
         pid: this process's id.
         address: what others need to see whether this process (a client's server) is dead.
         parts: what the wings add. Complete before anybody else gets it.
-        sending: a thread of ours is passing references on for callers that don't wait, and so uses references.
     """
 
     def __init__(
@@ -52,18 +48,21 @@ class Here:
         self.directory = directory
         self.start = start
         self.parts: Sequence[ClientPart] = ()
-        self.sending = False
+
+    @property
+    def sending(self) -> bool:
+        """Whether a thread of ours is passing references on for callers that don't wait, and so uses references."""
+        return False
 
     def origin(self) -> Origin:
         """Who is calling: this job, node and process, and the nearest source line outside safe_refs."""
-        source, frame = "unknown", sys._getframe(1)
-        caller: FrameType | None = frame
-        while caller is not None:
-            code = caller.f_code
-            if not code.co_filename.startswith(_FOLDER):
-                source = f"{code.co_filename}:{caller.f_lineno} in {code.co_name}"
-                break
+        caller: FrameType | None = sys._getframe(1)
+        while caller is not None and caller.f_code.co_filename.startswith(callers.FOLDER):
             caller = caller.f_back
+        if caller is None or caller.f_code.co_filename.startswith(callers.MACHINERY):
+            source = callers.line(caller)  # not always, as it would be one more step on the way of each reference
+        else:
+            source = f"{caller.f_code.co_filename}:{caller.f_lineno} in {caller.f_code.co_name}"
         if self.connection.client:
             source = by_client(source, ray_client.host())
         return Origin(self.connection.job, self.node, self.pid, source)

@@ -14,7 +14,7 @@ from ..envelope import LeaseAddress
 from ..errors import SafeRefsError
 from .records import Identity
 from .requests import Plan
-from .wire import Granted, NotNow, PinRow, ResolveRow
+from .wire import Granted, NotNow, ResolveRow
 
 if TYPE_CHECKING:
     import ray
@@ -33,11 +33,13 @@ class Began(NamedTuple):
             know this shard; empty where that process owns them.
         from_shard: that process is another shard of the registry.
         extras: see `PinRow`.
+        again: it lives again, as a use was given back that had ended it; the borrower is the reader.
     """
 
     borrower: bytes = b""
     from_shard: bool = False
     extras: Mapping[str, Any] = {}
+    again: bool = False
 
 
 class Loop(NamedTuple):
@@ -98,8 +100,8 @@ class ShardPart:
         """Whether a call may be carried out that goes by that version of the topology; if not, the answer."""
         return None
 
-    def pinning(self, row: PinRow, refs: Sequence[Ref]) -> None:
-        """A lease of these references is about to begin."""
+    def pinning(self, borrower: bytes, refs: Sequence[Ref]) -> None:
+        """A lease of these references is about to begin, pinned by that process if it only borrows them; or to live again."""
 
     def doubts(self, row: ResolveRow) -> NotNow | None:
         """Whether a lease must not be resolved just now; if so, the answer."""
@@ -169,7 +171,7 @@ class Parts:
         """The process that a lease depends on."""
         return next((process for part in self._parts if (process := part.depends_on(lease))), b"")
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> dict[str, Any]:
         """All their figures."""
         found: dict[str, int] = {}
         for part in self._parts:
@@ -181,10 +183,10 @@ class Parts:
         """Whether a call may be carried out."""
         return next((answer for part in self._parts if (answer := part.admit(version)) is not None), None)
 
-    def pinning(self, row: PinRow, refs: Sequence[Ref]) -> None:
+    def pinning(self, borrower: bytes, refs: Sequence[Ref]) -> None:
         """A lease is about to begin."""
         for part in self._parts:
-            part.pinning(row, refs)
+            part.pinning(borrower, refs)
 
     def doubts(self, row: ResolveRow) -> NotNow | None:
         """Whether a lease must not be resolved just now."""

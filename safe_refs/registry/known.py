@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING
 
 from .._ray import workers
@@ -13,9 +12,13 @@ if TYPE_CHECKING:
 
 _MOST_SESSIONS = 8
 
-# By connection; at most _MOST_SESSIONS. The lock guards its changes: it is replaced whole, so that it may be read at any time.
-_lock = threading.RLock()  # a destructor may come while its thread has it
+# By connection; at most _MOST_SESSIONS, or one more for each thread that adds one just now. No lock: each change is one step for the
+# interpreter.
 sessions: dict[workers.Connection, Session] = {}
+
+
+# In a forked child: the sessions of its parent, and of that one's. They are not dropped: to drop an actor's handle is a call to Ray.
+_parents: object = None
 
 
 def current() -> Session | None:
@@ -29,42 +32,31 @@ def current() -> Session | None:
 
 def add(session: Session) -> Session:
     """Keep a session; the one that another thread was quicker to add, if there is one. Sessions of connections that are gone end."""
-    global sessions
-    with _lock:
-        while True:
-            before = sessions
-            found = before.get(session.connection)
-            if found is not None:
-                gone = [session]
-                break
-            # A process may be several Ray Clients at once; otherwise it has one connection at a time.
-            kept = {each: other for each, other in before.items() if session.connection.client and each.client}
-            while len(kept) >= _MOST_SESSIONS:
-                del kept[next(iter(kept))]
-            gone = [other for each, other in before.items() if each not in kept]
-            after = {**kept, session.connection: session}
-            if sessions is before:  # else a signal handler has come in between, and added one
-                sessions = after
-                break
+    found = sessions.setdefault(session.connection, session)
+    gone = [] if found is session else [session]
+    others = [each for each in list(sessions) if each != session.connection]
+    # A process may be several Ray Clients at once; otherwise it has one connection at a time.
+    ended = [each for each in others if not (session.connection.client and each.client)]
+    kept = [each for each in others if each not in ended]
+    for each in ended + kept[: max(0, len(kept) + 1 - _MOST_SESSIONS)]:
+        if (other := sessions.pop(each, None)) is not None:
+            gone.append(other)
     for other in gone:
         other.close()
-    return found or session
+    return found
 
 
 def drop(connection: workers.Connection) -> None:
     """The session of a connection ends, if there is one."""
-    global sessions
-    with _lock:
-        gone = sessions.get(connection)
-        sessions = {each: other for each, other in sessions.items() if each != connection}
+    gone = sessions.pop(connection, None)
     if gone is not None:
         gone.close()
 
 
 def _forget() -> None:
-    """A forked child has none of the threads, and its locks may be held for ever by threads that it doesn't have."""
-    global _lock, sessions
-    _lock, sessions = threading.RLock(), {}
+    """A forked child has none of the threads, nor the connection. It keeps its parent's sessions, as what they hold is Ray's."""
+    global sessions, _parents
+    _parents, sessions = (_parents, sessions), {}
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from .records import Origin, Terms
+from .records import Origin, Renewal, Terms
 
 T = TypeVar("T")
+
+MOST_RETURNED = 256  # uses that a lease takes back; then a use that fails is spent
 
 
 class Lease(Generic[T]):
@@ -16,12 +19,30 @@ class Lease(Generic[T]):
         number: its ordinal number in this table.
         items: what it holds.
         owners: for each item, what names the process that the item dies with; empty for none.
+        reader: who has handed back what it holds, if it lives again.
         since: when it began, by the table's clock; `expires_at` is when its ttl runs out, None without one.
         renewals: how often it was renewed.
-        used: ids of the uses that it has granted, if it counts them.
+        given_s: the seconds that it had left at the last renewal, or at its beginning; None without a limit.
+        used: ids of the uses that it has granted, if it counts them; without those that were given back.
+        takes: ids of the uses that have taken it, and so ended it; likewise.
+        returned: ids of the uses that were given back. At most MOST_RETURNED for each shard that holds it.
     """
 
-    __slots__ = ("expires_at", "items", "number", "origin", "owners", "renewals", "since", "terms", "used")
+    __slots__ = (
+        "expires_at",
+        "given_s",
+        "items",
+        "number",
+        "origin",
+        "owners",
+        "reader",
+        "renewals",
+        "returned",
+        "since",
+        "takes",
+        "terms",
+        "used",
+    )
 
     def __init__(
         self, number: int, items: tuple[T, ...], owners: tuple[bytes, ...], terms: Terms, origin: Origin, since: float
@@ -34,9 +55,49 @@ class Lease(Generic[T]):
         self.since = since
         self.expires_at = None if terms.ttl is None else since + terms.ttl
         self.renewals = 0
+        self.given_s = terms.ttl
+        self.reader: Origin | None = None
         self.used: frozenset[bytes] = frozenset()
+        self.takes: frozenset[bytes] = frozenset()
+        self.returned: frozenset[bytes] = frozenset()
 
     @property
     def uses_left(self) -> int | None:
         """How many uses it still grants; None without a limit."""
         return None if self.terms.uses is None else self.terms.uses - len(self.used)
+
+    def next_renewal(self, ttl: float | None, now: float, *, lengthens: bool = False) -> Renewal:
+        """The renewal that comes after its last one; the last one itself if there is nothing to do.
+
+        Args:
+            ttl: seconds that it asks for; None for no limit.
+            now: by the table's clock.
+            lengthens: it takes no time away, and leaves the terms alone. Where as much is left, or no limit, there is nothing to do.
+        """
+        if not lengthens:
+            return Renewal(self.renewals + 1, ttl, ttl)
+        left = None if self.expires_at is None else self.expires_at - now
+        if left is None or (ttl is not None and left >= ttl):
+            return Renewal(self.renewals, self.terms.ttl, left)
+        return Renewal(self.renewals + 1, self.terms.ttl, ttl)
+
+    @property
+    def giver(self) -> Origin:
+        """Who has given what it holds: the maker; or if it lives again, whoever has handed that back."""
+        return self.reader or self.origin
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it was taken, or has no uses left."""
+        return bool(self.takes) or (self.terms.uses is not None and len(self.used) >= self.terms.uses)
+
+    def count(self, uses: Iterable[bytes], takes: Iterable[bytes] = ()) -> None:
+        """It has granted these uses and takes. One that was given back counts no more, in whatever order that becomes known."""
+        self.used |= frozenset(uses) - self.returned
+        self.takes |= frozenset(takes) - self.returned
+
+    def give_back(self, uses: Iterable[bytes]) -> None:
+        """These uses were given back."""
+        self.returned |= frozenset(uses)
+        self.used -= self.returned
+        self.takes -= self.returned

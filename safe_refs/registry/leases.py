@@ -3,8 +3,9 @@
 `LeaseTable` is pure: no Ray, no threads, no clock of its own (both clocks are passed in). What it holds is opaque to it, so that a
 test can drive it with strings through a million steps. The shard wraps it in a lock and gives it references.
 
-What always holds: a lease that has ended never lives again, and holds nothing. It ends by release, take, ttl, uses, or because all
-owners of its items are dead. A lost lease has not ended: this table no longer holds its items, but another shard may give them back.
+What always holds: a lease that has ended holds nothing, and never lives again, unless a use has ended it that is given back (see
+`unspent`). It ends by release, take, ttl, uses, or because all owners of its items are dead. A lost lease has not ended: this table
+no longer holds its items, but another shard may give them back.
 Callers make the ids, so that every call can be repeated: pinning a live lease again changes nothing, releasing an ended one returns
 0, and a pin that arrives after its own release is refused.
 
@@ -21,13 +22,13 @@ from ..config import Limits
 from ..errors import LeaseNotFoundError, RegistryFullError
 from .indexes import ByOwner, Deadlines
 from .lease import Lease
-from .records import Identity, Origin, RegistryStats, Terms
-from .tombstones import End, Tombstones
+from .records import Identity, Origin, RegistryStats, Renewal, Terms
+from .tombstones import End, Spent, Tombstones
 from .usage import Usage
 
 T = TypeVar("T")
 
-_MOST_USES_REMEMBERED = 16  # of an ended lease; a hundred thousand of those are remembered
+MOST_USES_REMEMBERED = 16  # of an ended lease; a hundred thousand of those are remembered
 
 
 class LeaseTable(Generic[T]):
@@ -66,9 +67,8 @@ class LeaseTable(Generic[T]):
         self._started = clock()
         self._deadlines = Deadlines()
         self.owners = ByOwner()
-        self._pinned = 0
-        self._resolved = 0
-        self._ends: Counter[str] = Counter()
+        self._begun = self._resolved = self.revived = 0  # leases, resolves, and leases that live again
+        self.ends: Counter[str] = Counter()  # by `tombstones.End.how`
 
     def pin(self, lease: bytes, items: Sequence[T], owners: Sequence[bytes], terms: Terms, origin: Origin) -> bool:
         """Begin a lease. The same id again, while it lives, changes nothing.
@@ -116,6 +116,8 @@ class LeaseTable(Generic[T]):
             LeaseError: of the class that says how the lease ended, or that it was never here.
         """
         held = self.living(lease, asked)
+        if use in held.returned:  # this call has come late
+            raise LeaseNotFoundError.of(lease[:4].hex(), self.registry)
         if slot is not None and not 0 <= slot < len(held.items):
             raise LeaseNotFoundError(
                 f"lease {lease[:4].hex()} holds {len(held.items)} reference(s), and slot {slot} was asked for: the handle is "
@@ -128,41 +130,43 @@ class LeaseTable(Generic[T]):
         if held.terms.uses is not None:
             held.used |= {use or self._resolved.to_bytes(8, "big")}
         if take:
+            held.takes |= {use} if use else set()
             self.end(lease, "released", f"{origin}, who took it", use)
         elif held.uses_left == 0:
             self.end(lease, "used_up", str(origin), use)
         return items
 
-    def release(self, lease: bytes, origin: Origin) -> int:
-        """End a lease: 1 if that ended it, 0 if it had ended before or isn't here.
+    def release(self, lease: bytes, origin: Origin, rejected: str = "") -> int:
+        """End a lease: 1 if that ended it, 0 if it had ended before or isn't here. `rejected` says why its pin has failed, if it has.
 
-        An unknown id is remembered as released, so that a pin still on its way is refused when it arrives.
+        An unknown id is remembered, so that a pin still on its way is refused when it arrives.
         """
+        how, by = ("rejected", rejected) if rejected else ("released", str(origin))
         if self.find(lease) is not None:
-            self.end(lease, "released", str(origin))
+            self.end(lease, how, by)
             return 1
+        self.tombstones.finish(lease)
         if lease not in self.tombstones:
-            end = End("released", self.clock(), self._wall(), str(origin), Terms(), unseen=True)
-            self.tombstones.add(lease, end)
+            self.tombstones.add(lease, End(how, self.clock(), self._wall(), by, Terms(), unseen=not rejected))
         return 0
 
-    def renew(self, lease: bytes, asked: Identity, ttl: float | None, renewals: int = 0) -> int:
+    def renew(
+        self, lease: bytes, asked: Identity, ttl: float | None, decided: Renewal | None = None, lengthens: bool = False
+    ) -> Renewal:
         """Let a lease live `ttl` seconds from now, be that longer or shorter than it had; None takes its limit away.
 
         Args:
             lease: its id.
             asked: as for `resolve`, like the errors.
-            ttl: seconds.
-            renewals: which renewal this is, as another replica has counted it; 0 counts it here. An older one than the last changes
-                nothing.
-
-        Returns: which renewal it was, from 1.
+            ttl: see above.
+            decided: what another replica has made of it; None decides it here. An older renewal than the last changes nothing.
+            lengthens: see `Lease.next_renewal`.
         """
         held = self.living(lease, asked)
-        number = renewals or held.renewals + 1
-        if number > held.renewals:
-            self.set_time(lease, ttl, ttl, number)
-        return number
+        renewal = decided or held.next_renewal(ttl, self.clock(), lengthens=lengthens)
+        if renewal.number > held.renewals:
+            self.set_time(lease, renewal, renewal.given_s)
+        return renewal
 
     def replace(self, lease: bytes, items: Sequence[T], owners: Sequence[bytes], terms: Terms) -> bool:
         """A live lease holds other items, in the same slots, on other terms (a new ttl counts from now); False if it isn't live."""
@@ -170,7 +174,7 @@ class LeaseTable(Generic[T]):
         if held is None:
             return False
         if terms.ttl != held.terms.ttl:
-            self.set_time(lease, terms.ttl, terms.ttl, held.renewals + 1)
+            self.set_time(lease, held.next_renewal(terms.ttl, self.clock()), terms.ttl)
         self._unlist(lease, held)
         held.items, held.owners, held.terms = tuple(items), tuple(owners), terms
         self._enlist(lease, held)
@@ -235,8 +239,7 @@ class LeaseTable(Generic[T]):
 
     def expire(self, most: int | None = None) -> int:
         """End leases whose time is over, at most so many of them; how many that were. Forget tombstones that are too old."""
-        now = self.clock()
-        ended = 0
+        now, ended = self.clock(), 0
         while (first := self._deadlines.first()) is not None and first <= now and (most is None or ended < most):
             lease = self._deadlines.pop()
             held = self.live.get(lease)
@@ -265,17 +268,15 @@ class LeaseTable(Generic[T]):
             uptime_s=self.clock() - self._started,
             live_leases=self.usage.leases,
             live_references=self.usage.references,
-            pinned=self._pinned,
+            pinned=self._begun - self.revived,
             resolved=self._resolved,
-            released=self._ends["released"],
-            expired=self._ends["expired"],
-            used_up=self._ends["used_up"],
-            owner_gone=self._ends["owner_gone"],
-            lost=self._ends["lost"],
+            released=self.ends["released"] + self.ends["rejected"],
             tombstones=len(self.tombstones),
+            jobs=self.usage.by_job(),
+            **{how: self.ends[how] for how in ("expired", "used_up", "owner_gone", "lost")},
         )
 
-    # The methods above are made of the methods below. `replication.records` uses these, too.
+    # The methods above are made of the methods below. `unspent` and `replication.records` use these, too.
     def begin(
         self,
         lease: bytes,
@@ -286,36 +287,35 @@ class LeaseTable(Generic[T]):
         age_s: float = 0.0,
     ) -> Lease[T]:
         """Begin a lease, or note one that began `age_s` seconds ago. The caller has checked that it is not live and has not ended."""
-        self._pinned += 1
         self.tombstones.found_again(lease)
-        since = self.clock() - age_s
-        held = self.live[lease] = Lease(self._pinned, tuple(items), tuple(owners), terms, origin, since)
+        return self.hold(lease, Lease(0, tuple(items), tuple(owners), terms, origin, self.clock() - age_s))
+
+    def hold(self, lease: bytes, held: Lease[T]) -> Lease[T]:
+        """Hold a lease from now on, as the newest."""
+        self._begun += 1
+        held.number = self._begun
+        self.live[lease] = held
         self._enlist(lease, held)
         self._note_deadline(lease, held)
         return held
 
-    def set_time(self, lease: bytes, ttl: float | None, left_s: float | None, renewals: int) -> None:
-        """A live lease has another ttl, of which so much is left, by its renewal of that number."""
+    def set_time(self, lease: bytes, renewal: Renewal, left_s: float | None) -> None:
+        """A live lease was renewed, and has so many seconds left now."""
         held = self.live[lease]
-        held.terms = held.terms._replace(ttl=ttl)
+        held.terms = held.terms._replace(ttl=renewal.ttl)
         held.expires_at = None if left_s is None else self.clock() + left_s
-        held.renewals = renewals
+        held.renewals, held.given_s = renewal.number, renewal.given_s
         self._note_deadline(lease, held)
 
     def end(self, lease: bytes, how: str, by: str, use: bytes = b"") -> None:
-        """End a live lease.
-
-        Args:
-            lease: its id.
-            how: as in `tombstones.End`, like `by`.
-            by: see `how`.
-            use: the use that ended it, if it was one.
-        """
+        """End a live lease; `how` and `by` are as in `tombstones.End`, and `use` is the use that has ended it, if it was one."""
         held = self.let_go(lease)
-        self._ends[how] += 1
+        self.ends[how] += 1
         last = {use} if use else set[bytes]()
-        uses = tuple(held.used | last) if len(held.used) <= _MOST_USES_REMEMBERED else tuple(last)
-        self.tombstones.add(lease, End(how, self.clock(), self._wall(), by, held.terms, uses))
+        uses = tuple(held.used | last) if len(held.used) <= MOST_USES_REMEMBERED else tuple(last)
+        spent = Spent(held, len(held.items)) if held.is_spent else None
+        held.items = held.owners = ()
+        self.tombstones.add(lease, End(how, self.clock(), self._wall(), by, held.terms, uses), spent)
 
     def lose(self, lease: bytes, why: str) -> bool:
         """Stop holding a live lease whose items are gone from here, and remember why; whether it was live.
@@ -325,7 +325,7 @@ class LeaseTable(Generic[T]):
         if self.find(lease) is None:
             return False
         self.let_go(lease)
-        self._ends["lost"] += 1
+        self.ends["lost"] += 1
         self.tombstones.add_lost(lease, self._wall(), why)
         return True
 

@@ -90,8 +90,8 @@ class Owners(ShardPart):
         return objects.sizes(asked, _PROBE_TIMEOUT_S)
 
     def known_to(self) -> dict[bytes, bytes]:
-        """By the id of each object that is held, its owner. Under the lock."""
-        return {actors.id_of(ref): workers.owner_of(ref) for ref in self._table.items()}
+        """By the id of each object that is held, its owner, if it has one (a detached actor has none). Under the lock."""
+        return {actors.id_of(ref): owner for ref in self._table.items() if (owner := workers.owner_of(ref))}
 
     def wait_until_forgotten(self, owners: dict[bytes, bytes], timeout_s: float) -> None:
         """Wait until Ray knows nothing here of objects any more (see `known_to`): by then their owners know who else holds them."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from ..config import Deadline
 from ..errors import SafeRefsError
 from .records import Identity, Origin
-from .requests import Plan, Question, Wanted
+from .requests import Plan, Question, Unspent, Wanted
 
 if TYPE_CHECKING:
     import ray
@@ -33,8 +33,8 @@ class Sender(Protocol):
     def resolve(self, row: Wanted, deadline: Deadline) -> list[Ref]:
         """What a lease holds."""
 
-    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline) -> list[list[Ref]]:
-        """What several leases hold, of one registry or of several."""
+    def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline, found: dict[int, list[Ref]]) -> None:
+        """Put into `found` what several leases hold, of one registry or of several, by their places. If it raises, it has some."""
 
     def release(self, registry: str, leases: Sequence[bytes], deadline: Deadline) -> int:
         """End leases by their ids; how many that ended."""
@@ -84,6 +84,9 @@ class Asks(Protocol):
     def ask_once(self, question: Question[A], deadline: Deadline) -> A | SafeRefsError | None:
         """Ask about one lease."""
 
+    def give_back_once(self, uses: Sequence[Unspent], lives: set[bytes], deadline: Deadline) -> bool | None:
+        """Give uses back."""
+
     def release_once(
         self, rows: Sequence[tuple[Sequence[bytes], Origin]], ended: set[bytes], deadline: Deadline
     ) -> bool | None:
@@ -91,19 +94,22 @@ class Asks(Protocol):
 
 
 class Directory(Protocol):
-    """How a process finds the layout of registries."""
+    """How a process finds the layout of registries.
 
-    def find(self, registry: str, *, start: bool) -> Layout | None:
+    Raises everywhere: `RegistryUnavailableError` if Ray's control service, which has the layouts, does not answer by the deadline.
+    """
+
+    def find(self, registry: str, *, start: bool, deadline: Deadline | None = None) -> Layout | None:
         """The layout of a registry; None if it doesn't run, and isn't to be started.
 
         Raises:
             ValueError: this process asks for another layout than it has.
         """
 
-    def found(self, registry: str) -> Layout | None:
+    def found(self, registry: str, deadline: Deadline | None = None) -> Layout | None:
         """The layout that a registry has, whatever this process asks for; None if it doesn't run."""
 
-    def forget(self, registry: str) -> None:
+    def forget(self, registry: str, deadline: Deadline | None = None) -> None:
         """A registry has been shut down: it has no layout any more."""
 
 
@@ -118,13 +124,13 @@ class OneShard(NamedTuple):
 class Always:
     """The directory of the core by itself: each registry has one shard."""
 
-    def find(self, registry: str, *, start: bool) -> Layout | None:
+    def find(self, registry: str, *, start: bool, deadline: Deadline | None = None) -> Layout | None:
         """See `Directory`, as for all below."""
         return OneShard()
 
-    def found(self, registry: str) -> Layout | None:
+    def found(self, registry: str, deadline: Deadline | None = None) -> Layout | None:
         """Always the same."""
         return OneShard()
 
-    def forget(self, registry: str) -> None:
+    def forget(self, registry: str, deadline: Deadline | None = None) -> None:
         """Whether it runs isn't known here."""

@@ -6,8 +6,11 @@ What always holds: nothing here resolves anything, and none of it knows Ray.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from ..config import Span
 
 
 class Identity(NamedTuple):
@@ -50,6 +53,20 @@ class Terms(NamedTuple):
 NO_TERMS = Terms()
 
 
+class Renewal(NamedTuple):
+    """What a renewal makes of a lease's time, as the shard has decided that counts renewals.
+
+    Attributes:
+        number: which one it is of the lease, from 1.
+        ttl: the ttl in the lease's terms from now on; None without one.
+        given_s: seconds that the lease has left from this moment; None without a limit.
+    """
+
+    number: int
+    ttl: float | None
+    given_s: float | None
+
+
 class Origin(NamedTuple):
     """Who made a lease or ended it: job and node ids (hexadecimal), process id, and `file:line in function`.
 
@@ -60,6 +77,12 @@ class Origin(NamedTuple):
     node: str
     pid: int
     source: str
+
+    @property
+    def process(self) -> str:
+        """The process that must live: `pid 4711 on node 1a2b3c4d`; of a Ray Client, its server."""
+        name = f"the Ray Client server of job {self.job}" if is_by_client(self.source) else f"pid {self.pid}"
+        return f"{name} on node {self.node[:8]}"
 
     def __str__(self) -> str:
         return f"pid {self.pid} on node {self.node[:8]}, job {self.job} ({self.source})"
@@ -78,7 +101,7 @@ def is_by_client(source: str) -> bool:
 _BY_CLIENT = " (Ray Client on "
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeaseInfo:
     """One live lease, as `leases()` lists it.
 
@@ -99,6 +122,7 @@ class LeaseInfo:
             pinned references that it only borrowed, and the objects' owners don't know the registry yet. As `pid … on node …`, or
             for a Ray Client `the Ray Client server of job … on node …`; None where all is well, which is nearly always.
         durable: whether it holds copies that are the registry's own.
+        registry: name of the registry that holds it.
     """
 
     number: int
@@ -115,6 +139,36 @@ class LeaseInfo:
     source: str
     depends_on: str | None = None
     durable: bool = False
+    registry: str = ""
+    # By which the registry finds the lease again: see `listing.mark_of`.
+    _mark: bytes = field(default=b"", repr=False, compare=False)
+
+    def release(self, *, timeout: Span | None = None) -> int:
+        """End this lease, as `release(payload)` does, without its payload. For many rows, `release(rows)` is quicker.
+
+        Args:
+            timeout: seconds to wait for the registry; default from `init` or `SAFE_REFS_TIMEOUT`.
+
+        Returns:
+            1 if this call ended it; 0 if it had ended, or was lost with its registry.
+
+        Raises:
+            RegistryUnavailableError: no Ray connection, or no answer in time.
+        """
+        return release_row(self, timeout)
+
+    def __repr__(self) -> str:
+        parts = (
+            f"<LeaseInfo {self.short_id}" if self.label is None else f"<LeaseInfo {self.short_id} {self.label!r}",
+            f"{self.references} reference(s)" + ("" if self.size_bytes is None else f" to {self.size_bytes} bytes"),
+            f"{self.age_s:.1f} s old",
+            "" if self.expires_in_s is None else f"expires in {self.expires_in_s:.1f} s",
+            "" if self.uses_left is None else f"{self.uses_left} use(s) left",
+            "durable" if self.durable else "",
+            f"by {Origin(self.job, self.node, self.pid, self.source)}",
+            "" if self.depends_on is None else f"depends on {self.depends_on}",
+        )
+        return ", ".join(filter(None, parts)) + ">"
 
     @property
     def hangs_on(self) -> str | None:
@@ -123,7 +177,15 @@ class LeaseInfo:
         return self.depends_on
 
 
-@dataclass(frozen=True)
+def _cannot_release(row: LeaseInfo, timeout: Span | None) -> int:
+    """What `release_row` is before `asks` says how a process asks a registry."""
+    raise NotImplementedError
+
+
+release_row: Callable[[LeaseInfo, Span | None], int] = _cannot_release
+
+
+@dataclass(frozen=True, repr=False)
 class RegistryStats:
     """Figures of a registry since it started, as `stats()` gives them.
 
@@ -135,7 +197,7 @@ class RegistryStats:
         live_references: references in them.
         pinned: leases ever taken.
         resolved: times a lease was resolved.
-        released: leases ended by release or take.
+        released: leases ended by release or take; like `used_up` without those that live again, as the use was given back.
         expired: leases ended by their ttl.
         used_up: leases ended by their uses.
         owner_gone: leases ended because their owners died.
@@ -144,6 +206,7 @@ class RegistryStats:
         shards: how many actors the registry has.
         replicas: how many of them hold each lease. The counts above are of leases, not of their replicas.
         recovering: shards that can't be reached now, or don't yet hold again what they held before a restart.
+        jobs: live leases by the job that made them (its id).
         unanchored: leases, of one replica at least, of which the objects' owners don't yet know who holds them: those that depend on
             a process (`LeaseInfo.depends_on`), and those that were resolved a moment ago.
     """
@@ -165,6 +228,24 @@ class RegistryStats:
     recovering: int = 0
     lost: int = 0
     unanchored: int = 0
+    jobs: Mapping[str, int] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        held = f"{self.live_leases} live lease(s) with {self.live_references} reference(s)"
+        names = (
+            "pinned",
+            "resolved",
+            "released",
+            "expired",
+            "used_up",
+            "owner_gone",
+            "lost",
+            "unanchored",
+            "recovering",
+        )
+        counts = "".join(f", {name} {getattr(self, name)}" for name in names if getattr(self, name))
+        size = "" if self.shards == 1 else f", {self.shards} shards, {self.replicas} replica(s)"
+        return f"<RegistryStats {self.registry!r}: {held}{counts}{size}, up for {self.uptime_s:.1f} s>"
 
     @property
     def unsettled(self) -> int:
@@ -181,6 +262,7 @@ class Query(NamedTuple):
         job: made by this job.
         min_age_s: at least so old.
         min_bytes: holding at least so many bytes; needs sizes.
+        marks: those of these marks; see `listing.mark_of`.
         sort: `age` (oldest first), `expires` (soonest first; those without a ttl last), `references` or `bytes` (most first).
         after: the last row of the page before, as (what it was sorted by, its number); None for the first page.
         limit: rows of a page.
@@ -189,7 +271,8 @@ class Query(NamedTuple):
     label: str | None = None
     job: str | None = None
     min_age_s: float | None = None
-    min_bytes: int | None = None
+    min_bytes: float | None = None
     sort: str = "age"
     after: tuple[float, int] | None = None
     limit: int = 1000
+    marks: frozenset[bytes] | None = None

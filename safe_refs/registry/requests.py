@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
-from .records import Identity, Origin, Terms
-from .wire import Granted, NotNow, ResolveRow
+from .records import Identity, Origin, Renewal, Terms
+from .wire import GiveBackRow, Granted, NotNow, ResolveRow
 
 A = TypeVar("A")
 
@@ -26,6 +27,7 @@ class Plan:
         borrowed: those of `refs` that other processes own.
         borrower: address of this process, if it doesn't own all of them or, as a Ray Client, doesn't know; else empty.
         durable: whether it is to hold copies.
+        deadline: until when the caller waits for all of it, copies included, if it has said so.
         extras: see `PinRow`.
         notes: what a part of the client keeps between `before_pin` and `after_pin`, by its name.
     """
@@ -37,6 +39,7 @@ class Plan:
     borrowed: Sequence[Any] = ()
     borrower: bytes = b""
     durable: bool = False
+    deadline: Deadline | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -50,6 +53,8 @@ class Wanted(NamedTuple):
         take: end it in the same step.
         asker: who asks.
         use: id of this use, the same whichever shard is asked, and however often.
+        spends: the lease may count it (a take; or its uses are limited, as far as is known), so that it may have to be given back.
+        late: gets it and its references, in another thread, if a signal handler's exception has ended the wait for them.
     """
 
     address: LeaseAddress
@@ -57,11 +62,32 @@ class Wanted(NamedTuple):
     take: bool
     asker: Origin
     use: bytes
+    spends: bool = False
+    late: Callable[[Wanted, list[Any]], None] | None = None
 
     def row(self, *, counts: bool) -> ResolveRow:
         """It, for a call to a shard: as a use that counts, or only to look whether it does."""
         lease, asked = self.address.lease, Identity(self.address.epoch, self.address.generation)
         return ResolveRow(lease, asked, self.slot, self.take, self.asker, self.use if counts else b"")
+
+
+class Unspent(NamedTuple):
+    """A use that is to be given back.
+
+    Attributes:
+        plan: its lease, as if it were to begin with what the reader has got.
+        use: its id.
+        take: whether it has taken the lease.
+    """
+
+    plan: Plan
+    use: bytes
+    take: bool
+
+    def row(self) -> GiveBackRow:
+        """It, for a call to a shard."""
+        plan = self.plan
+        return GiveBackRow(plan.lease, self.use, self.take, len(plan.refs), plan.maker, plan.borrower)
 
 
 class Question(Generic[A]):
@@ -70,7 +96,7 @@ class Question(Generic[A]):
     Args:
         address: the lease.
         call: makes the `Call`, from the version of the layout, whether the shards are asked one after the other (so that what they do
-            counts), and the largest number that one of them has answered.
+            counts), and the renewal that one of them has answered, if one has.
         opened: what an answer says.
         in_turn: the shards are to be asked one after the other from the start; otherwise only if one of them says so.
 
@@ -81,7 +107,7 @@ class Question(Generic[A]):
     def __init__(
         self,
         address: LeaseAddress,
-        call: Callable[[int, bool, int], Any],
+        call: Callable[[int, bool, Renewal | None], Any],
         opened: Callable[[Any], A | SafeRefsError | Granted | NotNow],
         *,
         in_turn: bool,

@@ -9,7 +9,6 @@ What always holds: a session is complete before anybody else sees it; a lease of
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,8 +52,8 @@ class Session(Here):
         super().__init__(connection, directory, start)
         self._verbs = verbs
         self.sender: Sender = Direct(self.registry, self.origin)
-        self._lock = threading.RLock()  # guards `registries`; a destructor may come while its thread has it
-        self.registries: dict[str, Registry] = {}  # at most _MOST_REGISTRIES: then the oldest is forgotten
+        # At most _MOST_REGISTRIES: then the oldest is forgotten. No lock: each change is one step for the interpreter.
+        self.registries: dict[str, Registry] = {}
 
     def before_pins(self, registry: str, plans: Sequence[Plan]) -> None:
         """Leases are about to be pinned, in one call, by a caller that waits."""
@@ -91,10 +90,9 @@ class Session(Here):
         """A registry, which needn't run."""
         found = self.registries.get(name)
         if found is None:
-            with self._lock:
-                if len(self.registries) >= _MOST_REGISTRIES:
-                    del self.registries[next(iter(self.registries))]
-                found = self.registries.setdefault(name, Registry(self, name, self._verbs))
+            if len(self.registries) >= _MOST_REGISTRIES:
+                self.registries.pop(list(self.registries)[0], None)  # noqa: RUF015 # an iterator may meet a change
+            found = self.registries.setdefault(name, Registry(self, name, self._verbs))
         return found
 
     def close(self) -> None:

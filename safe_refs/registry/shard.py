@@ -13,28 +13,30 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._ray import actors, workers
+from .._ray import actors, classes, workers
 from ..config import Limits
 from ..errors import SafeRefsError
-from . import steps
+from . import steps, taking_back
 from .clock import Clock
 from .hooks import Loop, Parts, ShardPart
 from .leases import LeaseTable
-from .listing import Page, page
+from .listing import page
 from .owners import Owners
-from .records import Identity, LeaseInfo, RegistryStats, is_by_client
+from .records import Identity, LeaseInfo, RegistryStats, Renewal
 from .wire import (
     CloseCall,
     ExpiresCall,
+    GiveBackCall,
     Granted,
     ListCall,
     NotNow,
     PinCall,
     PinRow,
     ReleaseCall,
+    ReleaseWhereCall,
     RenewCall,
     ResolveCall,
     ResolveRow,
@@ -46,8 +48,9 @@ if TYPE_CHECKING:
 
     Ref = ray.ObjectRef[Any]
 
+A = TypeVar("A")
+C = TypeVar("C")
 logger = logging.getLogger("safe_refs.registry")
-
 _AGAIN_S = 1.0  # before a thread that has failed starts again
 
 
@@ -90,6 +93,7 @@ class Shard:
 
     def start(self, parts: Sequence[ShardPart]) -> None:
         """Begin to work, with these parts of wings; called once."""
+        classes.serve()
         self.parts = Parts([Clock(self.table, self.lock), self._owners, *parts])
         for loop in self.parts.threads():
             threading.Thread(target=self._run, args=(loop,), name=f"safe_refs-{loop.name}", daemon=True).start()
@@ -125,10 +129,12 @@ class Shard:
         return first if isinstance(first, bytes) and answers.count(first) == len(answers) else answers
 
     def _pin(self, row: PinRow, refs: list[Ref]) -> bytes | SafeRefsError:
+        if (refused := actors.refused(refs)) is not None:
+            return refused
         owners = [workers.owner_of(ref) for ref in refs]
         if row.borrower and workers.owns_all(row.borrower, owners):
             row = row._replace(borrower=b"")  # a Ray Client, which did not know
-        self.parts.pinning(row, refs)
+        self.parts.pinning(row.borrower, refs)
         sizes = self.weigh(refs)
         with self.lock:
             self.table.usage.learn(sizes)
@@ -143,8 +149,8 @@ class Shard:
         answers: list[int | SafeRefsError | Granted | NotNow] = []
         for row in call.rows:
             # If a lease holds an actor whose job has ended, the reader can't open the answer, nor any lease in it. A use or a take
-            # can't be had twice, so the caller must ask for such a lease alone.
-            found = NotNow.IN_TURN if len(call.rows) > 1 and self._spoils(row) else self._resolve(row)
+            # can't be had twice, so the caller must ask for such a lease by itself.
+            found = NotNow.IN_TURN if call.together and self._spoils(row) else self._resolve(row)
             if isinstance(found, list):
                 refs += found
             answers.append(len(found) if isinstance(found, list) else found)
@@ -163,27 +169,32 @@ class Shard:
 
     def release(self, call: ReleaseCall) -> list[int] | NotNow:
         """End leases; for each whether that ended it."""
-        if (not_now := self.parts.admit(call.version)) is not None:
-            return not_now
-        with self.lock:
-            return steps.release(self.table, self.parts, call)
+        return self._take(call.version, call, steps.release)
 
-    def renew(self, call: RenewCall) -> int | SafeRefsError | Granted | NotNow:
-        """Give a lease a new time to live; which renewal that was."""
-        if (not_now := self.parts.admit(call.version)) is not None:
-            return not_now
-        with self.lock:
-            return steps.renew(self.table, self.parts, call)
+    def release_where(self, call: ReleaseWhereCall) -> tuple[list[bytes], tuple[float, int] | None] | NotNow:
+        """End a page of the leases that a query chooses: the marks of those that this ended, and where the next page begins."""
+        return self._take(call.version, call, steps.release_where)
+
+    def give_back(self, call: GiveBackCall, refs: list[Ref]) -> list[bool | NotNow] | NotNow:
+        """Uses whose readers could not open what they got: for each whether its lease lives again by that."""
+        return taking_back.carry_out(self, call, refs)
+
+    def renew(self, call: RenewCall) -> Renewal | SafeRefsError | Granted | NotNow:
+        """Give a lease a new time to live: the renewal, for the other holders."""
+        return self._take(call.version, call, steps.renew)
 
     def expires_in_s(self, call: ExpiresCall) -> tuple[float | None] | SafeRefsError | Granted | NotNow:
         """Seconds until a lease's ttl runs out; (None,) without one."""
-        if (not_now := self.parts.admit(call.version)) is not None:
+        return self._take(call.version, call, steps.expires_in_s)
+
+    def _take(self, version: int, call: C, step: Callable[[LeaseTable[Ref], Parts, C], A]) -> A | NotNow:
+        if (not_now := self.parts.admit(version)) is not None:
             return not_now
         with self.lock:
-            return steps.expires_in_s(self.table, self.parts, call)
+            return step(self.table, self.parts, call)
 
-    def leases(self, call: ListCall) -> tuple[list[LeaseInfo], list[bytes], tuple[float, int] | None, float]:
-        """One page of live leases, their marks (see `Page`), where the next page begins, and when that was, since the epoch."""
+    def leases(self, call: ListCall) -> tuple[list[LeaseInfo], tuple[float, int] | None, float]:
+        """One page of live leases, where the next page begins, and when that was, since the epoch."""
         sizes: dict[Ref, int] | None = None
         if call.query.sort == "bytes" or call.query.min_bytes is not None:
             with self.lock:  # to choose by size one has to know them all
@@ -192,27 +203,20 @@ class Shard:
             held.clear()
         with self.lock:
             found, now = page(self.table, call.query, sizes), time.time()
-            infos = self._with_dependence(found)
+            infos = list(found.infos)
+            for row, lease in enumerate(found.leases):
+                if self.parts.depends_on(lease):
+                    infos[row] = dataclasses.replace(infos[row], depends_on=self.table.live[lease].giver.process)
         if sizes is None and call.with_sizes:
             sizes = self._owners.weigh(list({ref for refs in found.items for ref in refs}))
             weights = [sum(sizes.get(ref, 0) for ref in set(refs)) for refs in found.items]
             infos = [dataclasses.replace(info, size_bytes=each) for info, each in zip(infos, weights, strict=True)]
-        return infos, found.marks, found.after, now
-
-    def _with_dependence(self, found: Page[Ref]) -> list[LeaseInfo]:
-        infos = list(found.infos)
-        for row, (info, lease) in enumerate(zip(found.infos, found.leases, strict=True)):
-            if self.parts.depends_on(lease):
-                server = f"the Ray Client server of job {info.job}"
-                process = server if is_by_client(info.source) else f"pid {info.pid}"
-                infos[row] = dataclasses.replace(info, depends_on=f"{process} on node {info.node[:8]}")
-        return infos
+        return infos, found.after, now
 
     def stats(self) -> RegistryStats:
         """This shard's figures since its start."""
         with self.lock:
-            figures: dict[str, Any] = self.parts.figures()
-            return dataclasses.replace(self.table.stats(), **figures)
+            return dataclasses.replace(self.table.stats(), **self.parts.figures())
 
     def set_limits(self, limits: Limits) -> None:
         """Take other limits from now on; what is held stays."""
@@ -250,5 +254,5 @@ class Shard:
                 loop.run()
                 return
             except Exception:
-                logger.warning("safe_refs-%s failed; it starts again", loop.name, exc_info=True)
+                logger.warning(f"safe_refs-{loop.name} failed; it starts again", exc_info=True)
                 time.sleep(_AGAIN_S)

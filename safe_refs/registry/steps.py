@@ -8,10 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from ..errors import SafeRefsError
+from ..errors import LeaseNotFoundError, SafeRefsError
+from . import unspent
 from .hooks import Began, Parts
 from .leases import LeaseTable
-from .wire import ExpiresCall, Granted, NotNow, PinRow, ReleaseCall, RenewCall, ResolveRow
+from .listing import page, spent
+from .records import Renewal
+from .wire import (
+    ExpiresCall,
+    GiveBackRow,
+    Granted,
+    NotNow,
+    PinRow,
+    ReleaseCall,
+    ReleaseWhereCall,
+    RenewCall,
+    ResolveRow,
+)
 
 T = TypeVar("T")
 
@@ -45,19 +58,53 @@ def resolve(table: LeaseTable[T], parts: Parts, row: ResolveRow) -> list[T] | Sa
 
 def release(table: LeaseTable[Any], parts: Parts, call: ReleaseCall) -> list[int]:
     """End leases; for each whether that ended it."""
-    ended = [table.release(lease, origin) for leases, origin in call.rows for lease in leases]
+    ended = [table.release(lease, origin, call.reason) for leases, origin in call.rows for lease in leases]
     parts.changed([lease for leases, _ in call.rows for lease in leases])
     return ended
 
 
-def renew(table: LeaseTable[Any], parts: Parts, call: RenewCall) -> int | SafeRefsError | Granted | NotNow:
-    """Give a lease a new time to live; which renewal that was."""
+def give_back(
+    table: LeaseTable[T], parts: Parts, row: GiveBackRow, items: Sequence[T], owners: Sequence[bytes]
+) -> bool | NotNow:
+    """A reader gives a use back, with what it got by it: whether the lease lives again by that."""
+    if row.lease not in table.live and row.lease not in table.tombstones:
+        unknown = LeaseNotFoundError.of(row.lease[:4].hex(), table.registry)
+        answer = parts.excuse(row.lease, row.use, unknown)
+        return answer if isinstance(answer, NotNow) else False
+    lives = unspent.give_back(table, row, items, owners)
+    if lives:
+        parts.pinned(row.lease, Began(row.borrower, again=True))
+    if lives is not None:
+        parts.changed([row.lease])
+    return bool(lives)
+
+
+def release_where(
+    table: LeaseTable[Any], parts: Parts, call: ReleaseWhereCall
+) -> tuple[list[bytes], tuple[float, int] | None]:
+    """End a page of the leases that a query chooses: the marks of those that this ended, and where the next page begins.
+
+    With the last page, those that a use has ended are not to live again if it is given back. They had ended, and count nothing.
+    """
+    found = page(table, call.query)
+    if call.dry_run:
+        return [info._mark for info in found.infos], found.after
+    ended = [table.release(lease, call.origin) for lease in found.leases]
+    finished = spent(table, call.query) if found.after is None else []
+    for lease in finished:
+        table.release(lease, call.origin)
+    parts.changed(found.leases + finished)
+    return [info._mark for info, flag in zip(found.infos, ended, strict=True) if flag], found.after
+
+
+def renew(table: LeaseTable[Any], parts: Parts, call: RenewCall) -> Renewal | SafeRefsError | Granted | NotNow:
+    """Give a lease a new time to live: the renewal, for the other holders."""
     try:
-        number = table.renew(call.lease, call.asked, call.ttl, call.renewals)
+        renewal = table.renew(call.lease, call.asked, call.ttl, call.decided, call.lengthens)
     except SafeRefsError as refusal:
         return parts.excuse(call.lease, b"", refusal)
     parts.changed([call.lease])
-    return number
+    return renewal
 
 
 def expires_in_s(

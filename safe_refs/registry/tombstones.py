@@ -1,13 +1,14 @@
 """What is remembered of leases that have ended, so that a late caller gets the error that says how. Pure.
 
-What always holds: a tombstone holds no items; the number of tombstones and their age are bounded by the registry's limits.
+What always holds: a tombstone holds no items; the number of tombstones and their age are bounded by the registry's limits. A lease
+that a use has ended may live again, if that is given back, as long as it is among the `Spent`; every other end is final.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config import Limits
 from ..errors import (
@@ -15,21 +16,26 @@ from ..errors import (
     LeaseExpiredError,
     LeaseLostError,
     LeaseNotFoundError,
+    LeaseRejectedError,
     LeaseReleasedError,
     LeaseUsedUpError,
     OwnerGoneError,
 )
+from .lease import Lease
 from .records import Terms
+
+_MOST_SPENT = 50_000  # what is kept of spent leases, in all: 4 for each, and 1 for each of its uses
 
 
 class End(NamedTuple):
     """How a lease ended.
 
     Attributes:
-        how: `released`, `expired`, `used_up` or `owner_gone`: the counter of `RegistryStats` that it belongs to.
+        how: `released`, `expired`, `used_up` or `owner_gone`: the counter of `RegistryStats` that it belongs to; or `rejected`, if
+            its pin has failed after its maker had passed it on.
         since: when, by the table's monotonic clock.
         at: when, in seconds since the epoch; for people.
-        by: who ended it, for people; empty where nobody did.
+        by: who ended it, for people; empty where nobody did. Of a rejected one, why.
         terms: its terms at the end.
         uses: ids of the uses that it granted, if they count and are not too many.
         unseen: a release of a lease that this table never held.
@@ -42,6 +48,20 @@ class End(NamedTuple):
     terms: Terms
     uses: tuple[bytes, ...] = ()
     unseen: bool = False
+
+
+class Spent(NamedTuple):
+    """A lease that was taken, or used up. It has not ended after all if it isn't `Lease.is_spent` any more.
+
+    Attributes:
+        lease: all of it but its items.
+        size: how many items it held.
+        was_here: this table held it; otherwise another has told of its end.
+    """
+
+    lease: Lease[Any]
+    size: int
+    was_here: bool = True
 
 
 class Tombstones:
@@ -59,6 +79,8 @@ class Tombstones:
         self._limits = limits
         self._ended: OrderedDict[bytes, End] = OrderedDict()  # bounded by `forget_old`
         self._lost: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # bounded by max_tombstones
+        self._spent: OrderedDict[bytes, tuple[Spent, int]] = OrderedDict()  # with its weight; bounded by _MOST_SPENT
+        self._weight = 0
 
     def __len__(self) -> int:
         return len(self._ended)
@@ -74,10 +96,36 @@ class Tombstones:
         """Ids of the ended leases, oldest first."""
         return list(self._ended)
 
-    def add(self, lease: bytes, end: End) -> None:
-        """Remember how a lease ended."""
+    def add(self, lease: bytes, end: End, spent: Spent | None = None) -> None:
+        """Remember how a lease ended; and what it takes to live again, unless this end is final."""
         self._ended[lease] = end
+        self.finish(lease)
+        if spent is not None:
+            weight = 4 + len(spent.lease.used)
+            self._spent[lease] = spent, weight
+            self._weight += weight
+            while self._weight > _MOST_SPENT:
+                self.finish(next(iter(self._spent)))
         self.forget_old()
+
+    def spent(self, lease: bytes) -> Spent | None:
+        """What is kept of a lease whose end is not final."""
+        found = self._spent.get(lease)
+        return None if found is None else found[0]
+
+    def all_spent(self) -> list[tuple[bytes, Lease[Any]]]:
+        """The leases whose end is not final, without their items."""
+        return [(lease, found.lease) for lease, (found, _) in self._spent.items()]
+
+    def finish(self, lease: bytes) -> None:
+        """The end of a lease is final from now on."""
+        _, weight = self._spent.pop(lease, (None, 0))
+        self._weight -= weight
+
+    def lives_again(self, lease: bytes) -> End:
+        """A lease has not ended after all: how it had."""
+        self.finish(lease)
+        return self._ended.pop(lease)
 
     def add_lost(self, lease: bytes, at: float, why: str) -> None:
         """Remember that what a lease held is gone from here. Another shard may still hold it, so it has not ended."""
@@ -98,6 +146,7 @@ class Tombstones:
             if len(self._ended) <= limits.max_tombstones and self._ended[lease].since >= oldest:
                 return
             del self._ended[lease]
+            self.finish(lease)
 
     def why(self, lease: bytes, asked: tuple[bytes, int], now: tuple[bytes, int], *, alone: bool) -> LeaseError:
         """The error for a lease that is not live.
@@ -122,5 +171,7 @@ class Tombstones:
         if end.how == "used_up":
             return LeaseUsedUpError.of(short, self._registry, end.at, end.terms.uses)
         if end.how == "owner_gone":
-            return OwnerGoneError.of(short, self._registry, end.at)
+            return OwnerGoneError.of(short, self._registry, end.at, durable=end.terms.durable is not None)
+        if end.how == "rejected":
+            return LeaseRejectedError.of(short, self._registry, end.at, end.by)
         return LeaseReleasedError.of(short, self._registry, end.at, end.by)

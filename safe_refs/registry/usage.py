@@ -67,6 +67,10 @@ class Usage(Generic[T]):
         """Bytes of the objects whose size is known; 0 where there are no limits in bytes."""
         return self._all.known_bytes
 
+    def by_job(self) -> dict[str, int]:
+        """Live leases by the job that made them."""
+        return {job: use.leases for job, use in self._jobs.items()}
+
     def size(self, item: T) -> int:
         """Bytes of an object, 0 where that isn't known."""
         return self._sizes.get(item, 0)

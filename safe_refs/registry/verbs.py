@@ -1,6 +1,7 @@
 """What a process wants of a registry: begin leases, resolve them, end them, renew them.
 
-The functions (`pin`, `resolve`, `release`, `renew`, `expires_in_s`) ask until there is an answer, by what asks once: `asking.Verbs`.
+The functions (`pin`, `resolve`, `give_back`, `release`, `renew`, `expires_in_s`) ask until there is an answer, by what asks once:
+`asking.Verbs`.
 
 What always holds: a function returns a result, or raises an error that says what became of the lease, by its deadline.
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import threads
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
@@ -21,8 +24,8 @@ from ..errors import LeaseError, LeaseLostError, OwnerGoneError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry
 from .here import Here
 from .protocols import Asks
-from .records import Identity, Origin
-from .requests import Plan, Question, Wanted, identity
+from .records import Identity, Origin, Renewal
+from .requests import Plan, Question, Unspent, Wanted, identity
 from .shard import Shard
 from .wire import ExpiresCall, RenewCall, ResolveCall
 
@@ -37,8 +40,16 @@ COMES_S = 5.0  # how long a reader waits for a pin that its maker didn't wait fo
 _COMES_PAUSE_S = 0.01
 
 
-def wanted(address: LeaseAddress, here: Here, *, slot: int | None, take: bool) -> Wanted:
-    """What is wanted of a lease, as one use of it.
+def wanted(
+    address: LeaseAddress,
+    here: Here,
+    *,
+    slot: int | None,
+    take: bool,
+    use: bytes = b"",
+    late: Callable[[Wanted, list[Ref]], None] | None = None,
+) -> Wanted:
+    """What is wanted of a lease, as one use of it: the one of that id, or a new one. `late` is as in `Wanted`.
 
     Raises:
         WrongClusterError: it is another cluster's.
@@ -47,7 +58,8 @@ def wanted(address: LeaseAddress, here: Here, *, slot: int | None, take: bool) -
         here.check_cluster(address)
     # It is worth the time to look up which line ends a lease, not which lines only read it.
     asker = here.origin() if take else Origin(here.connection.job, here.node, here.pid, "by loading")
-    return Wanted(address, slot, take, asker, os.urandom(8))
+    spends = take or bool(use)
+    return Wanted(address, slot, take, asker, use or os.urandom(8), spends, late if spends else None)
 
 
 def lost(address: LeaseAddress) -> LeaseLostError:
@@ -76,21 +88,47 @@ def resolve(registry: Registry, row: Wanted, deadline: Deadline) -> list[Ref]:
         LeaseError: it has ended, was lost, or was never there; `OwnerGoneError` if the job that made an actor in it has ended.
         RegistryUnavailableError: no answer in time.
     """
+    seen: list[list[Ref]] = []  # what shards have answered, of a use that may have to be given back
 
-    def call(version: int, counts: bool, _: int) -> Call[Any]:
-        return Call(Shard.resolve, ResolveCall(version, [row.row(counts=counts)]))
+    def call(version: int, counts: bool, _: object) -> Call[Any]:
+        asked = Call(Shard.resolve, ResolveCall(version, [row.row(counts=counts)]))
+        asked.late = late if row.late else None
+        return asked
 
     def opened(answer: Any) -> Any:
-        return (answer[1] if type(answer[0][0]) is int else answer[0][0]) if isinstance(answer, tuple) else answer
+        found = (answer[1] if type(answer[0][0]) is int else answer[0][0]) if isinstance(answer, tuple) else answer
+        if row.late is not None and isinstance(found, list):
+            seen.append(found)
+        return found
+
+    def late(answer: Any) -> None:
+        found = opened(answer)
+        if row.late is not None and isinstance(found, list):
+            row.late(row, found)
 
     question: Question[list[Ref]] = Question(row.address, call, opened, in_turn=row.take)
     try:
         refs = _live(registry, question, deadline)
+        for part in registry.here.parts:
+            part.resolved(row.address, refs)
+        return refs
     except UnopenedActorError:
         raise OwnerGoneError.of(row.address.short_id, registry.name) from None
-    for part in registry.here.parts:
-        part.resolved(row.address, refs)
-    return refs
+    except BaseException as error:
+        if seen and row.late is not None and not isinstance(error, Exception):
+            threads.later(partial(row.late, row, seen[-1]))
+        raise
+    finally:
+        seen.clear()  # an error keeps this frame
+
+
+def give_back(registry: Registry, uses: Sequence[Unspent], lives: set[bytes], deadline: Deadline) -> None:
+    """Give uses back, as their reader can't open what it got; the leases that live again by that are added to `lives`.
+
+    Raises:
+        NoRegistryError: there is none.
+    """
+    _until(registry, lambda verbs: verbs.give_back_once(uses, lives, deadline), deadline, start=False)
 
 
 def release(registry: Registry, rows: Sequence[tuple[Sequence[bytes], Origin]], deadline: Deadline) -> set[bytes]:
@@ -106,21 +144,23 @@ def release(registry: Registry, rows: Sequence[tuple[Sequence[bytes], Origin]], 
     return ended
 
 
-def renew(registry: Registry, address: LeaseAddress, ttl: float | None, deadline: Deadline) -> None:
-    """Let a lease live `ttl` seconds from now, or without a limit; errors as for `resolve`."""
+def renew(
+    registry: Registry, address: LeaseAddress, ttl: float | None, deadline: Deadline, *, lengthens: bool = False
+) -> None:
+    """Let a lease live `ttl` seconds from now, or without a limit; errors as for `resolve`, `lengthens` as for `LeaseTable.renew`."""
 
-    def call(version: int, _: bool, number: int) -> Call[Any]:
-        return Call(Shard.renew, RenewCall(version, address.lease, identity(address), ttl, number))
+    def call(version: int, _: bool, decided: Renewal | None) -> Call[Any]:
+        return Call(Shard.renew, RenewCall(version, address.lease, identity(address), ttl, lengthens, decided))
 
-    # The first holder counts the renewals, and the others go by its number: two renewals at once can't be taken in different orders.
-    question: Question[int] = Question(address, call, _as_it_is, in_turn=True)
+    # The first holder decides, and the others go by that: two renewals at once can't be taken in different orders.
+    question: Question[Renewal] = Question(address, call, _as_it_is, in_turn=True)
     _live(registry, question, deadline)
 
 
 def expires_in_s(registry: Registry, address: LeaseAddress, deadline: Deadline) -> float | None:
     """Seconds until a lease's ttl runs out; None without one; errors as for `resolve`."""
 
-    def call(version: int, _: bool, __: int) -> Call[Any]:
+    def call(version: int, _: bool, __: object) -> Call[Any]:
         return Call(Shard.expires_in_s, ExpiresCall(version, address.lease, identity(address)))
 
     question: Question[tuple[float | None]] = Question(address, call, _as_it_is, in_turn=False)
@@ -142,7 +182,7 @@ def _until(
         RegistryUnavailableError: no answer in time.
     """
     while True:
-        answer = once(registry.verbs(start=start))
+        answer = once(registry.verbs(start=start, deadline=deadline))
         if isinstance(answer, SafeRefsError):
             try:
                 raise answer

@@ -1,7 +1,7 @@
 """The registry as a whole, asked by processes: what it holds, its limits, its end.
 
-What always holds: each lease is listed and counted once, however many shards hold it; with replicas, a dead shard is left out,
-because others know what it would answer.
+What always holds: each lease is listed, ended and counted once, however many shards hold it; with replicas, a dead shard is left
+out, because others know what it would answer.
 
 Raises everywhere: `RegistryUnavailableError` if there is no Ray connection or no answer in time.
 """
@@ -11,14 +11,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from ..config import Deadline, Limits
 from .calls import Call, NoRegistryError, Registry, Silence
 from .records import LeaseInfo, Query, RegistryStats
 from .shard import Shard
-from .wire import CloseCall, ListCall
+from .wire import CloseCall, ListCall, NotNow, ReleaseWhereCall
 
 A = TypeVar("A")
 
@@ -44,7 +45,7 @@ def leases(registry: Registry, query: Query, most: int | None, with_sizes: bool,
     """
     found: dict[bytes, tuple[LeaseInfo, float]] = {}
     try:
-        layout = registry.layout(start=False)
+        layout = registry.layout(start=False, deadline=_deadline(timeout_s))
         for shard in range(layout.shards):
             rows, after = 0, query.after
             while True:
@@ -53,10 +54,10 @@ def leases(registry: Registry, query: Query, most: int | None, with_sizes: bool,
                 page = _ask(registry, shard, call, _deadline(timeout_s), may_miss=layout.replicas > 1)
                 if page is None:
                     break  # other shards hold its leases, too
-                infos, marks, after, now = page
+                infos, after, now = page
                 rows += len(infos)
-                for mark, info in zip(marks, infos, strict=True):
-                    found.setdefault(mark, (info, now))
+                for info in infos:
+                    found.setdefault(info._mark, (info, now))
                 if after is None or rows == most:
                     break
     except NoRegistryError:
@@ -77,10 +78,56 @@ _ORDERS: dict[str, Callable[[LeaseInfo, float], float]] = {
 }
 
 
+def release_where(registry: Registry, query: Query, dry_run: bool, deadline: Deadline) -> int:
+    """End the live leases that a query chooses: how many that ended; 0 if no registry runs.
+
+    Args:
+        registry: whose.
+        query: which leases, and how many in one call.
+        dry_run: end none, and say how many there are.
+        deadline: for all of it.
+    """
+    marks: set[bytes] = set()
+    try:
+        while not _all_released(registry, ReleaseWhereCall(0, query, registry.here.origin(), dry_run), marks, deadline):
+            registry.pause(deadline)
+    except NoRegistryError:
+        registry.forget()
+    return len(marks)
+
+
+def _all_released(registry: Registry, call: ReleaseWhereCall, marks: set[bytes], deadline: Deadline) -> bool:
+    """Ask each shard once: whether all leases that are wanted were seen. Adds the marks of those that were."""
+    layout = registry.layout(start=False, deadline=deadline)
+    silent: list[Silence] = []
+    # Old shards before new ones: while the registry grows, leases move to new shards, and none is to be missed.
+    for shard in range(layout.shards):
+        call = call._replace(version=layout.version, query=call.query._replace(after=None))
+        while True:
+            reply = registry.ask({shard: Call(Shard.release_where, call)}, deadline)[shard]
+            if reply is Silence.LATE:
+                raise registry.no_answer(deadline)
+            if isinstance(reply, NotNow):  # the topology has changed
+                registry.forget_layout()
+                return False
+            if isinstance(reply, Silence):
+                silent.append(reply)
+                break
+            found, after = reply
+            marks.update(found)
+            if after is None:
+                break
+            call = call._replace(query=call.query._replace(after=after))
+    if silent == [Silence.ABSENT] * layout.shards:
+        raise NoRegistryError
+    # Of each lease one holder has answered; or none will, as they don't run any more.
+    return len(silent) < layout.replicas or Silence.DEAD not in silent
+
+
 def stats(registry: Registry, timeout_s: float) -> RegistryStats | None:
     """Figures of a registry, of all its shards together; None if it doesn't run. Each shard is waited for so long."""
     try:
-        layout = registry.layout(start=False)
+        layout = registry.layout(start=False, deadline=_deadline(timeout_s))
         answers = [
             _ask(registry, shard, Call(Shard.stats), _deadline(timeout_s), may_miss=layout.replicas > 1)
             for shard in range(layout.shards)
@@ -98,30 +145,46 @@ def stats(registry: Registry, timeout_s: float) -> RegistryStats | None:
         uptime_s=max(each.uptime_s for each in shards),
         recovering=sum(each.recovering for each in shards) + layout.shards - len(shards),
         **{name: math.ceil(sum(getattr(each, name) for each in shards) / layout.replicas) for name in _OF_LEASES},
+        jobs=_by_job([each.jobs for each in shards], layout.replicas),
         **{name: sum(getattr(each, name) for each in shards) for name in _OF_REPLICAS},
     )
 
 
+def _by_job(shards: Iterable[Mapping[str, int]], replicas: int) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for each in shards:
+        counts.update(each)
+    return {job: math.ceil(count / replicas) for job, count in counts.items()}
+
+
 def set_limits(registry: Registry, limits: Limits, deadline: Deadline) -> None:
-    """Give a registry other limits; it is started if it doesn't run."""
-    for shard in range(registry.layout(start=True).shards):
+    """Give every shard of a registry these limits of the whole."""
+    for shard in range(registry.layout(start=True, deadline=deadline).shards):
         _ask(registry, shard, Call(Shard.set_limits, limits), deadline, start=True)
 
 
-def shutdown(registry: Registry, deadline: Deadline) -> int:
+def shutdown(registry: Registry, deadline: Deadline, *, force: bool) -> int:
     """End every lease of a registry, in order, and then the registry; how many leases that were.
 
+    Args:
+        registry: which.
+        deadline: until when to wait.
+        force: also if other jobs than this one have leases there.
+
     Raises:
+        ValueError: they have, and `force` is False; nothing was ended.
         RegistryUnavailableError: a shard did not answer in time. Those that did have let go of their leases, and refuse new ones
             until the next `shutdown` ends them.
     """
     import ray
 
     here = registry.here
+    layout = here.directory.found(registry.name, deadline)
     registry.forget_layout()
-    layout = here.directory.found(registry.name)
     if layout is None:
         return 0
+    if not force:
+        _check_others(registry, deadline)
     ended: dict[int, int] = {}
     waiting = set(range(layout.shards))
     while waiting:
@@ -136,7 +199,7 @@ def shutdown(registry: Registry, deadline: Deadline) -> int:
         if waiting:
             registry.pause(deadline)
     handles = [registry.take_handle(shard) for shard in ended]
-    here.directory.forget(registry.name)
+    here.directory.forget(registry.name, deadline)
     registry.forget()
     for handle in handles:
         if handle is not None:
@@ -144,6 +207,24 @@ def shutdown(registry: Registry, deadline: Deadline) -> int:
     for part in here.parts:
         part.shut_down(registry.name, layout.shards)
     return math.ceil(sum(ended.values()) / layout.replicas)
+
+
+def _check_others(registry: Registry, deadline: Deadline) -> None:
+    """Refuse to end leases of other jobs.
+
+    Raises:
+        ValueError: there are some.
+    """
+    figures = stats(registry, deadline.left_s())
+    others = {
+        job: count for job, count in (figures.jobs if figures else {}).items() if job != registry.here.connection.job
+    }
+    if others:
+        listed = ", ".join(f"{count} of job {job}" for job, count in sorted(others.items())[:5])
+        raise ValueError(
+            f"registry {registry.name!r} holds {sum(others.values())} lease(s) of other jobs ({listed}{', …' * (len(others) > 5)}), "
+            "which shutdown would end: give force=True to end them too"
+        )
 
 
 def ask_one(registry: Registry, shard: int, call: Call[A], deadline: Deadline, *, start: bool = False) -> A:

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 import msgpack
 
 from ..errors import SafeRefsError
-from .records import Identity, Origin, Query, Terms
+from .records import Identity, Origin, Query, Renewal, Terms
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -111,33 +111,72 @@ class ResolveRow(NamedTuple):
 
 
 class ResolveCall(NamedTuple):
-    """Resolve leases."""
+    """Resolve leases: one by itself, or `together` what is asked again by itself if this does not decide."""
 
     version: int
     rows: Sequence[ResolveRow]
+    together: bool = False
 
     @classmethod
     def unpack(cls, data: bytes) -> ResolveCall:
         """The call that travelled as bytes."""
-        version, rows = msgpack.unpackb(data, unicode_errors=NOT_TEXT, use_list=False)
-        return cls(version, [ResolveRow(a, Identity(*b), c, d, Origin(*e), f) for a, b, c, d, e, f in rows])
+        version, rows, together = msgpack.unpackb(data, unicode_errors=NOT_TEXT, use_list=False)
+        return cls(version, [ResolveRow(a, Identity(*b), c, d, Origin(*e), f) for a, b, c, d, e, f in rows], together)
 
 
 class ReleaseCall(NamedTuple):
-    """End leases: rows of ids, each row with who ends them."""
+    """End leases: rows of ids, each row with who ends them; and the reason, if that is that their pins have failed."""
 
     version: int
     rows: Sequence[tuple[Sequence[bytes], Origin]]
+    reason: str = ""
+
+
+class ReleaseWhereCall(NamedTuple):
+    """End leases that a query chooses, a page of them; or, in a `dry_run`, only say which these are. `origin` is who ends them."""
+
+    version: int
+    query: Query
+    origin: Origin
+    dry_run: bool
+
+
+class GiveBackRow(NamedTuple):
+    """A use that is given back, as its reader could not open what it got.
+
+    Attributes:
+        lease: of which lease.
+        use: its id.
+        take: whether it has taken the lease.
+        size: how many of the call's references are what it got: the next ones, in order.
+        reader: who has got it, and gives it back.
+        borrower: as of `PinRow`, of the process that gives it back.
+    """
+
+    lease: bytes
+    use: bytes
+    take: bool
+    size: int
+    reader: Origin
+    borrower: bytes
+
+
+class GiveBackCall(NamedTuple):
+    """Give uses back."""
+
+    version: int
+    rows: Sequence[GiveBackRow]
 
 
 class RenewCall(NamedTuple):
-    """Give a lease another ttl, in seconds from now (None: no limit); `renewals` as for `LeaseTable.renew`."""
+    """Give a lease another ttl, in seconds from now (None: no limit); `lengthens` and `decided` as for `LeaseTable.renew`."""
 
     version: int
     lease: bytes
     asked: Identity
     ttl: float | None
-    renewals: int
+    lengthens: bool
+    decided: Renewal | None
 
 
 class ExpiresCall(NamedTuple):

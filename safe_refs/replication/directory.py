@@ -1,11 +1,15 @@
-"""How many shards a registry has, as a process finds out, and whether that is what the process asks for.
+"""How many shards a registry has, as a process finds out.
 
 A process looks on first contact with a registry, and again when a shard says that the process goes by an old topology.
+
+What always holds: what a process wishes decides how a registry starts. One that runs is taken as it is; only `init` compares it with
+what was wished (`fits`).
 """
 
 from __future__ import annotations
 
-from .. import config
+from .. import _settings, config
+from ..config import Deadline
 from . import control_store
 from .topology import Topology
 
@@ -20,62 +24,64 @@ class TopologyDirectory:
         # may set one at once; each value is good by itself.
         self._last: dict[str, Topology] = {}
 
-    def find(self, registry: str, *, start: bool) -> Topology | None:
+    def find(self, registry: str, *, start: bool, deadline: Deadline | None = None) -> Topology | None:
         """See `Directory`, as for all below. A registry that starts is as this process asks for, else as it was before."""
-        shards, replicas = config.wanted()
-        found = self.found(registry)
+        found = self.found(registry, deadline)
         if found is None:
             if not start:
                 return None
+            wishes = _settings.current()
+            shards, replicas = wishes.shards, wishes.replicas
             last = self._last.get(registry)
             if last is not None and shards is None and replicas is None:
                 shards, replicas = last.shards, last.replicas
-        found = begun(found, registry, shards, replicas)
+            found = begun(registry, shards, replicas, deadline)
         if len(self._last) >= _MOST_REGISTRIES and registry not in self._last:
             self._last.pop(next(iter(self._last)), None)
         self._last[registry] = found
         return found
 
-    def found(self, registry: str) -> Topology | None:
+    def found(self, registry: str, deadline: Deadline | None = None) -> Topology | None:
         """What the control store says."""
-        return control_store.topology(registry)
+        return control_store.topology(registry, deadline)
 
-    def forget(self, registry: str) -> None:
+    def forget(self, registry: str, deadline: Deadline | None = None) -> None:
         """It is gone from the control store; this process is not to start it as it was."""
         self._last.pop(registry, None)
-        control_store.close(registry)
+        control_store.close(registry, deadline)
 
 
-def begun(found: Topology | None, registry: str, shards: int | None, replicas: int | None) -> Topology:
-    """A registry's topology, if it is one that is wanted; begun if there is none.
+def begun(registry: str, shards: int | None, replicas: int | None, deadline: Deadline | None = None) -> Topology:
+    """The topology of a registry that is to start.
 
     Args:
-        found: what the registry has; None if it doesn't run.
         registry: its name.
-        shards: how many are wanted; None for as many as it has, or as replicas.
-        replicas: how many are wanted; None for as many as it has, or one.
+        shards: how many are wished; None for as many as replicas.
+        replicas: how many are wished; None for one.
+        deadline: until when to wait for Ray's control service.
 
     Raises:
-        ValueError: it has others, or there can't be any that are wanted.
+        RegistryUnavailableError: that did not answer.
+        ValueError: there can't be so many.
     """
-    if found is None:
-        wanted_replicas = replicas or 1
-        wanted_shards = shards or wanted_replicas
-        config.check_topology(wanted_shards, wanted_replicas)
-        found = control_store.begin(registry, wanted_shards, wanted_replicas)
-    fits(found, registry, shards, replicas)
-    return found
+    wanted_shards = shards or replicas or 1
+    config.check_topology(wanted_shards, replicas or 1)
+    return control_store.begin(registry, wanted_shards, replicas or 1, deadline)
 
 
 def fits(found: Topology, registry: str, shards: int | None, replicas: int | None) -> None:
-    """Whether the registry that runs is one that this process wants. More shards than wanted are welcome.
+    """Whether a registry that runs is, or can become, what is wished.
 
     Raises:
-        ValueError: it isn't.
+        ValueError: it isn't, and can't.
     """
-    if (replicas or found.replicas) != found.replicas or (shards or 1) > found.shards:
+    if shards is not None and shards < found.shards:
         raise ValueError(
-            f"registry {registry!r} runs with shards={found.shards}, replicas={found.replicas}, and this process wants "
-            f"shards={shards}, replicas={replicas}: leave them out to take it as it is, call init(shards=...) to let it grow, or "
-            "shut it down first to have other replicas"
+            f"registry {registry!r} runs with shards={found.shards}, and can't have fewer (shards={shards}) without losing leases: "
+            "leave shards out, or shut the registry down first"
+        )
+    if replicas is not None and replicas != found.replicas:
+        raise ValueError(
+            f"registry {registry!r} runs with replicas={found.replicas}, and can't change that to replicas={replicas}: leave "
+            "replicas out to take it as it is, use another name, or shut the registry down first"
         )

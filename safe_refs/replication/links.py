@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._ray import cluster, objects
+from ..errors import RegistryUnavailableError
 from ..registry.calls import Call
 from ..registry.shard import Shard, actor_name
 
@@ -73,7 +74,7 @@ class Links:
                 return _sent(handle, make())
             with self._shard.using, self._shard.lock:
                 return _sent(handle, make())
-        except (ValueError, ray.exceptions.RayError):
+        except (ValueError, RegistryUnavailableError, ray.exceptions.RayError):
             self._handles.pop(number, None)
             return None
 
@@ -84,7 +85,9 @@ class Links:
         try:
             answer: A = objects.get(waiting, _CALL_TIMEOUT_S)
         except ray.exceptions.RayTaskError:
-            logger.warning("a call to shard %d failed; it is made again", number, exc_info=True)
+            logger.warning(
+                "a call to shard %d failed; it is made again", number, exc_info=True, extra={"about": number}
+            )
             return None
         except ray.exceptions.RayError:
             self._handles.pop(number, None)

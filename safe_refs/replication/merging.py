@@ -7,6 +7,7 @@ The verbs of a process drive it with calls, the explorer of the tests with every
 Inquiry   a question about a lease (resolve, take, renew, …)    all holders at once, or one after the other
 Pinning   a lease is to begin                                   all holders at once; those that are dead get it from the others
 Releasing leases are to end                                     all that may hold them at once; the dead learn it from the others
+Returning a use is given back                                   all but the deciding holder at once, and then that one
 ```
 
 A machine's verdict is a result, an error, or why there is none yet: a `NotNow` or `Silence`, as one shard would answer it, for
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
-from ..registry.records import Identity
+from ..registry.records import Identity, Renewal
 from ..registry.wire import Granted, NotNow, Silence
 from .topology import Topology
 
@@ -41,12 +42,12 @@ class Ask(NamedTuple):
     Attributes:
         shards: which.
         counts: what they do counts, as they are asked one after the other; otherwise they only look.
-        number: the largest number that a shard has answered; 0 at first. See `requests.Question`.
+        decided: the renewal that a shard has answered; None at first. See `requests.Question`.
     """
 
     shards: tuple[int, ...]
     counts: bool
-    number: int = 0
+    decided: Renewal | None = None
 
 
 class Inquiry(NamedTuple):
@@ -105,8 +106,8 @@ class Inquiry(NamedTuple):
         left = next((shard for shard in self.shards if shard not in asked), None)
         if left is None:
             return self._verdict()
-        number = max((answer for _, answer in self.granted if isinstance(answer, int)), default=0)
-        return self, Ask((left,), counts=True, number=number)
+        decided = next((answer for _, answer in self.granted if isinstance(answer, Renewal)), None)
+        return self, Ask((left,), counts=True, decided=decided)
 
     def _verdict(self) -> tuple[Inquiry, Any]:
         # An end that our own use brought about, as the other holders know it already, is none, if one of them has granted it to us.
@@ -247,6 +248,40 @@ class Releasing(NamedTuple):
         ]
         waiting = tuple((shard, theirs) for shard, theirs in left if theirs)
         return Releasing(waiting), ended, NotNow.RECOVERING if waiting else True
+
+
+class Returning(NamedTuple):
+    """A use that is given back. The deciding holder is asked last: whoever asks it next finds that the others know, too.
+
+    Attributes:
+        rounds: the shards that are yet to be asked: those of each round at once.
+        is_known: one has answered. Those that can't will learn it from that one.
+    """
+
+    rounds: tuple[tuple[int, ...], ...] = ()
+    is_known: bool = False
+
+    def begin(self, lease: bytes, topology: Topology) -> tuple[Returning, Ask]:
+        """Begin, or begin again; like `take`."""
+        first, *others = topology.everywhere(lease)
+        return Returning((tuple(others), (first,)) if others else ((first,),))._next()
+
+    def take(self, replies: Mapping[int, bool | NotNow | Silence]) -> tuple[Returning, Ask | bool | NotNow | Silence]:
+        """Take the answers of the shards that were to be asked; see `Inquiry.take`. The verdict is True if it is done."""
+        is_known = self.is_known or any(isinstance(reply, bool) for reply in replies.values())
+        left = Returning(self.rounds[1:], is_known)
+        for why in (NotNow.STALE, NotNow.CLOSING):
+            if why in replies.values():
+                return left, why
+        if left.rounds:
+            return left._next()
+        if is_known:
+            return left, True
+        why_not = next((why for why in (Silence.ABSENT, Silence.LATE) if why in replies.values()), NotNow.RECOVERING)
+        return left, why_not
+
+    def _next(self) -> tuple[Returning, Ask]:
+        return self, Ask(self.rounds[0], counts=True)
 
 
 def rows_of(holders: Sequence[Sequence[int]]) -> dict[int, list[int]]:

@@ -7,13 +7,15 @@ peers' thread does (`peers.Peers`); only shard 0 writes the topology of a regist
 from __future__ import annotations
 
 import enum
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._ray import actors, workers
-from ..errors import SafeRefsError
+from ..config import Limits
+from ..errors import RegistryUnavailableError, SafeRefsError
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.lease import Lease
 from ..registry.records import Identity
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     import ray
 
     Ref = ray.ObjectRef[Any]
+
+logger = logging.getLogger("safe_refs.registry")
 
 _WRITES_WITHIN_S = 1.0  # another thread's write of the topology
 
@@ -59,6 +63,7 @@ class Replication(ShardPart):
         self._rules: Rules[Ref] = Rules(shard.number, joined.topology, shard.table, joined.restarted, time.monotonic)
         self._peers = Peers(shard, self, self._rules)
         self._writing = threading.Lock()  # guards the decision that the topology is to change, and its writing
+        self._unsure: Topology | None = None  # the last that was to be written, and may get into the store yet
         self.limits_changed()
 
     # What happens to leases here, under the shard's lock.
@@ -130,7 +135,8 @@ class Replication(ShardPart):
     @remote
     def grow(self, shards: int) -> Growth:
         """Let the registry grow to so many shards, which run already. Only shard 0 is asked, again and again until it is DONE."""
-        self.look()
+        if not self.look():
+            return Growth.WAIT
         topology = self._rules.topology
         if topology.shards >= shards:
             return Growth.UNDER_WAY if topology.before else Growth.DONE
@@ -144,9 +150,8 @@ class Replication(ShardPart):
 
     @remote
     def look_again(self) -> bool:
-        """The topology has changed."""
-        self.look()
-        return True
+        """The topology has changed; whether it could be looked up."""
+        return self.look()
 
     @remote
     def shared_with(self, shard: int) -> tuple[list[bytes], bool]:
@@ -186,13 +191,34 @@ class Replication(ShardPart):
             self._write(new)
         return self._rules.topology.version
 
+    @remote
+    def change_limits(self, changes: Mapping[str, Any]) -> tuple[Limits, Limits] | NotNow:
+        """The first shard changes the registry's limits: all of them, as they were and as they are then."""
+        if not self._writing.acquire(timeout=_WRITES_WITHIN_S):
+            return NotNow.RECOVERING
+        try:
+            found = None if self._shard.is_closing else control_store.change_limits(self._shard.registry, changes)
+        except RegistryUnavailableError:
+            return NotNow.RECOVERING
+        finally:
+            self._writing.release()
+        if found is None:
+            return NotNow.CLOSING
+        self._shard.set_limits(found[1])
+        return found
+
     # For the peers' thread.
 
-    def look(self) -> None:
-        """Look the topology up."""
-        found = control_store.topology(self._shard.registry)
+    def look(self) -> bool:
+        """Look the topology up. If Ray's control service doesn't answer, this shard goes by what it knows, and returns False."""
+        try:
+            found = control_store.topology(self._shard.registry)
+        except RegistryUnavailableError:
+            logger.warning("Ray's control service does not answer: the topology could not be looked up")
+            return False
         with self._shard.lock:
             self._take(found)
+        return True
 
     def packed(self, leases: Sequence[bytes]) -> Records:
         """What another shard is to be told of leases. Under the lock."""
@@ -253,11 +279,18 @@ class Replication(ShardPart):
         if not self._writing.acquire(timeout=_WRITES_WITHIN_S):
             return False
         try:
+            if self._unsure is not None and self._unsure.version == new.version:
+                new = self._unsure  # it may be in the store by now, or get there yet, and a version is one topology's
             is_next = new.version == self._rules.topology.version + 1
-            if not is_next or self._shard.is_closing or not control_store.change(self._shard.registry, new):
+            if not is_next or self._shard.is_closing:
+                return False
+            self._unsure = new
+            if not control_store.change(self._shard.registry, new):
                 return False
             with self._shard.lock:
                 self._take(new)
+        except RegistryUnavailableError:
+            return False
         finally:
             self._writing.release()
         return True

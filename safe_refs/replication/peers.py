@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from .._ray import requests
 from ..registry.calls import Call
 from ..registry.records import Identity
 from ..registry.shard import Shard
@@ -31,6 +32,7 @@ _AGAIN_S = 0.1  # between two rounds of asking those that are not back
 _PAUSE_S = 0.2  # before what could not be delivered is tried again
 _BREATH_S = 0.05  # so that news travel together
 _LONGEST_PAUSE_S = 3600.0
+_EPOCH_S = 3600.0  # until the control store has the new epoch: nothing else is to be done meanwhile
 
 
 class Side(Protocol):
@@ -57,7 +59,7 @@ class Side(Protocol):
     def has_moved(self, shard: int, version: int) -> int:
         """For others, of the first shard: a shard has moved all leases."""
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Look the topology up."""
 
     def packed(self, leases: Sequence[bytes]) -> Records:
@@ -142,9 +144,17 @@ class Peers:
                 try:
                     received = self._recover_from(number)
                 except Exception:
-                    logger.warning("shard %d can't be asked; it is asked again", number, exc_info=True)
+                    logger.warning(
+                        "shard %d can't be asked; it is asked again", number, exc_info=True, extra={"about": number}
+                    )
                 if received is not None:
-                    logger.info("%d lease(s) from shard %d in %.2f s", received, number, time.monotonic() - begun)
+                    logger.info(
+                        "%d lease(s) from shard %d in %.2f s",
+                        received,
+                        number,
+                        time.monotonic() - begun,
+                        extra={"about": number},
+                    )
             if self._rules.unheard:
                 time.sleep(_AGAIN_S)
         # What follows asks the control store, and may fail: each step is done once, however often the thread is run again.
@@ -157,7 +167,7 @@ class Peers:
                 self._shard.number,
                 self._shard.registry,
             )
-            self._new = control_store.new_epoch(self._shard.registry)
+            self._new = control_store.new_epoch(self._shard.registry, requests.soon(_EPOCH_S))
         self._part.look()  # the registry may have grown meanwhile
         with self._shard.lock:
             self._rules.end_recovery(self._new)
@@ -282,7 +292,11 @@ class Peers:
             return unless_unopened(leases, partial(self._give, number))
         except Exception:
             logger.warning(
-                "shard %d can't be told of %d lease(s); it is tried again", number, len(leases), exc_info=True
+                "shard %d can't be told of %d lease(s); it is tried again",
+                number,
+                len(leases),
+                exc_info=True,
+                extra={"about": number},
             )
             return False
 

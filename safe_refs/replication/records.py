@@ -1,7 +1,8 @@
 """Leases as one shard sends them to another, and how a shard merges what it receives into its own table. Pure.
 
-What always holds: of a lease only such things change as grow (its uses, the number of its renewals), and an end beats a live lease.
-So records may be merged in any order, any number of times, and all shards that have merged the same ones agree.
+What always holds: of a lease only such things change as grow (its uses, those that were given back, the number of its renewals), and
+an end beats a live lease, unless it is the end by a use that was given back. So records may be merged in any order, any number of
+times, and all shards that have merged the same ones agree.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, TypeVar
 
-from ..registry.leases import LeaseTable
-from ..registry.records import Origin, Terms
-from ..registry.tombstones import End
+from ..registry import unspent
+from ..registry.lease import Lease
+from ..registry.leases import MOST_USES_REMEMBERED, LeaseTable
+from ..registry.records import Origin, Renewal, Terms
+from ..registry.tombstones import End, Spent
 
 T = TypeVar("T")
 
@@ -28,7 +31,9 @@ class Record(NamedTuple):
         age_s: seconds since it began.
         left_s: seconds until its ttl runs out; None without one.
         renewals: how often it was renewed.
+        given_s: see `registry.lease.Lease`.
         used: ids of the uses that it has granted, if it counts them.
+        returned: ids of those that were given back.
     """
 
     lease: bytes
@@ -39,7 +44,35 @@ class Record(NamedTuple):
     age_s: float
     left_s: float | None
     renewals: int
+    given_s: float | None
     used: frozenset[bytes]
+    returned: frozenset[bytes] = frozenset()
+
+
+class ByUse(NamedTuple):
+    """A lease was taken, or used up: see `tombstones.Spent`.
+
+    Attributes:
+        used: as of `Lease`, like `takes` and `returned`.
+        takes: see `used`.
+        returned: see `used`.
+        origin: as of `Record`, like `age_s`, `left_s`, `renewals` and `given_s`.
+        age_s: see `origin`.
+        left_s: see `origin`.
+        renewals: see `origin`.
+        given_s: see `origin`.
+        size: how many items it held.
+    """
+
+    used: frozenset[bytes]
+    takes: frozenset[bytes]
+    returned: frozenset[bytes]
+    origin: Origin
+    age_s: float
+    left_s: float | None
+    renewals: int
+    given_s: float | None
+    size: int
 
 
 class EndRecord(NamedTuple):
@@ -53,6 +86,7 @@ class EndRecord(NamedTuple):
         by: who ended it.
         terms: its terms at the end.
         uses: ids of the uses that it granted; see `granted`.
+        by_use: the use that ended it, unless the end is final.
     """
 
     lease: bytes
@@ -62,6 +96,7 @@ class EndRecord(NamedTuple):
     by: str
     terms: Terms
     uses: tuple[bytes, ...] = ()
+    by_use: ByUse | None = None
 
 
 class Records(NamedTuple):
@@ -83,10 +118,8 @@ def record_of(table: LeaseTable[Any], lease: bytes) -> Record | None:
     held = table.find(lease)
     if held is None:
         return None
-    now = table.clock()
-    left = None if held.expires_at is None else held.expires_at - now
-    age = now - held.since
-    return Record(lease, held.items, held.owners, held.terms, held.origin, age, left, held.renewals, held.used)
+    age, time = _times(table, held)
+    return Record(lease, held.items, held.owners, held.terms, held.origin, age, *time, held.used, held.returned)
 
 
 def end_record_of(table: LeaseTable[Any], lease: bytes) -> EndRecord | None:
@@ -94,7 +127,11 @@ def end_record_of(table: LeaseTable[Any], lease: bytes) -> EndRecord | None:
     end = table.tombstones.get(lease)
     if end is None:
         return None
-    return EndRecord(lease, end.how, table.clock() - end.since, end.at, end.by, end.terms, end.uses)
+    by_use = None
+    if (spent := table.tombstones.spent(lease)) is not None:
+        held, (age, time) = spent.lease, _times(table, spent.lease)
+        by_use = ByUse(held.used, held.takes, held.returned, held.origin, age, *time, spent.size)
+    return EndRecord(lease, end.how, table.clock() - end.since, end.at, end.by, end.terms, end.uses, by_use)
 
 
 def merge_record(table: LeaseTable[T], record: Record) -> bool:
@@ -103,7 +140,9 @@ def merge_record(table: LeaseTable[T], record: Record) -> bool:
     Limits don't count: the lease was let in where it was made.
     """
     lease = record.lease
-    if lease in table.tombstones:
+    if lease in table.tombstones and not unspent.lives_elsewhere(
+        table, lease, record.used, record.returned, record.items, record.owners
+    ):
         return False
     # Not `find`: where its time is over here, and nobody has swept yet, the record may bring the renewal that came in time.
     held = table.live.get(lease)
@@ -111,32 +150,67 @@ def merge_record(table: LeaseTable[T], record: Record) -> bool:
         held = table.begin(lease, record.items, record.owners, record.terms, record.origin, record.age_s)
         held.renewals = record.renewals - 1  # so that the time that is left is taken from the record, below
     # Of two renewals with one number (each shard counted one while the other was down) the longer one counts, on all shards.
-    if (record.renewals, _length(record.terms.ttl)) > (held.renewals, _length(held.terms.ttl)):
-        table.set_time(lease, record.terms.ttl, record.left_s, record.renewals)
+    if _time(record) > _time(held):
+        table.set_time(lease, Renewal(record.renewals, record.terms.ttl, record.given_s), record.left_s)
     if record.terms.durable is not None and held.terms.durable is None:
         # It became durable elsewhere, and this shard was not asked, or had failed: it holds the other's copies at first.
         terms = held.terms._replace(durable=record.terms.durable)
         if not table.replace(lease, record.items, record.owners, terms):
             return True  # its time is over, here as there
-    held.used |= record.used
+    held.give_back(record.returned)
+    held.count(record.used)
     if held.uses_left is not None and held.uses_left <= 0:
         table.end(lease, "used_up", str(record.origin))
     return True
 
 
 def merge_end(table: LeaseTable[Any], record: EndRecord) -> bool:
-    """A lease has ended on another shard, and so it has here; whether it was live here until now."""
-    lease = record.lease
-    held = table.live.get(lease)
+    """A lease has ended on another shard, and so it has here; whether that has ended it here.
+
+    It goes on living if the use that ended it there was given back, or one of those that were too many.
+    """
+    lease, by_use = record.lease, record.by_use
+    held, spent = table.live.get(lease), table.tombstones.spent(lease)
+    known = held or (spent and spent.lease)
+    if known is not None and by_use is not None:
+        known.give_back(by_use.returned)
+        known.count(by_use.used, by_use.takes)
     if held is not None:
-        if held.terms.uses is not None and len(held.used.union(record.uses)) > held.terms.uses:
+        if by_use is not None and not held.is_spent:
+            return False
+        both = held.used.union(record.uses) - held.returned
+        if held.terms.uses is not None and len(both) > held.terms.uses:
             # Both shards granted uses while the other was down, in all too many: this end excuses none of them here.
             record = record._replace(uses=())
+        elif len(both) <= MOST_USES_REMEMBERED:
+            record = record._replace(uses=tuple(both))
         table.end(lease, record.how, record.by)
+        spent = table.tombstones.spent(lease)
+    if by_use is None:
+        spent = None
+        table.tombstones.finish(lease)
+    elif known is None:
+        spent = Spent(_heard(record, by_use, table.clock()), by_use.size, was_here=False)
     if held is not None or lease not in table.tombstones:
         since = table.clock() - record.ago_s
-        table.tombstones.add(lease, End(record.how, since, record.at, record.by, record.terms, record.uses))
+        table.tombstones.add(lease, End(record.how, since, record.at, record.by, record.terms, record.uses), spent)
     return held is not None
+
+
+def _heard(record: EndRecord, by_use: ByUse, now: float) -> Lease[Any]:
+    """A lease that was never here, as the record of its end has it."""
+    lease: Lease[Any] = Lease(0, (), (), record.terms, by_use.origin, now - by_use.age_s)
+    lease.expires_at = None if by_use.left_s is None else now + by_use.left_s
+    lease.renewals, lease.given_s = by_use.renewals, by_use.given_s
+    lease.used, lease.takes, lease.returned = by_use.used, by_use.takes, by_use.returned
+    return lease
+
+
+def _times(table: LeaseTable[Any], held: Lease[Any]) -> tuple[float, tuple[float | None, int, float | None]]:
+    """The age of a lease; what it has left, its renewals, and what the last of them gave."""
+    now = table.clock()
+    left = None if held.expires_at is None else held.expires_at - now
+    return now - held.since, (left, held.renewals, held.given_s)
 
 
 def granted(table: LeaseTable[Any], lease: bytes, use: bytes) -> bool:
@@ -149,5 +223,6 @@ def granted(table: LeaseTable[Any], lease: bytes, use: bytes) -> bool:
     return end is not None and use in end.uses
 
 
-def _length(ttl: float | None) -> float:
-    return math.inf if ttl is None else ttl
+def _time(of: Record | Lease[T]) -> tuple[float, ...]:
+    """What orders the renewals of a lease: no two that differ are equal, so that all shards keep the same one."""
+    return of.renewals, *(math.inf if span is None else span for span in (of.given_s, of.terms.ttl))

@@ -168,7 +168,8 @@ class Rules(Generic[T]):
             named = [*(end.lease for end in records.ended), *(record.lease for record in records.live)]
         before = [self._state_of(lease) for lease in named]
         for end in records.ended:  # first, as ends beat records
-            merge_end(self._table, end)
+            if not merge_end(self._table, end) and end.lease in self._table.live:
+                self.changed([end.lease])  # the use that ended it there was given back: news for the sender
         new = self._merge([record for record in records.live if not self._has_moved(record.lease)])
         self._owe_returned(
             [lease for lease, state in zip(named, before, strict=True) if self._state_of(lease) != state]
@@ -325,4 +326,7 @@ class Rules(Generic[T]):
     def _state_of(self, lease: bytes) -> tuple[object, ...]:
         """What can change of a lease."""
         held = self._table.live.get(lease)
-        return (lease in self._table.tombstones,) if held is None else (held.used, held.renewals, held.terms.ttl)
+        if held is not None:
+            return held.used, held.returned, held.renewals, held.given_s
+        spent = self._table.tombstones.spent(lease)
+        return lease in self._table.tombstones, spent and spent.lease.returned

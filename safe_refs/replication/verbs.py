@@ -17,14 +17,26 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..errors import SafeRefsError
+from ..registry import late
 from ..registry.asking import Verbs, split
 from ..registry.calls import LONGEST_WAIT_S, Call, NoRegistryError, Registry
 from ..registry.protocols import Layout
 from ..registry.records import Identity, Origin
-from ..registry.requests import Plan, Question, Wanted
+from ..registry.requests import Plan, Question, Unspent, Wanted
 from ..registry.shard import Shard
 from ..registry.wire import NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
-from .merging import PATIENCE_S, Ask, Inquiry, Pinning, Releasing, Repair, granted_by_all, replies_of, rows_of
+from .merging import (
+    PATIENCE_S,
+    Ask,
+    Inquiry,
+    Pinning,
+    Releasing,
+    Repair,
+    Returning,
+    granted_by_all,
+    replies_of,
+    rows_of,
+)
 from .part import Replication
 from .topology import Topology
 
@@ -123,6 +135,7 @@ class ReplicatedVerbs(Verbs):
                     ", ".join(map(str, repair.missing)),
                     self.registry.name,
                     "it" if len(numbers) == 1 else "them",
+                    extra={"about": (self.registry.name, *repair.missing)},
                 )
 
     def _answered(self, answers: Sequence[Any], deadline: Deadline) -> list[Identity | SafeRefsError | None]:
@@ -145,11 +158,13 @@ class ReplicatedVerbs(Verbs):
             shard: Call(
                 Shard.resolve,
                 ResolveCall(
-                    self.topology.version, [rows[place].row(counts=len(shards[place]) == 1) for place in theirs]
+                    self.topology.version, [rows[place].row(counts=len(shards[place]) == 1) for place in theirs], True
                 ),
             )
             for shard, theirs in places.items()
         }
+        for shard, theirs in places.items():
+            calls[shard].late = late.of_rows([rows[place] for place in theirs], split)
         try:
             replies = self.registry.ask(calls, deadline, patience_s=PATIENCE_S)
         except UnopenedActorError:
@@ -165,7 +180,7 @@ class ReplicatedVerbs(Verbs):
         inquiry: Inquiry = question.memory or Inquiry(question.in_turn)
         inquiry, step = inquiry.begin(question.address.lease, self.topology)
         while isinstance(step, Ask):
-            call: Call[Any] = question.call(self.topology.version, step.counts, step.number)
+            call: Call[Any] = question.call(self.topology.version, step.counts, step.decided)
             patience_s = LONGEST_WAIT_S if step.counts else PATIENCE_S
             replies = self.registry.ask(dict.fromkeys(step.shards, call), deadline, patience_s=patience_s)
             inquiry, step = inquiry.take(_opened(question, replies))
@@ -175,6 +190,26 @@ class ReplicatedVerbs(Verbs):
         question.memory = inquiry
         self.not_now(step, deadline)
         return None
+
+    def give_back_once(self, uses: Sequence[Unspent], lives: set[bytes], deadline: Deadline) -> bool | None:
+        """Give uses back at all that may hold their leases, at the deciding holders last."""
+        begun: list[tuple[Returning, Ask | bool | NotNow | Silence]]
+        begun = [Returning().begin(each.plan.lease, self.topology) for each in uses]
+        while any(isinstance(step, Ask) for _, step in begun):
+            rows = rows_of([step.shards if isinstance(step, Ask) else () for _, step in begun])
+            calls = {shard: self.give_back_call([uses[place] for place in places]) for shard, places in rows.items()}
+            # One that doesn't respond must not keep the others from being asked.
+            until = Deadline(deadline.at - deadline.left_s() / 2, deadline.timeout_s)
+            answers = replies_of(rows, self.registry.ask(calls, until), len(uses))
+            for place, (returning, step) in enumerate(begun):
+                if isinstance(step, Ask):
+                    begun[place] = returning.take(answers[place])
+                    lives.update(uses[place].plan.lease for answer in answers[place].values() if answer is True)
+        for _, verdict in begun:
+            if isinstance(verdict, (NotNow, Silence)):
+                self.not_now(verdict, deadline)
+                return None
+        return True
 
     def release_once(
         self, rows: Sequence[tuple[Sequence[bytes], Origin]], ended: set[bytes], deadline: Deadline
