@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 import safe_refs
-from safe_refs import config
-from tests.support import store
+from safe_refs import logs
+from tests.support import settings, store
 from tests.support.cluster import LOCAL_RAY
 from tests.support.processes import PRELUDE, Driver, run_python
 from tests.support.shards import Start, is_back
@@ -37,6 +37,7 @@ ROOMS = (
     "core",
     "faces",
     "batching",
+    "interrupts",
     "registry",
     "integrations",
 )
@@ -67,10 +68,17 @@ def cluster(ray_cluster: str, request: pytest.FixtureRequest, caplog: pytest.Log
     gc.collect()
     before = store.emptied(store.SETTLE_S)
     yield ray_cluster
+    settings.forget()
     for phase in ("setup", "call"):
         # Ray logs errors whose frames know the answer that it could not open, and pytest keeps what is logged.
         caplog.get_records(phase).clear()
     store.check_nothing_left(before)
+
+
+@pytest.fixture(autouse=True)
+def logs_anew() -> None:
+    """What an earlier test has logged is logged again."""
+    logs.once_a_minute.forget()
 
 
 @pytest.fixture
@@ -84,36 +92,37 @@ def driver(ray_cluster: str) -> Driver:
 
 
 @pytest.fixture
-def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limits that a test gives to `init` end with it."""
-    monkeypatch.setattr(config._given, "limits", None)
-
-
-@pytest.fixture
-def registry(cluster: str, monkeypatch: pytest.MonkeyPatch, unlimited: None) -> Iterator[str]:
+def registry(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A registry of this test's own, with whatever limits it likes, so that it may be killed; gone afterwards."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     monkeypatch.setenv("SAFE_REFS_REGISTRY", name)
     yield name
-    config._given.limits = None
-    safe_refs.shutdown()
+    safe_refs.shutdown(name, force=True)
 
 
 @pytest.fixture
 def start(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Starts registries of the test's own; they are gone afterwards, and so is what `init` was told."""
-    for setting in ("shards", "replicas"):
-        monkeypatch.setattr(config._given, setting, None)
     names: list[str] = []
 
     def begin(shards: int, replicas: int) -> str:
         names.append(f"shards-{uuid.uuid4().hex[:8]}")
         monkeypatch.setenv("SAFE_REFS_REGISTRY", names[-1])
         safe_refs.init(shards=shards, replicas=replicas)
-        config._given.shards = config._given.replicas = None
+        settings.forget()
         return names[-1]
 
     yield begin
     for name in names:
         wait_until(lambda name=name: is_back(name))  # type: ignore[misc] # mypy can't infer a lambda's default
-        safe_refs.shutdown(name)
+        safe_refs.shutdown(name, force=True)
+
+
+@pytest.fixture
+def script(cluster: str, tmp_path: Path) -> Any:
+    """Runs a script, a file with a `__main__` of its own, as a job of the session's cluster; what it printed last, as JSON."""
+
+    def run(code: str, *args: str) -> Any:
+        return run_python(PRELUDE + code, cluster, *args, script=tmp_path / "script.py")
+
+    return run

@@ -55,6 +55,8 @@ def test_a_borrowers_lease_of_an_actor_depends_on_it_and_is_lost_if_it_is_killed
     assert dies(pid)
 
     wait_until(lambda: is_lost(payload), 60)
+    with pytest.raises(safe_refs.LeaseLostError, match=f"it depended on {row.depends_on}, which is dead"):
+        safe_refs.loads(payload)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -18,6 +18,7 @@ import ray
 
 import safe_refs
 from safe_refs._ray.workers import node_and_process
+from tests.support import settings
 from tests.support.actors import AsyncBorrower, Borrower, Reader, borrower
 from tests.support.anchoring import anchored
 from tests.support.cluster import as_actor
@@ -63,6 +64,7 @@ def unanchored(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
         for key, text in environment.items():
             patch.setenv(key, text)
         safe_refs.init()
+    settings.forget()  # what the environment said then was passed on to the tasks
     yield environment
     safe_refs.shutdown("unanchored", timeout=30)
 
@@ -241,6 +243,7 @@ def test_what_its_owner_pins_never_depends_on_it(cluster: str) -> None:
     safe_refs.release(payload)
 
 
+@pytest.mark.long
 def test_a_lease_of_own_and_borrowed_objects_outlives_its_maker(cluster: str) -> None:
     """Killed right after `dumps`: what it owned is gone, as Ray has it; what it borrowed is there, and the lease lives for that."""
 

@@ -23,7 +23,7 @@ from tests.support.waiting import comes, wait_until
 @pytest.mark.parametrize(
     ("topology", "often"),
     [
-        pytest.param((1, 1), 100, id="2,000 anchorings, one shard"),
+        pytest.param((1, 1), 50, id="1,000 anchorings, one shard"),
         pytest.param((3, 2), 100, marks=pytest.mark.long, id="2,000 anchorings, three shards, two replicas"),
         pytest.param((1, 1), 500, marks=pytest.mark.slow, id="10,000 anchorings, one shard"),
         pytest.param((3, 2), 2_500, marks=pytest.mark.slow, id="50,000 anchorings, three shards, two replicas"),

@@ -64,6 +64,32 @@ def test_a_relay_that_nobody_needs_ends(cluster: str) -> None:
 
 
 @pytest.mark.long
+def test_relays_end_when_all_is_anchored_and_start_again_when_needed(cluster: str) -> None:
+    """A lease at rest needs none. The next pin by the same borrower, of the same object, waits for one to start, and no longer."""
+
+    def running() -> set[str]:
+        names = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
+        return {name for name in names if name.startswith("relay:")}
+
+    maker = borrower()
+    pid = ray.get(maker.set_up.remote({}), timeout=60)
+    ray.get(maker.keep.remote([ray.put(value(1))]), timeout=60)
+    payloads = ray.get(maker.dumps_each.remote(1, 0), timeout=60)
+    wait_until(anchored, 30)
+    assert running()
+    wait_until(lambda: not running(), relays.STAYS_S + 40)
+    begun = time.monotonic()
+    payloads += ray.get(maker.dumps_each.remote(1, 1), timeout=60)
+    assert time.monotonic() - begun < borrowing._CONFIRMED_S
+    wait_until(anchored, 30)
+    assert len(running()) <= 3  # none of them a spare
+    os.kill(pid, signal.SIGKILL)
+    assert dies(pid)
+    assert [reads(ref) for payload in payloads for ref in safe_refs.loads(payload)] == [1, 1]
+    safe_refs.release(payloads)
+
+
+@pytest.mark.long
 def test_a_silent_relay_has_a_spare(cluster: str) -> None:
     """Relays that are stopped, or cut off, are not waited for: others take their part, for borrowers and for shards."""
     maker = borrower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -16,8 +17,9 @@ import pytest
 
 from safe_refs._ray import exits
 from safe_refs.batching import unacknowledged
+from safe_refs.batching.accounts import Account, current
 from safe_refs.batching.groups import Batched
-from safe_refs.batching.unacknowledged import Account, Unacknowledged, current
+from safe_refs.batching.unacknowledged import Unacknowledged
 from safe_refs.errors import OwnerGoneError, RegistryFullError, RegistryUnavailableError
 from safe_refs.registry.sessions import Session
 from tests.support.registries import FakeRegistry, FakeSession, plan, within
@@ -55,11 +57,11 @@ def test_wings_hear_of_it_before_it_is_counted_off(
     one.gate.clear()
     for each in (own, borrowed):
         assert posted.post("one", each, within(20))
-    assert session.sending
+    assert posted.is_sending
     one.gate.set()
     posted.flush(within(20))
     assert session.told == [(borrowed.lease, True, "safe_refs-background")]
-    assert not session.sending
+    assert not posted.is_sending
 
 
 def test_what_is_counted_off_before_it_is_held_is_released(
@@ -72,7 +74,7 @@ def test_what_is_counted_off_before_it_is_held_is_released(
     assert posted._count_off(1, None)
     one.gate.set()
     wait_until(lambda: own.lease in one.ended)
-    assert not session.sending
+    assert not posted.is_sending
 
 
 def test_what_failed_is_released_and_goes_to_its_account(
@@ -87,9 +89,12 @@ def test_what_failed_is_released_and_goes_to_its_account(
     current.reset(token)
     with caplog.at_level(logging.ERROR, logger="safe_refs"):
         posted.flush(within(20))  # whose account is another one
-        with pytest.raises(RegistryFullError):
+        with pytest.raises(
+            RegistryFullError, match=f"^lease {failing.lease[:4].hex()} could not be held: full"
+        ) as caught:
             posted.flush(within(20), mine)
         posted.flush(within(20), mine)
+    assert caught.value.lease == failing.lease[:4].hex()
     assert sum("could not be held" in message for message in caplog.messages) == 1
     assert (failing.lease, False) in [(lease, held) for lease, held, _ in session.told]
     assert failing.lease in one.ended
@@ -118,7 +123,7 @@ def test_a_wing_that_refuses_what_is_held(session: FakeSession, posted: Unacknow
 def test_no_reference_is_used_once_all_are_counted_off(
     session: FakeSession, posted: Unacknowledged, one: FakeRegistry
 ) -> None:
-    """`sending` says so: whoever anchors relies on it. Without the collector."""
+    """`is_sending` says so: whoever anchors relies on it. Without the collector."""
 
     class Ref:
         pass
@@ -136,7 +141,7 @@ def test_no_reference_is_used_once_all_are_counted_off(
         del failing, ref, refs
         assert all(each() is not None for each in alive)
         one.gate.set()
-        wait_until(lambda: not session.sending)
+        wait_until(lambda: not posted.is_sending)
         assert [each() for each in alive] == [None] * 5
     finally:
         gc.enable()
@@ -189,11 +194,11 @@ def test_closing_ends_all_waiting(session: FakeSession, posted: Unacknowledged, 
 
     waiting = threading.Thread(target=flush)
     waiting.start()
-    wait_until(lambda: bool(posted._goals))
+    wait_until(lambda: bool(posted._waiters))
     posted.close()
     waiting.join(5)
-    assert "the connection" in str(found[0])
-    assert not session.sending
+    assert re.match(r"lease [0-9a-f]{8} could not be held: the connection to Ray has ended", str(found[0]))
+    assert not posted.is_sending
     with pytest.raises(RegistryUnavailableError, match="the connection"):
         posted.post("one", plan(), within(5))
 
@@ -256,7 +261,7 @@ def test_the_end_of_the_process_waits_for_what_was_posted(
     with pytest.raises(RegistryFullError):
         posted.flush(within(20))
     session.pid += 1  # as in a forked child, which waits for nothing of its parent's
-    posted._waiting[99] = Account()
+    posted._waiting[99] = unacknowledged._Posted(Account(), "01020304")
     begun = time.monotonic()
     unacknowledged._flush_at_exit()
     posted.close()
@@ -278,7 +283,11 @@ def test_a_process_that_ends_says_what_it_leaves_behind(
     posted.post("one", plan(), within(20))
     with caplog.at_level(logging.ERROR, logger="safe_refs"):
         unacknowledged._flush_at_exit()
-    assert any("the process ends, and 1 pin(s)" in message for message in caplog.messages)
+    monkeypatch.setattr(unacknowledged, "_LAST_WAIT_S", 10.0)
+    begun = time.monotonic()
+    unacknowledged._flush_at_exit()  # `ray.shutdown`, and then the end of the process
+    assert time.monotonic() - begun < 1
+    assert any("the process ends, or leaves Ray, and 1 pin(s)" in message for message in caplog.messages)
     one.gate.set()
     posted.flush(within(20))
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import ray
 
 import safe_refs
-from safe_refs import aio, config, terms
+from safe_refs import aio, logs, terms
 from safe_refs.registry import verbs
+from safe_refs.threads import Background
 from tests.support.groups import sender
 from tests.support.processes import Driver
 from tests.support.shards import Start, is_whole, kill, stopped
@@ -90,24 +93,62 @@ def test_a_release_that_overtakes_its_pin_wins(cluster: str, gate: threading.Eve
 
 
 def test_a_failure_is_logged_and_raised_by_flush_once(
-    cluster: str, unlimited: None, caplog: pytest.LogCaptureFixture
+    cluster: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that fit are held."""
+    """Those that fit are held. However many fail, it is one line a minute, and the next one says how many there were."""
+    now = [0.0]
+    monkeypatch.setattr(logs.once_a_minute, "_clock", lambda: now[0])
     safe_refs.init(max_leases=3)
     try:
         with caplog.at_level(logging.WARNING, logger="safe_refs"):
-            payloads = [safe_refs.dumps(ray.put(number), wait=False) for number in range(5)]
+            payloads = [safe_refs.dumps(ray.put(number), wait=False) for number in range(203)]
+            with pytest.raises(safe_refs.RegistryFullError) as caught:
+                safe_refs.flush()
+            now[0] = 61.0
+            payloads.append(safe_refs.dumps(ray.put(203), wait=False))
             with pytest.raises(safe_refs.RegistryFullError):
                 safe_refs.flush()
         safe_refs.flush()
-        assert sum("could not be held" in message for message in caplog.messages) == 2
+        lines = [message for message in caplog.messages if "could not be held" in message]
+        assert len(lines) == 2
+        assert lines[1].endswith("(and 199 more like this in the last 61 s)")
         assert len(safe_refs.leases()) == 3
-        del payloads
+        ids = [(safe_refs.inspect(payload).lease_id or "")[:8] for payload in payloads]
+        assert f"lease {ids[3]} could not be held: the registry's" in lines[0]
+        assert f"lease {ids[-1]} could not be held: the registry's" in lines[1]
+        assert str(caught.value).startswith(f"lease {ids[3]} could not be held: the registry's max_leases is 3")
+        assert (caught.value.lease, caught.value.allowed) == (ids[3], 3)
     finally:
         safe_refs.shutdown()
 
 
-def test_a_pipeline_hears_of_its_own_failures(cluster: str, unlimited: None) -> None:
+@pytest.mark.parametrize(("shards", "replicas"), [(1, 1), pytest.param(3, 2, marks=pytest.mark.long)])
+def test_a_reader_hears_why_a_lease_never_began(start: Start, shards: int, replicas: int) -> None:
+    """Not that somebody released it: by `loads`, `get` and `renew`, and with its reason; to release it does nothing."""
+    start(shards, replicas)
+    safe_refs.init(max_leases=shards)
+    for number in range(shards * 10):  # so that each shard has its share
+        with contextlib.suppress(safe_refs.RegistryFullError):
+            safe_refs.dumps(ray.put(number))
+    handles = [safe_refs.pin(ray.put(number), wait=False) for number in range(3)]
+    payload = safe_refs.dumps(ray.put("full"), wait=False)
+    with pytest.raises(safe_refs.RegistryFullError):
+        safe_refs.flush()
+    calls: list[Callable[[], object]] = [lambda: safe_refs.loads(payload), lambda: safe_refs.renew(payload, 60)]
+    for call in (*calls, *(handle.get for handle in handles)):
+        with pytest.raises(
+            safe_refs.LeaseRejectedError, match="without waiting: the registry's max_leases is"
+        ) as caught:
+            call()
+        assert caught.value.ended_at is not None
+        assert caught.value.reason.startswith("the registry's max_leases is")
+        assert str(caught.value).startswith(
+            f"lease {caught.value.lease} was rejected by registry {caught.value.registry!r} at "
+        )
+    assert safe_refs.release([payload, *handles]) == 0
+
+
+def test_a_pipeline_hears_of_its_own_failures(cluster: str) -> None:
     """Whoever flushes meanwhile; and of no others."""
     safe_refs.init(max_leases=2)
 
@@ -139,7 +180,8 @@ def test_flush_waits_for_what_was_posted_before(cluster: str) -> None:
 
     def post() -> None:
         ref = ray.put("again and again")
-        while not over.is_set():
+        # Not faster than a shard on a busy machine: each flush would wait for as many pins as may wait.
+        while not over.wait(0.0005):
             payloads.append(safe_refs.dumps(ref, wait=False))
 
     poster = threading.Thread(target=post)
@@ -198,7 +240,7 @@ def test_pipeline_covers_a_block(cluster: str) -> None:
         waited = safe_refs.dumps(ray.put("waited"), wait=True)
         assert not safe_refs.inspect(waited).handles[0].address.soon
         elsewhere: list[bool] = []
-        thread = threading.Thread(target=lambda: elsewhere.append(config.settings().waits))
+        thread = threading.Thread(target=lambda: elsewhere.append(terms.ask(None, None, None, None, None).waits))
         thread.start()
         thread.join()
         assert elsewhere == [True]
@@ -211,21 +253,22 @@ def test_pipeline_covers_a_block(cluster: str) -> None:
     with pytest.raises(ZeroDivisionError), safe_refs.pipeline():
         fail()
     assert len(safe_refs.leases()) == 52
-    assert config.settings().waits
+    assert terms.ask(None, None, None, None, None).waits
     assert safe_refs.release([*payloads, waited]) == 52
 
 
 def test_it_is_a_setting_too(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the environment or by `init`; arguments beat them."""
+    """By the environment, by `init` before that; arguments beat them."""
     monkeypatch.setenv("SAFE_REFS_WAIT", "0")
-    assert not config.settings().waits
+    assert not safe_refs.settings().wait
     assert terms.ask(None, None, None, True, None).waits
+    safe_refs.init(wait=True)
+    assert safe_refs.settings().wait
     monkeypatch.setenv("SAFE_REFS_WAIT", "1")
-    monkeypatch.setattr(config._given, "wait", None)
     safe_refs.init(wait=False)
-    assert config.settings().waits
-    monkeypatch.delenv("SAFE_REFS_WAIT")
-    assert not config.settings().waits
+    assert not safe_refs.settings().wait
+    safe_refs.init()
+    assert safe_refs.settings().wait
 
 
 def test_a_scope_ends_them_too(cluster: str) -> None:
@@ -274,3 +317,26 @@ def test_a_driver_that_ends_flushes(cluster: str, driver: Driver) -> None:
     payloads = [bytes.fromhex(each) for each in posted]
     assert [got(safe_refs.loads(payload)) for payload in payloads] == list(range(200))
     assert safe_refs.release([*payloads, handles[0]]) == 201
+
+
+def test_a_thread_of_ours_does_not_wait_for_what_it_is_to_do(cluster: str, gate: threading.Event) -> None:
+    """The collector may run a destructor there, and that one may flush. All other pins, and callers, would wait for it."""
+    safe_refs.init()
+    payload = safe_refs.dumps(ray.put("kept"), wait=False)
+    raised: list[str] = []
+
+    def flush() -> None:
+        begun = time.monotonic()
+        try:
+            safe_refs.flush(timeout=20)
+        except safe_refs.RegistryUnavailableError as error:
+            raised.append(str(error))
+        raised.append("in time" if time.monotonic() - begun < 5 else "late")
+
+    Background().run(flush)
+    wait_until(lambda: len(raised) == 2)
+    gate.set()
+    safe_refs.flush()
+    assert "in a thread of safe_refs" in raised[0]
+    assert raised[1] == "in time"
+    assert safe_refs.release(payload) == 1

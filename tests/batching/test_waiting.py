@@ -1,4 +1,4 @@
-"""Group commit, without Ray: nothing waits for good, whoever leads, is interrupted, or vanishes."""
+"""Group commit, without Ray: nothing waits for good, whoever is interrupted, vanishes, or comes in between."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from safe_refs.batching import queues
 from safe_refs.batching.groups import Group
 from safe_refs.config import Deadline
 from safe_refs.errors import RegistryUnavailableError
@@ -19,62 +18,36 @@ from tests.support.groups import Answer, Echo, Outcomes, gone, late, within
 from tests.support.waiting import comes, stays, wait_until
 
 
-def test_nobody_waits_longer_than_the_timeout(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that is not answered holds up those who queue no longer than their own time, whatever that of the leader."""
+def test_nobody_waits_longer_than_the_timeout(echo: Echo) -> None:
+    """A call that is not answered holds up those who queue no longer than their own time."""
     with ThreadPoolExecutor(4) as pool:
-        first = echo.first(pool, 20)
-        begun = time.monotonic()
+        begun = echo.busy(pool)
+        started = time.monotonic()
         with pytest.raises(RegistryUnavailableError, match=r"within 0\.1 s"):
             echo.group.ask(1, within(0.1))
-        assert time.monotonic() - begun < 2
-        assert not echo.group._waiting
-        echo.open = True
-        echo.gate.release()
-        assert first.result(10) == ("echo", 0)
-    assert echo.batches == [[0]]
+        assert time.monotonic() - started < 2
+        assert echo.let_go(*begun) == [("echo", 0), ("echo", 100)]
+    wait_until(echo.is_at_rest)
+    assert echo.batches == [[0], [100]], "nobody waits for it any more"
 
 
 def test_a_waiter_in_anothers_call_ends_by_its_own_deadline(echo: Echo) -> None:
-    """Its request is in a call that goes by the longer deadline of the thread that leads."""
+    """Its request is in a call that goes by the longest deadline of all in it."""
     with ThreadPoolExecutor(4) as pool:
-        first = echo.first(pool)
-        leader = pool.submit(echo.group.ask, 1, within(20))
-        echo.queued(1)
-        follower = pool.submit(echo.group.ask, 2, within(0.5))
+        begun = echo.busy(pool)
+        patient = pool.submit(echo.group.ask, 1, asked := within(20))
+        hasty = pool.submit(echo.group.ask, 2, within(0.5))
         echo.queued(2)
-        echo.gate.release()
-        assert first.result(10) == ("echo", 0)
-        wait_until(lambda: len(echo.batches) == 2)
-        assert echo.batches[1] == [1, 2]
-        begun = time.monotonic()
-        with pytest.raises(RegistryUnavailableError, match=r"within 0\.5 s"):
-            follower.result(10)
-        assert time.monotonic() - begun < 5
-        assert not leader.done()
-        echo.open = True
-        echo.gate.release()
-        assert leader.result(10) == ("echo", 1)
-
-
-def test_a_call_goes_by_the_deadline_of_the_thread_that_leads(echo: Echo) -> None:
-    """However long that has queued: it begins no new time. The others, who have time left, queue again, and go together."""
-    with ThreadPoolExecutor(5) as pool:
-        first = echo.first(pool)
-        hasty = pool.submit(echo.group.ask, 1, asked := within(0.8))
-        echo.queued(1)
-        others = [pool.submit(echo.group.ask, number, within(20)) for number in (2, 3)]
-        echo.queued(3)
-        time.sleep(0.3)  # of the time that the next leader has
-        echo.gate.release()
-        assert first.result(10) == ("echo", 0)
-        with pytest.raises(RegistryUnavailableError, match=r"within 0\.8 s"):
-            hasty.result(10)
-        assert time.monotonic() - asked.at < 0.5
-        assert echo.deadlines[1] is asked
-        echo.open = True
         echo.gate.release(2)
-        assert [each.result(10) for each in others] == [("echo", 2), ("echo", 3)]
-    assert echo.batches == [[0], [1, 2, 3], [2, 3]]
+        assert [each.result(10) for each in begun] == [("echo", 0), ("echo", 100)]
+        wait_until(lambda: len(echo.batches) == 3)
+        assert (sorted(echo.batches[2]), echo.deadlines[2]) == ([1, 2], asked)
+        started = time.monotonic()
+        with pytest.raises(RegistryUnavailableError, match=r"within 0\.5 s"):
+            hasty.result(10)
+        assert time.monotonic() - started < 5
+        assert not patient.done()
+        assert echo.let_go(patient) == [("echo", 1)]
 
 
 def test_deadlines_of_all_lengths_share_one_thread(echo: Echo) -> None:
@@ -96,39 +69,16 @@ def test_a_posted_request_whose_time_is_over_is_not_tried_again(echo: Echo) -> N
     assert echo.batches == [[1]]
 
 
-def test_who_has_gone_is_not_given_the_lead(echo: Echo) -> None:
-    """Its request was in a call that Ctrl-C ended, when nobody waited for it any more."""
-    with ThreadPoolExecutor(4) as pool:
-        first = echo.first(pool)
-        second = pool.submit(echo.group.ask, 1, within(20))
-        echo.queued(1)
-        third = pool.submit(echo.group.ask, 2, within(0.5))
-        echo.queued(2)
-        echo.gate.release()
-        assert first.result(10) == ("echo", 0)
-        with pytest.raises(RegistryUnavailableError):
-            third.result(10)
-        echo.fail = KeyboardInterrupt()
-        echo.gate.release()
-        with pytest.raises(KeyboardInterrupt):
-            second.result(10)
-    assert echo.is_at_rest()
+def test_a_call_that_an_interrupted_thread_left_noted_costs_nothing_but_a_detour(echo: Echo) -> None:
+    """A signal's exception may come in the very line that would take the note back. Its thread, and others, go on; and it heals."""
     echo.open = True
-    assert echo.group.ask(3, within(5)) == ("echo", 3)
-
-
-def test_a_leader_that_vanished_is_replaced(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C may come in the very line that would have passed the lead on. What was in its call is sent again."""
-    monkeypatch.setattr(queues, "_MARGIN_S", 0.1)
-    vanished, left = queues.Request[int, Answer](0, within(0.1)), queues.Request[int, Answer](1, within(20))
-    left.waiter = threading.Lock()
-    left.waiter.acquire()
-    echo.group._leader, echo.group._leads_until, echo.open = vanished, vanished.deadline.at, True
-    echo.group._under_way = [vanished, left]
-    wait_until(echo.group._is_free)
-    assert echo.group.ask(2, within(20)) == ("echo", 2)
-    assert left.waiter.acquire(timeout=10)
-    assert (left.answer, echo.batches) == (("echo", 1), [[2, 1]])
+    echo.group._caller = threading.get_ident()
+    assert echo.group.ask(1, within(5)) == ("echo", 1)
+    assert echo.is_at_rest(), "the thread's own next call has taken it back"
+    echo.group._caller = -1  # a thread's that has ended
+    assert echo.group.ask(2, within(5)) == ("echo", 2)
+    wait_until(echo.is_at_rest)
+    assert echo.batches == [[1], [2]]
 
 
 def test_a_destructor_may_ask_in_the_middle_of_another_request(echo: Echo) -> None:
@@ -155,26 +105,43 @@ def test_a_destructor_may_ask_in_the_middle_of_another_request(echo: Echo) -> No
     assert time.monotonic() - begun < 5
 
 
+def test_a_thread_of_ours_waits_for_no_thread_of_ours(echo: Echo) -> None:
+    """A destructor may run in the thread that sends: what it asks goes by itself, though another call is under way."""
+    found: list[Answer] = []
+    together = echo.group._together
+
+    def collect(numbers: Sequence[int], deadline: Deadline) -> Sequence[Answer | Exception | None]:
+        found.append(echo.group.ask(5, within(20)))
+        return together(numbers, deadline)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = echo.first(pool)
+        echo.group._together = collect
+        echo.open = True  # for all but the first
+        assert echo.group.ask(1, within(20)) == ("echo", 1)
+        assert found == [("echo", 5)]
+        assert echo.let_go(first) == [("echo", 0)]
+
+
 def test_a_signal_handler_may_ask_while_its_thread_queues(echo: Echo) -> None:
-    """The call under way may be that of the thread that would then be given the lead: this one, which is in the handler."""
+    """It waits for the thread that sends, which waits for nobody."""
     found: list[Answer] = []
     before = signal.signal(signal.SIGUSR1, lambda *_: found.append(echo.group.ask(5, within(20))))
     try:
-        with ThreadPoolExecutor(1) as pool:
-            first = echo.first(pool)
+        with ThreadPoolExecutor(2) as pool:
+            begun = echo.busy(pool)
 
             def interrupt() -> None:
                 echo.queued(1)
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-                wait_until(lambda: [5] in echo.batches)
-                echo.open = True
-                echo.gate.release(2)
+                echo.queued(2)
+                echo.let_go()
 
             helper = threading.Thread(target=interrupt)
             helper.start()
             assert echo.group.ask(1, within(20)) == ("echo", 1)
             helper.join(10)
-            assert first.result(10) == ("echo", 0)
+            assert [each.result(10) for each in begun] == [("echo", 0), ("echo", 100)]
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert found == [("echo", 5)]
@@ -185,6 +152,7 @@ def test_closing_answers_all(echo: Echo) -> None:
     done = Outcomes()
     echo.group.post(1, within(20), done)
     wait_until(lambda: len(echo.batches) == 1)
+    echo.group._caller = -1  # another thread's call is under way
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(echo.group.ask, 2, within(20))
         echo.queued(1)
@@ -199,18 +167,18 @@ def test_closing_answers_all(echo: Echo) -> None:
             with pytest.raises(RegistryUnavailableError, match="the connection"):
                 ask()
     echo.gate.release()
-    wait_until(lambda: echo.group._thread is None)
+    wait_until(lambda: echo.group._sending.thread is None)
     assert (done.answers, len(done.errors)) == ([], 2)
     assert echo.batches == [[1]]
 
 
 def test_the_thread_for_posted_requests_ends_when_idle(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     """And another one comes when there is something to send again."""
-    monkeypatch.setattr(queues, "_IDLE_S", 0.05)
+    monkeypatch.setattr(echo.group._sending, "_idle_s", 0.05)
     echo.open, done = True, Outcomes()
     for number in range(3):
         echo.group.post(number, within(5), done)
-        wait_until(lambda: len(done.answers) == number + 1 and echo.group._thread is None)  # noqa: B023 # it is done by then
+        wait_until(lambda: len(done.answers) == number + 1 and echo.group._sending.thread is None)  # noqa: B023 # it is done by then
     assert echo.batches == [[0], [1], [2]]
 
 
@@ -225,8 +193,11 @@ def test_where_no_thread_can_be_had_who_posts_gets_the_error(echo: Echo, monkeyp
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError):
             echo.group.post(1, within(5), Outcomes())
-    assert echo.is_at_rest()
-    assert echo.group.ask(2, within(5)) == ("echo", 2)
+        echo.group._caller = -1  # another thread's call is under way
+        assert echo.group.ask(2, within(5)) == ("echo", 2), "it goes by itself"
+    assert echo.group.ask(3, within(5)) == ("echo", 3)
+    wait_until(echo.is_at_rest)
+    assert echo.batches == [[2], [3]]
 
 
 def test_many_threads_for_long() -> None:
@@ -241,7 +212,7 @@ def test_many_threads_for_long() -> None:
     def alone(number: int, deadline: Deadline) -> int:
         return together([number], deadline)[0]
 
-    group: Group[int, int] = Group(alone, together, late, Background(), set())
+    group: Group[int, int] = Group(alone, together, late, Background())
     done: list[int] = []
 
     def note(number: int) -> Callable[[int | None, Exception | None], None]:
@@ -266,31 +237,24 @@ def test_many_threads_for_long() -> None:
     assert len(sent) == len(set(sent))
     assert 3200 - late_ones <= len(sent) <= 3200
     wait_until(lambda: group.is_idle)
+    group.close(gone)
 
 
 def test_who_waits_is_not_kept_by_what_is_posted(echo: Echo) -> None:
-    """What is to be done when a posted request is answered may take long: that is the thread's, and threads lead meanwhile."""
+    """A callback should not take long. While one does, a thread that comes first goes by itself."""
     held, begun = threading.Event(), threading.Event()
 
     def take_long(answer: Answer | None, error: Exception | None) -> None:
         begun.set()
         held.wait(20)
 
+    echo.open = True
     try:
-        with ThreadPoolExecutor(4) as pool:
-            first = echo.first(pool)
-            second = pool.submit(echo.group.ask, 1, within(20))
-            echo.queued(1)
-            echo.group.post(2, within(20), take_long)
-            third = pool.submit(echo.group.ask, 3, within(20))
-            echo.queued(2)
-            echo.open = True
-            echo.gate.release()
-            assert [each.result(10) for each in (first, second, third)] == [("echo", 0), ("echo", 1), ("echo", 3)]
-            assert begun.wait(10)
-            echo.group.post(4, within(20), take_long)  # which waits for the thread
-            assert echo.group.ask(5, within(10)) == ("echo", 5)
-            stays(lambda: [4] not in echo.batches, 0.1)
+        echo.group.post(2, within(20), take_long)
+        assert begun.wait(10)
+        echo.group.post(4, within(20), take_long)  # which waits for the thread
+        assert echo.group.ask(5, within(10)) == ("echo", 5)
+        stays(lambda: [4] not in echo.batches, 0.1)
     finally:
         held.set()
     assert comes(lambda: [4] in echo.batches)

@@ -57,7 +57,7 @@ def storm(parameters: Parameters, say: Say = lambda _: None) -> Report:
         _check_left(report, nodes, rules, "when all players had gone")
         report.payloads = len(ledger.payloads)
         report.spilled_bytes = store.store_usage().spilled_bytes
-        safe_refs.shutdown(timeout=30)
+        safe_refs.shutdown(force=True, timeout=30)
     finally:
         nodes.close()
     return report

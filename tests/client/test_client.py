@@ -12,8 +12,8 @@ import ray
 
 import safe_refs
 from safe_refs import SafeRef, envelope
-from tests.support.actors import Counter
-from tests.support.clients import Client, end, said, start
+from tests.support.actors import Counter, Reader
+from tests.support.clients import NAMESPACE, Client, end, said, start
 from tests.support.cluster import as_actor
 from tests.support.processes import dies, goes_on
 
@@ -133,6 +133,27 @@ def test_from_the_cluster_into_a_client(client: Client, owner: Any) -> None:
         "released": 3,
     }
     assert dies(pid)
+
+
+def test_a_client_carries_no_handle_that_keeps_nothing_alive(client: Client, cluster: str) -> None:
+    """A client can't see what `ray.get_actor` gave it. The registry sees it, and refuses, unless the actor is detached."""
+    kept = as_actor(Reader).options(name="kept", namespace=NAMESPACE).remote()
+    detached = as_actor(Reader).options(name="detached", namespace=NAMESPACE, lifetime="detached").remote()
+    ray.get([kept.pid.remote(), detached.pid.remote()], timeout=60)
+    seen = client(
+        """
+        said = []
+        for name in ("kept", "detached"):
+            try:
+                said.append(safe_refs.release(safe_refs.dumps([ray.get_actor(name, namespace=sys.argv[-1])], wait=True)))
+            except safe_refs.UnsupportedReferenceError as error:
+                said.append("refused" if "Reader" in str(error) else str(error))
+        print(json.dumps(said))
+        """,
+        NAMESPACE,
+    )
+    assert seen == ["refused", 1]
+    ray.kill(detached)
 
 
 def test_from_a_client_into_the_cluster(port: int, cluster: str) -> None:

@@ -15,10 +15,13 @@ import safe_refs
 from safe_refs import LeaseExpiredError, LeaseLostError, OwnerGoneError
 from tests.support.clients import GRACE_S, LONG_GRACE_S, NAMESPACE, descendants, end, said, start
 from tests.support.processes import dies, lives
+from tests.support.shards import stopped
+from tests.support.stalls import LITTLE_S, TIMEOUT_S, stalled
 from tests.support.values import error_of
 from tests.support.waiting import wait_until
 
 NOTICED_S = 30.0
+SERVER_S = 3.0  # that the first call may take longer: the client has to learn who its server is
 
 
 MAKES_AND_LEAVES = """
@@ -100,6 +103,43 @@ def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it
     assert (figures.live_leases, figures.lost) == (0, 0)
 
 
+@pytest.mark.parametrize("how", ["ray.shutdown", pytest.param("ray.util.disconnect", marks=pytest.mark.long)])
+def test_a_client_that_disconnects_flushes_first(how: str, port: int, owner: Any) -> None:
+    """It pins others' objects without waiting, while the registry doesn't answer, and disconnects: the registry holds them."""
+    safe_refs.init()
+    program = start(
+        port,
+        """
+        import ray.util
+        safe_refs.release(safe_refs.dumps(ray.put(0)))  # it knows the registry
+        ref = ray.get(ray.get_actor("owner", namespace=args[0]).give.remote(7))[0]
+        print(json.dumps("ready"), flush=True)
+        sys.stdin.readline()
+        payload = safe_refs.dumps(ref, wait=False)
+        print(json.dumps(payload.hex()), flush=True)
+        """
+        + how
+        + "()\n        print(json.dumps(ray.is_initialized()), flush=True)",
+        NAMESPACE,
+        grace_s=LONG_GRACE_S,
+    )
+    try:
+        assert said(program) == "ready"
+        with stopped("default", 0):
+            assert program.stdin is not None
+            program.stdin.write("\n")
+            program.stdin.flush()
+            payload = bytes.fromhex(said(program))
+            time.sleep(1)
+        assert said(program) is False
+        assert ray.get(safe_refs.loads(payload), timeout=20) == 7
+    finally:
+        end(program)
+    wait_until(lambda: all(info.depends_on is None for info in safe_refs.leases(sizes=False)), NOTICED_S)
+    assert ray.get(safe_refs.loads(payload), timeout=20) == 7
+    safe_refs.release(payload)
+
+
 @pytest.mark.long
 @pytest.mark.ray_marks(32)
 def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server: tuple[int, int], owner: Any) -> None:
@@ -148,3 +188,47 @@ def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server:
     wait_until(lambda: error_of(hanging) is LeaseLostError, NOTICED_S)
     with pytest.raises(LeaseLostError, match="it depended on the process of worker"):
         safe_refs.loads(hanging)
+
+
+@pytest.mark.long
+def test_a_client_ends_in_time_while_the_control_service_is_silent(
+    port: int, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server waits for Ray's control service, and the client no longer than its timeout; later, the same calls work."""
+    assert cluster
+    payload = safe_refs.dumps(ray.put("v"), ttl=600)
+    monkeypatch.setenv("SAFE_REFS_TIMEOUT", "2")
+    program = start(
+        port,
+        """
+        ref = ray.put(1)
+        print(json.dumps("connected"), flush=True)
+        payload = bytes.fromhex(sys.stdin.readline())
+        def tried(call):
+            begun, said = time.monotonic(), "ok"
+            try:
+                call()
+            except safe_refs.RegistryUnavailableError:
+                said = "unavailable"
+            return [said, time.monotonic() - begun]
+        calls = [lambda: safe_refs.loads(payload), lambda: safe_refs.dumps(ref, ttl=60, wait=True), safe_refs.stats]
+        print(json.dumps([tried(call) for call in calls]), flush=True)
+        sys.stdin.readline()
+        print(json.dumps([tried(call) for call in calls]), flush=True)
+        """,
+    )
+    try:
+        assert said(program) == "connected"
+        with stalled():
+            assert program.stdin is not None
+            program.stdin.write(payload.hex() + "\n")
+            program.stdin.flush()
+            meanwhile = said(program)
+        program.stdin.write("\n")
+        program.stdin.flush()
+        later = said(program)
+    finally:
+        end(program)
+    assert [took_s for _, took_s in meanwhile if took_s > TIMEOUT_S + SERVER_S + LITTLE_S] == []
+    assert [outcome for outcome, _ in later] == ["ok"] * 3
+    safe_refs.shutdown()

@@ -12,8 +12,8 @@ import pytest
 
 import safe_refs
 from safe_refs import assembly
+from safe_refs._settings import deadline as deadline_of
 from safe_refs.config import Deadline
-from safe_refs.config import deadline as deadline_of
 from safe_refs.envelope import LeaseAddress
 from safe_refs.registry import verbs, whole
 from safe_refs.registry.listing import page
@@ -120,7 +120,7 @@ def names() -> Iterator[dict[str, str]]:
     yield found
     safe_refs.shutdown(found["actor"])
     safe_refs.shutdown(found["replicas"])
-    whole.shutdown(core_alone.session().registry(found["core"]), deadline())
+    whole.shutdown(core_alone.session().registry(found["core"]), deadline(), force=True)
 
 
 @pytest.fixture(params=["rules", "core", "actor", "replicas"])

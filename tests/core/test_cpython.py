@@ -19,16 +19,12 @@ tester: Any = pytest.importorskip("test.pickletester", reason="this Python comes
 
 # What CPython tests and we decide otherwise, each with the reason.
 BY_VALUE = "cloudpickle can pickle what plain pickle refuses here, so we do"
-NO_MEMO = "each of our dumps stands by itself, so that it can be loaded and released by itself"
 OTHERWISE = {
     "test_local_lookup_error": BY_VALUE,
     "test_unpickleable_newobj_class": BY_VALUE,
     "test_unpickleable_newobj_ex_class": BY_VALUE,
     "test_c_methods": BY_VALUE,
     "test_py_methods": BY_VALUE,
-    "test_clear_pickler_memo": NO_MEMO,
-    "test_priming_pickler_memo": NO_MEMO,
-    "test_priming_unpickler_memo": NO_MEMO,
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
-import io
 import pickle
 import subprocess
 import sys
@@ -200,6 +199,25 @@ def test_the_buffer_callback_is_asked_once_about_each_buffer_in_order(in_band: l
     assert [np.shares_memory(loaded[0], first), np.shares_memory(loaded[1], second)] == [not each for each in in_band]
 
 
+def test_a_buffer_that_comes_twice_is_asked_about_once_where_it_is_in_band() -> None:
+    """As with pickle; the buffers behind it stay the ones that they are."""
+    small, third, fourth = (pickle.PickleBuffer(data) for data in (b"small", b"3" * 100, b"4" * 100))
+    for module in (pickle, safe_refs):
+        outside: list[pickle.PickleBuffer] = []
+        asked: list[int] = []
+
+        def callback(buffer: pickle.PickleBuffer, asked: list[int] = asked, out: list[Any] = outside) -> bool:
+            asked.append(buffer.raw().nbytes)
+            if asked[-1] >= 50:
+                out.append(buffer)
+            return asked[-1] < 50
+
+        data = module.dumps([small, small, third, fourth], protocol=5, buffer_callback=callback)
+        loaded = module.loads(data, buffers=outside)
+        assert [bytes(each) for each in loaded] == [b"small", b"small", b"3" * 100, b"4" * 100]
+        assert asked == [5, 100, 100]
+
+
 def test_a_buffer_callback_needs_protocol_5() -> None:
     """As with pickle; with no protocol named, ours is 5 already."""
     with pytest.raises(ValueError, match="protocol"):
@@ -224,17 +242,6 @@ def test_arrays_of_any_layout_come_back(tmp_path: Any) -> None:
             assert np.array_equal(pickle.load(file), array)
 
 
-def test_each_dump_of_a_pickler_stands_by_itself() -> None:
-    """Unlike pickle's memo across dumps, every dump can be loaded without those before it."""
-    file = io.BytesIO()
-    pickler = safe_refs.Pickler(file)
-    shared = ["shared"]
-    pickler.dump(shared)
-    middle = file.tell()
-    pickler.dump(shared)
-    assert pickle.loads(file.getvalue()[middle:]) == shared
-
-
 def test_terms_of_an_object_without_references_are_checked_all_the_same() -> None:
     """A wrong ttl is an error today, not on the day that the object first holds a reference."""
     with pytest.raises(ValueError, match="ttl must be more than 0"):
@@ -257,6 +264,46 @@ assert "ray" not in sys.modules and "cloudpickle" not in sys.modules, "imported"
 assert "asyncio" not in sys.modules and "safe_refs.registry.calls" not in sys.modules, "imported"
 safe_refs.dumps(lambda: 1)
 assert "ray" not in sys.modules
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.parametrize("what", ["None", "mock.MagicMock()", "types.ModuleType('ray')"])
+def test_a_stand_in_for_ray_is_not_taken_for_it(what: str) -> None:
+    """Tests of programs put one, or None, into `sys.modules`; plain data, classes and functions go as without Ray."""
+    code = f"""
+import sys, types
+from unittest import mock
+import safe_refs
+sys.modules["ray"] = {what}
+class Mine: pass
+for obj in ([1], Mine(), lambda: 1):
+    assert type(safe_refs.loads(safe_refs.dumps(obj))) is type(obj)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_it_may_take_the_place_of_pickles_own_functions() -> None:
+    """A program sets `pickle.dumps` and the others to ours, for a library that pickles by that module."""
+    code = """
+import asyncio, io, pickle
+import cloudpickle, safe_refs, safe_refs.aio
+for name in ("dump", "dumps", "load", "loads", "Pickler", "Unpickler"):
+    setattr(pickle, name, getattr(safe_refs, name))
+class Mine: pass
+for obj in ([1], Mine(), lambda: 1):
+    file = io.BytesIO()
+    pickle.Pickler(file).dump(obj)
+    pickle.dump(obj, file)
+    file.seek(0)
+    loaded = [pickle.Unpickler(file).load(), pickle.load(file), pickle.loads(pickle.dumps(obj))]
+    loaded += safe_refs.loads_many(safe_refs.dumps_many([obj]))
+    loaded.append(asyncio.run(safe_refs.aio.loads(asyncio.run(safe_refs.aio.dumps(obj)))))
+    assert all(type(each) is type(obj) for each in loaded)
 print("done")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

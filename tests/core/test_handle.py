@@ -7,6 +7,7 @@ import copy
 import datetime
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safe_refs
-from safe_refs import SafeRef
+from safe_refs import SafeRef, aio
 from safe_refs.envelope import LeaseAddress
 from safe_refs.errors import EnvelopeError
 from tests.support.cluster import as_actor
@@ -249,3 +250,46 @@ def test_a_handle_is_typed_by_its_value(tmp_path: Any) -> None:
         "list[safe_refs.handle.SafeRef[int]]",
         "int",
     ], out
+
+
+def test_a_handle_is_no_payload() -> None:
+    """Whoever loads its text or bytes, in whatever form, hears how they are read; other texts are pickle's to judge."""
+    handle = SafeRef[Any](LeaseAddress("default", b"c" * 28, b"e" * 8, 1, b"l" * 16))
+    loads: list[Callable[[Any], object]] = [
+        safe_refs.loads,
+        lambda data: safe_refs.loads_many([data]),
+        lambda data: asyncio.run(aio.loads(data)),
+    ]
+    of_text, of_bytes = r"SafeRef.parse\(text\)", r"SafeRef.from_bytes\(data\)"
+    for data, told in (
+        (str(handle), of_text),
+        (str(handle).encode(), r"SafeRef.parse\(data.decode\(\)\)"),
+        (bytes(handle), of_bytes),
+        (bytearray(bytes(handle)), of_bytes),
+    ):
+        more: list[Callable[[Any], object]] = [safe_refs.inspect, safe_refs.release]
+        calls = loads if isinstance(data, str) else [*loads, *more]
+        for call in calls:
+            with pytest.raises(EnvelopeError, match=f"a SafeRef's.*{told} is the handle"):
+                call(data)
+    with pytest.raises(TypeError, match="bytes-like"):
+        safe_refs.loads("other text")  # type: ignore[arg-type] # the point
+
+
+def test_an_error_of_what_is_unpickled_is_its_own() -> None:
+    """With its cause, and without a word of ours."""
+
+    class Breaks:
+        def __reduce__(self) -> Any:
+            return _breaks, ()
+
+    with pytest.raises(KeyError) as caught:
+        safe_refs.loads(safe_refs.dumps(Breaks()))
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def _breaks() -> None:
+    try:
+        raise ValueError("first")
+    except ValueError as error:
+        raise KeyError("then") from error

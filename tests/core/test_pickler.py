@@ -54,6 +54,19 @@ def test_protocol_5_buffers_travel_outside_in_both_directions(cluster: str) -> N
     safe_refs.release(payload)
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_an_unpickler_reads_payloads_of_every_protocol(cluster: str, protocol: int) -> None:
+    """Up to protocol 2 a pickle calls `builtins` as Python 2 did, also where it stands in a payload, which is a newer pickle."""
+    obj = [bytearray(b"a"), range(3), {4}, ray.put(7)]
+    payload = safe_refs.dumps(obj, protocol)
+    for data in (payload, safe_refs.dumps(obj[:3], protocol)):
+        assert safe_refs.load(io.BytesIO(data))[:3] == obj[:3]
+    unpickler = safe_refs.Unpickler(io.BytesIO(payload + pickle.dumps(range(2), 4)))
+    assert got(unpickler.load()[3]) == 7
+    assert unpickler.load() == range(2)
+    safe_refs.release(payload)
+
+
 def test_pickler_and_unpickler_hooks_work_inside_payloads(cluster: str) -> None:
     """A subclass's `persistent_id`, `reducer_override` and `dispatch_table` apply beside references, as with `pickle`."""
 
@@ -117,6 +130,27 @@ def test_a_file_that_cannot_be_written_leaves_nothing_pinned(cluster: str) -> No
         safe_refs.Pickler(Full()).dump(ray.put(1))
     # The clearing up is not waited for, but calls of one process arrive in order.
     assert safe_refs.leases() == []
+
+
+def test_payloads_of_one_pickler_stand_by_themselves(cluster: str) -> None:
+    """Whatever the pickler remembers: each payload opens by itself, with any pickler, and after the others have been released."""
+    file = io.BytesIO()
+    pickler = safe_refs.Pickler(file)
+    ref, shared = ray.put("v"), ["shared"]
+    starts = []
+    for obj in (shared, [shared, ref], [shared, ref], shared, [shared, ref, lambda: 1], shared):
+        starts.append(file.tell())
+        pickler.dump(obj)
+    data = file.getvalue()
+    unpickler = pickle.Unpickler(io.BytesIO(data))
+    loaded = [unpickler.load() for _ in starts]
+    assert [each[0] for each in loaded] == ["shared", shared, shared, "shared", shared, "shared"]
+    assert loaded[0] is loaded[3] is loaded[5]
+    payloads = [data[starts[number] : starts[number + 1]] for number in (1, 2, 4)]
+    assert [pickle.loads(each)[0] for each in payloads] == [shared] * 3
+    assert safe_refs.release(payloads[0]) == 1
+    assert ray.get(safe_refs.loads(payloads[1])[1], timeout=20) == "v"
+    assert safe_refs.release(payloads) == 2
 
 
 def test_classes_and_functions_of_main_travel(cluster: str, driver: Driver) -> None:

@@ -15,11 +15,11 @@ import pytest
 import ray
 
 from safe_refs import slots
+from safe_refs._ray import actors, classes, control, counts, exits, native, objects, serializing, store, workers
 from safe_refs._ray import cluster as ray_cluster
-from safe_refs._ray import counts, exits, native, objects, store, workers
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
-from tests.support.processes import is_stopped
+from tests.support.processes import dies, is_stopped
 from tests.support.store import at_rest
 from tests.support.tasks import when_told
 from tests.support.waiting import comes, wait_until
@@ -46,12 +46,12 @@ def test_the_head_node_is_found(cluster: str) -> None:
 def test_the_control_store_keeps_counts(cluster: str) -> None:
     """Each start is one more, of that name only."""
     name = f"fact-{os.getpid()}-{time.time()}"
-    assert [ray_cluster.count_up(name) for _ in range(3)] == [1, 2, 3]
-    assert ray_cluster.count_up(name + "-other") == 1
-    ray_cluster.kv_put(name, b"mine", overwrite=False)
-    assert ray_cluster.kv_get(name) == b"3"
-    ray_cluster.kv_delete(name)
-    assert ray_cluster.kv_get(name) is None
+    assert [control.count_up(name) for _ in range(3)] == [1, 2, 3]
+    assert control.count_up(name + "-other") == 1
+    control.kv_put(name, b"mine", overwrite=False)
+    assert control.kv_get(name) == b"3"
+    control.kv_delete(name)
+    assert control.kv_get(name) is None
 
 
 def test_owners_can_be_distinguished_and_their_death_noticed(cluster: str) -> None:
@@ -202,6 +202,7 @@ def test_a_touch_of_zero_tells_the_owner_and_changes_no_count(cluster: str) -> N
     assert ray.get(borrower.count.remote(), timeout=60) == before == [{"local": 1, "submitted": 0}]
 
 
+@pytest.mark.long
 def test_a_reference_in_flight_cannot_be_touched(cluster: str) -> None:
     """Until the call that carries it is answered."""
     borrower, other = as_actor(Keeper).remote(), as_actor(Keeper).remote()
@@ -210,6 +211,7 @@ def test_a_reference_in_flight_cannot_be_touched(cluster: str) -> None:
     assert ray.get(borrower.read.remote(), timeout=60) == 6
 
 
+@pytest.mark.long
 def test_a_process_knows_its_own_address(cluster: str) -> None:
     """It contains what an owner's address does, so that objects that a process borrows can be told from its own."""
     mine = ray.put(1)
@@ -220,6 +222,31 @@ def test_a_process_knows_its_own_address(cluster: str) -> None:
     made = ray.get(other.__ray_call__.remote(lambda _: [ray.put(3)]), timeout=60)
     assert workers.borrowed([mine, theirs, *made]) == made
     assert not workers.is_surely_dead(workers.own_address())
+
+
+def test_a_weak_handle_made_strong_by_somebody_else_holds_nothing(cluster: str) -> None:
+    """Ray makes such a handle in any process, and the creator never learns who has it: only in a process that it knows it counts."""
+
+    class Named:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def give_strong(self, other: Any) -> None:
+            core = native.core_worker()
+            me = ray.get_runtime_context().current_actor
+            assert actors.is_weak(me)
+            assert actors.holding(me) is None
+            state, _ = core.serialize_actor_handle(me._actor_id)
+            strong = core.deserialize_and_register_actor_handle(state, ray.ObjectRef.nil(), False)
+            assert not actors.is_weak(strong)
+            ray.get(other.keep.remote([strong]), timeout=60)
+
+    other, named = as_actor(Keeper).remote(), as_actor(Named).remote()
+    pid = ray.get(named.pid.remote(), timeout=60)
+    ray.get(named.give_strong.remote(other), timeout=60)
+    del named
+    gc.collect()
+    assert dies(pid)
 
 
 def test_an_actor_is_asked_to_end_before_it_does(cluster: str, tmp_path: Path) -> None:
@@ -248,3 +275,55 @@ def test_an_actor_is_asked_to_end_before_it_does(cluster: str, tmp_path: Path) -
     del ending
     gc.collect()
     wait_until(path.exists, 15)
+
+
+class Looks:
+    """Notes what Ray's state is while it is pickled, and while it is opened."""
+
+    def __reduce__(self) -> Any:
+        return looked, (
+            [bool(vars(serializing.local).get(mark)) for mark in serializing.MARKS],
+            serializing.is_innermost(),
+        )
+
+
+def looked(*pickled: Any) -> Any:
+    lock: Any = ray._private.worker.global_worker.function_actor_manager.lock
+    opened = [bool(vars(serializing.local).get(mark)) for mark in serializing.MARKS]
+    with serializing.put_aside():
+        aside = [any(map(vars(serializing.local).get, serializing.MARKS)), lock._is_owned()]
+    return [*pickled, opened, lock._is_owned(), aside]
+
+
+def test_rays_own_serialization_shows_in_its_thread(cluster: str) -> None:
+    """In-band while it pickles; the object's reference, and a lock, while it opens; none of that while it is put aside."""
+    slots.register()
+    assert not serializing.is_innermost()
+    seen: Any = ray.get(ray.put(Looks()))
+    assert seen == [[True, False], True, [False, True], True, [False, False]]
+    assert not any(map(vars(serializing.local).get, serializing.MARKS))
+
+
+class TimeLimitError(Exception):
+    """What a job runner raises."""
+
+
+class Interrupted:
+    """A value in whose opening a signal handler raises, as it were."""
+
+    def __reduce__(self) -> Any:
+        return interrupt, ()
+
+
+def interrupt() -> None:
+    """Raise it."""
+    raise TimeLimitError
+
+
+def test_what_a_signal_handler_raises_while_ray_opens_an_answer_is_raised(cluster: str) -> None:
+    """Ray takes it for a value that can't be opened (the control); a job runner waits for its own exception."""
+    ref = ray.put(Interrupted())
+    with pytest.raises(ray.exceptions.RaySystemError):
+        ray.get(ref, timeout=20)
+    with pytest.raises(TimeLimitError):
+        classes.opened(lambda timeout_s: ray.get(ref, timeout=timeout_s), 20)

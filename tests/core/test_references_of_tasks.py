@@ -26,6 +26,7 @@ ref = safe_refs.loads(bytes.fromhex(args[0]))["ref"]
 """
 
 
+@pytest.mark.long
 def test_a_pending_reference_makes_its_reader_wait(cluster: str, driver: Driver, tmp_path: Path) -> None:
     """Another job gets a reference to a task at work, though the maker has dropped its own; the value comes when it is there."""
     told = tmp_path / "told"
@@ -80,6 +81,7 @@ def test_what_was_resolved_while_pending_outlives_the_lease(cluster: str, tmp_pa
     assert is_empty(within_s=5)
 
 
+@pytest.mark.long
 def test_a_value_that_comes_after_the_release_is_not_kept() -> None:
     """Nobody waits for it any more, and nothing of it stays.
 

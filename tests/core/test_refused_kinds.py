@@ -89,6 +89,7 @@ TRANSPORT = """
 import dataclasses, os
 from pathlib import Path
 import numpy
+from safe_refs._ray import raw
 from ray.experimental import CommunicatorMetadata, TensorTransportManager, TensorTransportMetadata, register_tensor_transport
 from tests.support.processes import dies, lives
 from tests.support.tasks import wait_for
@@ -145,6 +146,7 @@ found = {
     "borrowed": ray.get(other.borrow.remote([made]), timeout=30),
     "pinned": refused(lambda: safe_refs.pin([usual, made])),
     "alone": refused(lambda: safe_refs.pin(made)),
+    "inside another": raw.stored(ray.put([made]), 10) is None,
     "as before": pickle.loads(pickle.dumps(made)) == made,
 }
 payload = safe_refs.dumps({"batch": ray.put(value)})
@@ -187,6 +189,7 @@ def test_references_made_with_a_tensor_transport_are_refused(cluster: str, drive
         assert found[name][:2] == ["ray.ObjectRef", place], name
         assert "made with a tensor transport (RDT)" in found[name][2]
         assert "ray.get it" in found[name][2]
+    assert found["inside another"] is True
     assert found["as before"] is True
     assert found["remedy"] == [0, 1, 2, 3]
     assert found["left"] == []

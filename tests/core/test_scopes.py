@@ -1,27 +1,17 @@
-"""Scopes, keepalives, and the ttl that a process gives by default."""
+"""Scopes, and the ttl that a process gives by default."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-import subprocess
-import sys
 import threading
-import time
 from typing import Any
 
 import pytest
 import ray
 
 import safe_refs
-from safe_refs import asks
-from tests.support.processes import PRELUDE
-from tests.support.values import MB
-from tests.support.waiting import stays, wait_until
-
-
-def live() -> list[str | None]:
-    return [info.label for info in safe_refs.leases(sizes=False)]
+from tests.support.store import live
 
 
 def test_leases_made_in_a_scope_end_with_it(cluster: str) -> None:
@@ -175,56 +165,6 @@ def test_a_default_ttl_can_be_set_for_the_process(cluster: str, monkeypatch: pyt
         safe_refs.expires_in_s(plain)
 
 
-def test_keepalive_renews_while_its_block_runs(cluster: str) -> None:
-    """A lease with a ttl of a second lives through a block of three, and runs out after it."""
-    payload = safe_refs.dumps(ray.put("alive"), ttl=1)
-    with safe_refs.keepalive(payload, ttl=1.2) as kept:
-        stays(lambda: len(live()) == 1, 3)
-        assert ray.get(safe_refs.loads(payload), timeout=20) == "alive"
-    assert kept.error is None
-    wait_until(lambda: live() == [], 5)
-    with pytest.raises(safe_refs.LeaseExpiredError):
-        safe_refs.loads(payload)
-
-
-def test_keepalive_reports_a_lease_that_ended_under_way(cluster: str) -> None:
-    """At the end of the block, unless that raises something itself; entering with an ended lease fails at once."""
-    payload = safe_refs.dumps(ray.put(1))
-
-    def lose_it() -> None:
-        with safe_refs.keepalive(payload, ttl=0.3) as kept:
-            safe_refs.release(payload)
-            wait_until(lambda: kept.error is not None, 5)
-
-    with pytest.raises(safe_refs.LeaseReleasedError):
-        lose_it()
-    with pytest.raises(safe_refs.LeaseReleasedError), safe_refs.keepalive(payload, ttl=5):
-        pass
-
-
-def test_a_creator_killed_in_a_keepalive_lets_its_lease_run_out(registry: str, ray_cluster: str) -> None:
-    """SIGKILL in the middle of a `keepalive` of 1 s: renewed until then, and gone at most ttl and sweep later."""
-    ref = ray.put(b"x" * MB)
-    handle = safe_refs.pin(ref, ttl=60)
-    code = PRELUDE + (
-        "handle = safe_refs.SafeRef.parse(args[0])\n"
-        "with safe_refs.keepalive(handle, ttl=1):\n"
-        "    print('renewing', flush=True)\n"
-        "    time.sleep(60)  # until it is killed\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code, ray_cluster, str(handle)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "renewing\n"
-        stays(lambda: (left := safe_refs.expires_in_s(handle)) is not None and left <= 1, 2)
-    finally:
-        child.kill()
-        child.wait()
-    killed = time.monotonic()
-    wait_until(lambda: live() == [], 10)
-    assert time.monotonic() - killed < 1 + 1 + 1  # ttl, sweep, and a second for a busy machine
-
-
 def test_a_long_scope_forgets_what_has_ended(cluster: str) -> None:
     """A scope that a service keeps open for its whole life remembers its live leases only, whoever in the process ends them."""
     with safe_refs.scope() as scope:
@@ -239,46 +179,3 @@ def test_a_long_scope_forgets_what_has_ended(cluster: str) -> None:
         safe_refs.dumps(ray.put("kept"))
         assert repr(scope) == "<scope with 1 lease(s)>"
     assert live() == []
-
-
-def test_a_keepalive_can_be_entered_again(cluster: str) -> None:
-    """It renews in the second block as it did in the first; but not in two blocks at once."""
-    payload = safe_refs.dumps(ray.put("v"))
-    kept = safe_refs.keepalive(payload, ttl=0.9)
-    for _ in range(2):
-        with kept:
-            with pytest.raises(RuntimeError, match="renewing already"):
-                kept.__enter__()
-            stays(lambda: live() == [None], 1.5)
-    safe_refs.release(payload)
-
-
-def test_a_keepalive_goes_on_after_any_error(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that nobody expects is logged, the next renewal is tried, and what fails to the last is raised at the end."""
-    payload = safe_refs.dumps(ray.put("v"))
-    renew, failures, failed = asks.renew, [ZeroDivisionError("once")], threading.Event()
-
-    def fail_at_times(*args: Any) -> None:
-        if failures:
-            failed.set()
-            raise failures[0]
-        renew(*args)
-
-    with safe_refs.keepalive(payload, ttl=0.9):
-        monkeypatch.setattr(asks, "renew", fail_at_times)
-        assert failed.wait(10)
-        failures.clear()
-        stays(lambda: live() == [None], 1.5)
-    monkeypatch.undo()
-
-    def fail_to_the_last() -> None:
-        with safe_refs.keepalive(payload, ttl=0.9):
-            failures.append(ZeroDivisionError("to the last"))
-            failed.clear()
-            monkeypatch.setattr(asks, "renew", fail_at_times)
-            assert failed.wait(10)
-
-    with pytest.raises(ZeroDivisionError):
-        fail_to_the_last()
-    monkeypatch.undo()
-    safe_refs.release(payload)

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, config
+from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, _settings
 from safe_refs._ray import cluster, workers
 from safe_refs.durability.owner import owner_name
 from safe_refs.registry import known
@@ -95,8 +95,8 @@ def test_many_at_once_and_a_lease_that_exists(alone: DurableSession) -> None:
     maker: Any = ray.remote(num_cpus=0)(Maker).remote()
     (ref,) = got(maker.give.remote())
     handle = safe_refs.pin(ref)
-    alone.copies.make_durable([handle.address], config.durable_deadline(60))
-    alone.copies.make_durable([handle.address], config.durable_deadline(60))
+    alone.copies.make_durable([handle.address], _settings.durable_deadline(60))
+    alone.copies.make_durable([handle.address], _settings.durable_deadline(60))
     many = safe_refs.dumps_many([ray.put(number) for number in range(50)], durable=True)
     ray.kill(maker)
     del ref
@@ -107,6 +107,7 @@ def test_many_at_once_and_a_lease_that_exists(alone: DurableSession) -> None:
     assert safe_refs.release([handle, *many]) == 51
 
 
+@pytest.mark.long
 def test_what_cannot_be_copied_is_refused(alone: DurableSession) -> None:
     """An actor that dies with its creator, beside an object or inside it; an object that never comes."""
     actor: Any = ray.remote(num_cpus=0)(Maker).remote()
@@ -121,7 +122,7 @@ def test_what_cannot_be_copied_is_refused(alone: DurableSession) -> None:
 
     pending = never.remote()
     with safe_refs.pin(pending) as handle, pytest.raises(RegistryUnavailableError, match="not durable after 1 s"):
-        alone.copies.make_durable([handle.address], config.durable_deadline(1))
+        alone.copies.make_durable([handle.address], _settings.durable_deadline(1))
     ray.cancel(pending, force=True)
     wait_until(lambda: copying(alone.name) == 0)
 
@@ -137,6 +138,7 @@ def test_the_death_of_the_only_copy_owner_ends_the_lease(alone: DurableSession) 
     safe_refs.release(again)
 
 
+@pytest.mark.long
 def test_a_copy_owner_stays_until_nobody_has_a_copy(alone: DurableSession) -> None:
     """And its process carries a name that says whose it is."""
     payload = safe_refs.dumps(ray.put("copied"), durable=True)

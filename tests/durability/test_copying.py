@@ -16,8 +16,8 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, aio, assembly, config
-from safe_refs._ray import objects, workers
+from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, _settings, aio, assembly
+from safe_refs._ray import environments, workers
 from safe_refs.durability.client import Copies
 from safe_refs.durability.wire import WING, CopyRequest
 from safe_refs.registry.records import Terms
@@ -129,14 +129,16 @@ def test_what_was_given_up_or_refused_keeps_nothing() -> None:
     class Actor:
         pass
 
-    held: list[Any] = [ray.put(np.ones(10 * MB, dtype=np.uint8)), *(ray.put(Sleeper()) for _ in range(8))]
+    # With a reference inside, or nobody would unpickle them.
+    inside = ray.put(0)
+    held: list[Any] = [ray.put(np.ones(10 * MB, dtype=np.uint8)), *(ray.put([inside, Sleeper()]) for _ in range(8))]
     handle = safe_refs.pin(held)[0]
     with pytest.raises(RegistryUnavailableError, match="not durable"):
         handle.make_durable(timeout=2)
     other = safe_refs.dumps(ray.put("goes on"), durable=True)
     assert got(safe_refs.loads(other)) == "goes on"
     assert safe_refs.release([handle, other]) == 2
-    del held
+    del held, inside
     actor = as_actor(Actor).remote()
     with pytest.raises(UnsupportedReferenceError):
         safe_refs.dumps([ray.put(np.ones(10 * MB, dtype=np.uint8)), ray.put([actor])], durable=True)
@@ -171,12 +173,12 @@ def test_the_copying_begins_beside_the_pin_and_comes_to_nothing_without_it() -> 
     ref = ray.put(np.ones(10 * MB, dtype=np.uint8))
     plan, copies = begin(ref)
     request = CopyRequest(*plan.extras[WING])
-    assert request == CopyRequest(objects.surroundings(), None, [0])
+    assert request == CopyRequest(environments.surroundings(), None, [0])
     (completion,) = plan.notes[WING].completions
     assert got(completion) == b""
     assert copying() == 0
     wait_until(lambda: owned() == 0, 20)
-    here, deadline = assembly.client(), config.deadline(30)
+    here, deadline = assembly.client(), _settings.deadline(30)
     copies.after_pin("default", plan, here.sender.pin("default", plan, deadline), deadline)
     assert plan.notes == {}
     (row,) = safe_refs.leases()
@@ -201,7 +203,7 @@ def test_many_are_copied_when_their_shards_have_them() -> None:
     plans = [Plan(os.urandom(16), [ref], Terms(ttl=5.0), here.origin(), durable=True) for ref in refs]
     here.copies.before_pins("default", plans)
     assert [CopyRequest(*plan.extras[WING]).sent_to for plan in plans] == [()] * 3
-    assert [plan.terms.ttl for plan in plans] == [config.durable_timeout_s()] * 3
+    assert [plan.terms.ttl for plan in plans] == [_settings.current().durable_timeout_s] * 3
     assert [plan.notes[WING].ttl for plan in plans] == [5.0] * 3
     many = safe_refs.dumps_many(refs, durable=True)
     assert [got(ref) for ref in safe_refs.loads_many(many)] == [0, 1, 2]

@@ -68,6 +68,7 @@ def test_each_replica_has_a_copy_of_its_own_and_gets_another_when_that_is_lost(s
     assert safe_refs.release(payload) == 1
 
 
+@pytest.mark.long
 def test_a_shard_that_comes_back_has_copies_made_of_its_own(start: Start) -> None:
     """It gets the lease from the other, with that one's copies, and is durable by itself a little later."""
     name = start(2, 2)
@@ -115,11 +116,17 @@ def test_a_copy_owner_that_is_killed_at_any_moment_costs_no_dumps(start: Start) 
 
 @pytest.mark.long
 def test_without_replicas_the_death_of_the_owner_is_reported(start: Start) -> None:
-    """There is one copy, and it dies with the process that owns it: `OwnerGoneError`, soon."""
+    """There is one copy, and it dies with the process that owns it: `OwnerGoneError`, soon, which doesn't advise `durable=True`."""
     name = start(1, 1)
     payload = safe_refs.dumps(ray.put("copied"), durable=True)
     kill_copy_owner(name, 0)
     wait_until(lambda: error_of(payload) is OwnerGoneError)
+    with pytest.raises(
+        OwnerGoneError, match=r"the copies of durable lease .* died .* \(the actor SafeRefsCopyOwner was"
+    ) as caught:
+        safe_refs.loads(payload)
+    assert caught.value.durable
+    assert "durable=True" not in str(caught.value)
     again = safe_refs.dumps(ray.put("again"), durable=True)
     assert got(safe_refs.loads(again)) == "again", "there is another owner by now"
     safe_refs.release(again)

@@ -109,6 +109,7 @@ def mixed_of_own_and_borrowed(self: Borrower) -> bytes:
     return payload
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_owned_and_borrowed_objects_inside_an_object_are_there_after_all_originals_are_dropped() -> None:
     """Also when their maker is killed, 10 s later."""
@@ -250,6 +251,7 @@ def test_the_registrys_end_leaves_copies_to_whom_have_them() -> None:
     assert dies(pid)
 
 
+@pytest.mark.long
 def test_a_class_beside_the_makers_script_is_found(cluster: str, tmp_path: Path) -> None:
     """The registry was started by another job; the tasks that copy import from where the maker does."""
     (tmp_path / "beside_it.py").write_text("class Thing:\n    pass")

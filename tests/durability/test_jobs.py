@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from safe_refs.durability.copying import ErrorInside, Inside
 from safe_refs.durability.jobs import CopyJob, Step
+from safe_refs.durability.runner import _failed
 from safe_refs.durability.wire import NotCopyable, Why
 
 
@@ -188,3 +189,12 @@ def test_whatever_holds_whatever_each_is_copied_once_in_any_order(
         key=str,
     )
     assert set(job.copies()) == {copy_of(name) for name in reached}
+
+
+def test_why_there_is_no_copy_is_said_in_a_line() -> None:
+    """Ray's error of a task begins with the lines of the task, and ends with what went wrong."""
+    error = RuntimeError(
+        "ray::duplicate() (pid=1)\n  File \"x.py\", line 5\nModuleNotFoundError: No module named 'things'\n"
+    )
+    assert _failed(error) == NotCopyable(Why.FAILED, "ModuleNotFoundError: No module named 'things'")
+    assert _failed(ValueError("plain")).reason == "ValueError: plain"

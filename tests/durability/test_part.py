@@ -312,7 +312,7 @@ def test_a_reader_is_sent_to_other_replicas_when_the_copies_owner_is_dead(
     assert house.part.doubts(row) is None
     (answer,), _ = house.ask(A, failed=True)
     assert isinstance(answer, NotCopyable)
-    assert answer.why is Why.GONE
+    assert answer.why is Why.COPIES_GONE
 
 
 def test_a_lease_that_became_durable_elsewhere_gets_copies_of_its_own(house: House) -> None:

@@ -27,6 +27,7 @@ SECTIONS = {
     "memory": {"Memory over time"},
     "million": {"A million leases"},
     "durable": {"Durable copies"},
+    "room": {"Room and first calls"},
 }
 
 

@@ -186,6 +186,7 @@ def test_a_crashed_process_ends_the_demo(tmp_path: Path, files: list[str]) -> No
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.long
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, files: list[str]) -> None:
     """Ctrl-C ends the demo with status 130 and one line, and with it its Ray and its temporary files, even while Ray is starting."""
     # Ray's sockets need a short path.

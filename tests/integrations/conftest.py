@@ -15,7 +15,7 @@ import pytest
 
 import safe_refs
 from tests.integrations.jobs import JOB, MAKE, READ, HandOver
-from tests.integrations.store import pinned, pinned_once
+from tests.integrations.store import counted, pinned, pinned_once
 from tests.support.processes import run_python
 from tests.support.store import RAYS_MARKS
 
@@ -71,6 +71,8 @@ def cluster(ray_cluster: str) -> Iterator[str]:
     gc.collect()
     left = safe_refs.leases() if safe_refs.stats() is not None else []
     if left:
-        safe_refs.shutdown()
+        safe_refs.shutdown(force=True)
     assert left == []
-    assert pinned_once(before + RAYS_MARKS) <= before + RAYS_MARKS
+    if pinned_once(before + RAYS_MARKS) > before + RAYS_MARKS:
+        # Now and then Ray keeps an object that no process counts, as a task's value has come when its job was over.
+        assert counted() == ""

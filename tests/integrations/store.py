@@ -26,3 +26,9 @@ def pinned_from(least_bytes: int, timeout_s: float = SETTLE_S) -> int:
     """Bytes that are pinned, once they are as many as this, or the time is over."""
     comes(lambda: pinned() >= least_bytes, timeout_s)
     return pinned()
+
+
+def counted() -> str:
+    """What processes count, as `ray memory` prints it; nothing if none counts anything."""
+    table = store.who_holds_what()
+    return table if "Object references for node" in table else ""

@@ -48,8 +48,10 @@ def test_a_dead_owner_is_reported_as_such(registry: str) -> None:
     assert ray.get(safe_refs.loads(payload)[0], timeout=20) == b"x" * MB
     os.kill(number, signal.SIGKILL)
     wait_until(lambda: len(safe_refs.leases(sizes=False)) == 1)
-    with pytest.raises(safe_refs.OwnerGoneError, match="died with the process that owned them"):
+    with pytest.raises(safe_refs.OwnerGoneError, match="died with the process that owned them") as caught:
         safe_refs.loads(payload)
+    assert "make the payload with durable=True" in str(caught.value)
+    assert not caught.value.durable
     assert ray.get(safe_refs.loads(kept), timeout=20) == "of a living owner"
     figures = safe_refs.stats()
     assert figures is not None

@@ -158,6 +158,7 @@ def test_a_wrong_clock_elsewhere_does_not_matter(registry: str) -> None:
     safe_refs.release(payload)
 
 
+@pytest.mark.long
 def test_a_lease_with_a_living_owner_outlives_other_deaths(registry: str) -> None:
     """A process that only resolved, killed, ends nothing."""
     payload = safe_refs.dumps(ray.put(b"x" * MB))

@@ -13,7 +13,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import assembly, config
+from safe_refs import _settings, assembly
 from safe_refs._ray import cluster
 from safe_refs.registry.records import Terms
 from safe_refs.registry.requests import Plan
@@ -165,11 +165,11 @@ def test_calls_can_be_repeated(registry: str) -> None:
     lease, session = os.urandom(16), assembly.client()
     plan = Plan(lease, [ray.put(1)], Terms(), session.origin())
     for _ in range(2):
-        session.sender.pin(registry, plan, config.deadline(20))
+        session.sender.pin(registry, plan, _settings.deadline(20))
     assert len(safe_refs.leases()) == 1
     assert [safe_refs.release(lease.hex()) for _ in range(2)] == [1, 0]
     with pytest.raises(safe_refs.LeaseReleasedError):
-        session.sender.pin(registry, plan, config.deadline(20))
+        session.sender.pin(registry, plan, _settings.deadline(20))
     assert safe_refs.leases() == []
 
 
@@ -215,6 +215,7 @@ print("done")
     safe_refs.release(payload)
 
 
+@pytest.mark.long
 def test_two_clusters_with_equal_object_ids_are_distinguished() -> None:
     """A payload of an earlier cluster is refused in the next one, where the same object id names another object."""
     start = """

@@ -9,6 +9,7 @@ from safe_refs.errors import (
     LeaseExpiredError,
     LeaseLostError,
     LeaseNotFoundError,
+    LeaseRejectedError,
     LeaseReleasedError,
     LeaseUsedUpError,
     OwnerGoneError,
@@ -16,7 +17,7 @@ from safe_refs.errors import (
 )
 from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.listing import page
-from safe_refs.registry.records import Identity, Query, Terms
+from safe_refs.registry.records import Identity, Query, Renewal, Terms
 from tests.support.rules import ME, STARTED, A, B, C, Clock, make_table, pin, resolve
 
 
@@ -103,6 +104,30 @@ def test_renew_lengthens_and_shortens(table: LeaseTable[str], clock: Clock, ttl:
     clock.now += 6
     table.expire()
     assert (table.stats().live_leases == 1) is alive
+
+
+@pytest.mark.parametrize(("ttl", "left"), [(100.0, 100.0), (6.0, 6.0), (5.0, 5.0), (1.0, 5.0)])
+def test_a_keepalives_renewal_only_lengthens(table: LeaseTable[str], clock: Clock, ttl: float, left: float) -> None:
+    """It gives a lease time, or nothing; the ttl in its terms stays, and a lease without a limit has none afterwards."""
+    pin(table, A, "x", ttl=10.0)
+    pin(table, B, "y")
+    clock.now += 5
+    for lease in (A, B):
+        table.renew(lease, STARTED, ttl, lengthens=True)
+    assert table.expires_in_s(A, STARTED) == left
+    assert (table.live[A].terms.ttl, table.live[A].renewals) == (10.0, int(ttl > 5))
+    assert (table.expires_in_s(B, STARTED), table.live[B].renewals) == (None, 0)
+    clock.now += left
+    assert table.expire() == 1
+
+
+def test_other_holders_go_by_what_the_first_one_has_decided(table: LeaseTable[str], clock: Clock) -> None:
+    """A renewal that one of them has missed is made up for, also by a keepalive's; an older one changes nothing."""
+    pin(table, A, "x", ttl=10.0)
+    decided = Renewal(2, 5.0, 30.0)  # after a first renewal, to 5 s, that this one has not got yet
+    assert table.renew(A, STARTED, 30.0, decided, lengthens=True) == decided
+    assert table.renew(A, STARTED, 5.0, Renewal(1, 5.0, 5.0)).number == 1
+    assert (table.expires_in_s(A, STARTED), table.live[A].terms.ttl) == (30.0, 5.0)
 
 
 def test_renew_of_an_ended_lease_says_how_it_ended(table: LeaseTable[str], clock: Clock) -> None:
@@ -288,3 +313,19 @@ def test_an_end_is_reported_as_such_in_a_later_epoch_too(table: LeaseTable[str])
         resolve(table, A)
     with pytest.raises(LeaseLostError):
         resolve(table, B)
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["held late", "never held"])
+def test_a_lease_whose_pin_has_failed_says_why(table: LeaseTable[str], is_held: bool) -> None:
+    """Its maker has passed it on and then given it up: a reader hears that, in a later epoch too; a later release says no other."""
+    if is_held:
+        pin(table, A, "x")
+    assert table.release(A, ME, "the registry is full") == int(is_held)
+    with pytest.raises(LeaseRejectedError):
+        pin(table, A, "x")
+    assert table.release(A, ME) == 0
+    table.identity = Identity(b"epoch..2", 4)
+    with pytest.raises(LeaseRejectedError, match="the registry is full") as caught:
+        resolve(table, A)
+    assert caught.value.reason == "the registry is full"
+    assert table.stats().released == int(is_held)

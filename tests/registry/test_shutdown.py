@@ -56,3 +56,18 @@ def test_shutdown_releases_everything_and_spares_live_references(
     # A reference whose holder Ray has forgotten dies within about 3 s.
     stays(lambda: bool(ray.get(reader.get.remote(), timeout=30) == b"s" * MB), 4)
     ray.kill(reader)
+
+
+@pytest.mark.parametrize("how", [{"durable": True}, {}], ids=["durable", "loaded"])
+def test_a_detached_actor_has_no_owner_to_wait_for(registry: str, how: dict[str, Any]) -> None:
+    """A registry that holds one, or whose reader does, is shut down like any other."""
+    actor_ = as_actor(Reader).options(name=f"detached-{registry}", lifetime="detached").remote()
+    payload = safe_refs.dumps(actor_, **how)
+    reader = as_actor(Reader).remote()
+    ray.get(reader.load.remote([payload]), timeout=60)
+    begun = time.monotonic()
+    assert safe_refs.shutdown(timeout=60) == 1
+    assert time.monotonic() - begun < 8
+    assert safe_refs.stats() is None
+    ray.kill(actor_)
+    ray.kill(reader)

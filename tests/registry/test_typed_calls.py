@@ -16,7 +16,7 @@ from safe_refs.registry.wire import CloseCall, RenewCall
 maker = Origin("job", "node", 1, "source")
 Call(Shard.close, CloseCall(maker, 1.0))
 Call(Shard.end, CloseCall(maker, 1.0))
-Call(Shard.close, RenewCall(1, b"", Identity(b"", 1), None, 0))
+Call(Shard.close, RenewCall(1, b"", Identity(b"", 1), None, False, None))
 Call(Shard.close, CloseCall(maker, "long"))
 answer: str = Call(Shard.close, CloseCall(maker, 1.0))
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from safe_refs._ray import cluster
+from safe_refs._ray import control
+from safe_refs.config import Limits
 from safe_refs.replication import control_store
 from safe_refs.replication.topology import completed, grown
 from tests.support.shards_by_hand import Store
@@ -41,7 +42,7 @@ def test_processes_that_start_a_registry_at_once_go_by_one_topology(
     control_store.close(NAME)
     # This one read the count before all that.
     with monkeypatch.context() as patch:
-        patch.setattr(cluster, "kv_get", lambda key: (slow if key.startswith("version") else store.values).get(key))
+        patch.setattr(control, "kv_get", lambda key, _: (slow if key.startswith("version") else store.values).get(key))
         assert control_store.begin(NAME, 3, 1).version != first.version
 
 
@@ -52,7 +53,7 @@ def test_a_registry_that_was_shut_down_leaves_two_counts(store: Store) -> None:
     assert grows is not None
     control_store.change(NAME, grows)
     for shard in range(3):
-        control_store.join(NAME, shard)
+        control_store.join(NAME, shard, Limits())
     control_store.close(NAME)
     assert sorted(store.values) == [f"generation:{NAME}", f"version:{NAME}"]
     assert not control_store.change(NAME, completed(grows))
@@ -62,16 +63,16 @@ def test_a_registry_that_was_shut_down_leaves_two_counts(store: Store) -> None:
 def test_a_shard_that_starts_again_gets_that_answer(store: Store) -> None:
     """With replicas it recovers, and the epoch stays; without, nobody has what it held, and another epoch begins."""
     control_store.begin(NAME, 2, 2)
-    first = control_store.join(NAME, 0)
+    first = control_store.join(NAME, 0, Limits())
     assert not first.restarted
-    assert control_store.join(NAME, 1).identity == first.identity
-    again = control_store.join(NAME, 0)
+    assert control_store.join(NAME, 1, Limits()).identity == first.identity
+    again = control_store.join(NAME, 0, Limits())
     assert again.restarted
     assert again.identity == first.identity
     control_store.close(NAME)
     control_store.begin(NAME, 2, 1)
-    alone = control_store.join(NAME, 0)
-    restarted = control_store.join(NAME, 0)
+    alone = control_store.join(NAME, 0, Limits())
+    restarted = control_store.join(NAME, 0, Limits())
     assert not restarted.restarted
     assert restarted.identity.epoch != alone.identity.epoch
     assert restarted.identity.generation > alone.identity.generation > first.identity.generation

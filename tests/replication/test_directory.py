@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from safe_refs import config
 from safe_refs.replication import control_store
 from safe_refs.replication.directory import TopologyDirectory
 from tests.support.shards_by_hand import Store
@@ -18,8 +17,6 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> TopologyDirectory:
     Store(monkeypatch)
     for name in ("SAFE_REFS_SHARDS", "SAFE_REFS_REPLICAS"):
         monkeypatch.delenv(name, raising=False)
-    for setting in ("shards", "replicas"):
-        monkeypatch.setattr(config._given, setting, None)
     return TopologyDirectory()
 
 
@@ -45,21 +42,14 @@ def test_a_registry_begins_as_the_process_asks_for(
     assert directory.found(NAME) is None
 
 
-def test_a_process_that_asks_for_another_registry_gets_that_answer(
-    directory: TopologyDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More shards than it asks for are welcome; `found` says what there is to who is to shut it down."""
+def test_a_registry_that_runs_is_taken_as_it_is(directory: TopologyDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this process would start itself."""
     control_store.begin(NAME, 3, 2)
-    monkeypatch.setenv("SAFE_REFS_SHARDS", "2")
-    assert shape(directory) == (3, 2)
-    monkeypatch.setenv("SAFE_REFS_SHARDS", "4")
-    with pytest.raises(
-        ValueError, match="runs with shards=3, replicas=2, and this process wants shards=4, replicas=None"
-    ):
-        directory.find(NAME, start=False)
-    found = directory.found(NAME)
-    assert found is not None
-    assert found.shards == 3
+    for shards, replicas in ((2, 2), (4, 1)):
+        monkeypatch.setenv("SAFE_REFS_SHARDS", str(shards))
+        monkeypatch.setenv("SAFE_REFS_REPLICAS", str(replicas))
+        assert shape(directory) == (3, 2)
+        assert directory.find(NAME, start=False) == directory.found(NAME)
 
 
 def test_a_registry_that_another_process_has_shut_down_begins_as_it_was(directory: TopologyDirectory) -> None:

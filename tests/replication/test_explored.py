@@ -19,14 +19,16 @@ from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.records import Identity, Origin
 from safe_refs.registry.wire import NotNow, Silence
 from safe_refs.replication.merging import Inquiry, Pinning
-from safe_refs.replication.records import Record
+from safe_refs.replication.records import Record, Records
 from safe_refs.replication.rules import Rules
 from tests.replication.explore import NOT_FOUND, Explorer, Scope, ViolationError
 
 # Programs: a client's steps, and of each the choices. X may be used any number of times, Y once (or as the scope says).
 PIN_X, PIN_Y = (("pin", 0),), (("pin", 1),)
 RELEASE, RESOLVE, RENEW, EARLY = (("release", 0),), (("resolve", 0),), (("renew", 0),), (("early", 0),)
+LENGTHEN = (("lengthen", 0),)
 USE, TAKE, EARLY_TAKE = (("use", 1),), (("take", 1),), (("early take", 1),)
+BACK, TAKE_BACK, END = (("back", 1),), (("back take", 1),), (("release", 1),)
 
 PINS = ((PIN_X,), (RELEASE,), (RESOLVE,))
 USES = ((PIN_Y,), (TAKE,), (USE,))
@@ -34,12 +36,18 @@ TAKES = ((PIN_Y,), (TAKE,), (TAKE,))
 ONE_USE = ((PIN_Y,), (USE,), ())
 TWO_RENEWALS = ((PIN_X,), (RENEW,), (RENEW,))
 RENEWALS = ((PIN_X,), (RENEW,), (RENEW + RELEASE,))
+KEEPALIVE = ((PIN_X,), (RENEW, RENEW), (LENGTHEN,))
 TWO_USES = ((PIN_Y,), (USE,), (USE + TAKE,))
 THREE_USES = ((PIN_Y,), (USE, USE), (USE,))
 BOTH_LEASES = ((PIN_X,), (PIN_Y,), (RELEASE + TAKE,))
 EVERYTHING = ((PIN_X, PIN_Y), (RELEASE + TAKE,), (RESOLVE + USE,))
 EARLY_READS = ((PIN_X,), (RELEASE,), (EARLY,))
 EARLY_TAKES = ((PIN_Y,), (TAKE,), (EARLY_TAKE,))
+GIVEN_BACK = ((PIN_Y,), (USE, BACK), (USE,))
+TAKEN_BACK = ((PIN_Y,), (TAKE, TAKE_BACK), (TAKE,))
+BACK_AND_RELEASED = ((PIN_Y,), (TAKE, TAKE_BACK), (END,))
+BACK_OF_TWO = ((PIN_Y,), (USE, BACK), (USE + TAKE,))
+AGAIN = ((PIN_Y,), (USE, BACK, USE), (USE,))
 
 QUICK = {
     "renewals; a crash": (Scope(RENEWALS, deaths=0), 42_500),
@@ -49,6 +57,9 @@ QUICK = {
     "early takes; a client's death, a late answer": (Scope(EARLY_TAKES, crashes=0, lates=1), 5_000),
     "resolves of what depends on a process; its death": (Scope(PINS, crashes=0, borrowed=True), 19_000),
     "uses of what depends on a process; its death": (Scope(USES, crashes=0, borrowed=True), 11_500),
+    "a use given back; a double": (Scope(GIVEN_BACK, crashes=0, deaths=0, doubles=1), 9_000),
+    "a use given back; a late answer": (Scope(GIVEN_BACK, crashes=0, deaths=0, lates=1), 4_800),
+    "a take given back; a crash": (Scope(TAKEN_BACK, deaths=0), 41_000),
 }
 
 SMALL = {
@@ -66,8 +77,13 @@ SMALL = {
         Scope(USES, crashes=0, lates=1, borrowed=True),
         23_500,
     ),
+    "renewals, also of a keepalive; a crash": (Scope(KEEPALIVE, deaths=0), 93_000),
     "pins and releases; a crash, a late answer": (Scope(PINS, deaths=0, lates=1), 49_000),
     "uses and takes; a crash, a late answer": (Scope(USES, deaths=0, lates=1), 43_500),
+    "a use given back; a crash": (Scope(GIVEN_BACK, deaths=0), 78_000),
+    "a take given back, and a release; a crash": (Scope(BACK_AND_RELEASED, deaths=0), 121_000),
+    "one of two uses given back; a crash": (Scope(BACK_OF_TWO, deaths=0, uses=(None, 2)), 190_000),
+    "a use given back and had again; a crash": (Scope(AGAIN, deaths=0), 480_000),
 }
 
 LARGE = {
@@ -76,6 +92,10 @@ LARGE = {
     "pins and releases; two crashes": (Scope(PINS, crashes=2, deaths=0, both=True), 1_240_000),
     "uses and takes; two crashes": (Scope(USES, crashes=2, deaths=0, both=True), 990_000),
     "three uses; two crashes": (Scope(THREE_USES, crashes=2, deaths=0, uses=(None, 2)), 1_430_000),
+    "a use given back; two crashes": (Scope(GIVEN_BACK, crashes=2, deaths=0), 1_090_000),
+    "a use given back; a crash, a client's death, a double": (Scope(GIVEN_BACK, doubles=1), 2_200_000),
+    "a take given back; a crash, a client's death, a double": (Scope(TAKEN_BACK, doubles=1), 1_340_000),
+    "a take given back, and a release; a crash, a double": (Scope(BACK_AND_RELEASED, deaths=0, doubles=1), 1_100_000),
 }
 
 
@@ -160,7 +180,22 @@ class Undecided(Rules[str]):
         own = self._table.live
         return super()._merge(
             [
-                record._replace(terms=held.terms)
+                record._replace(terms=held.terms, given_s=held.given_s)
+                if (held := own.get(record.lease)) is not None and held.renewals == record.renewals
+                else record
+                for record in records
+            ]
+        )
+
+
+class ByTtl(Rules[str]):
+    """Of two renewals with one number, the one with the longer ttl counts, however much time they gave."""
+
+    def _merge(self, records: Iterable[Record]) -> list[bytes]:
+        own = self._table.live
+        return super()._merge(
+            [
+                record._replace(given_s=held.given_s)
                 if (held := own.get(record.lease)) is not None and held.renewals == record.renewals
                 else record
                 for record in records
@@ -173,6 +208,38 @@ class Resigned(Rules[str]):
 
     def lost(self, leases: Iterable[bytes]) -> dict[int, list[bytes]]:
         return {}
+
+
+class Unforgiving(Rules[str]):
+    """An end by a use that was given back is an end like any other."""
+
+    def received(self, records: Records, identity: Identity | None = None) -> list[bytes]:
+        return super().received(records._replace(ended=[end._replace(by_use=None) for end in records.ended]), identity)
+
+
+class Ungrateful(Rules[str]):
+    """A record does not say which uses were given back."""
+
+    def _merge(self, records: Iterable[Record]) -> list[bytes]:
+        return super()._merge([record._replace(returned=frozenset()) for record in records])
+
+
+class Reviving(LeaseTable[str]):
+    """Who releases a lease that was taken changes nothing, so that it lives again if the take is given back."""
+
+    def release(self, lease: bytes, origin: Origin, rejected: str = "") -> int:
+        return 0 if lease in self.tombstones else super().release(lease, origin, rejected)
+
+
+class Doubling(LeaseTable[str]):
+    """A use that was given back counts once more when its call arrives once more."""
+
+    def resolve(
+        self, lease: bytes, asked: Identity, *, slot: int | None, take: bool, origin: Origin, use: bytes = b""
+    ) -> tuple[str, ...]:
+        if (held := self.live.get(lease)) is not None:
+            held.returned = frozenset()
+        return super().resolve(lease, asked, slot=slot, take=take, origin=origin, use=use)
 
 
 class Miscounting(LeaseTable[str]):
@@ -223,6 +290,11 @@ BUGS = {
     "Miscounting": (Scope(TWO_USES, deaths=0, uses=(None, 2), table=Miscounting), "early end"),
     "Amnesic": (Scope(TWO_USES, deaths=0, uses=(None, 2), rules=Amnesic), "convergence"),
     "Undecided": (Scope(TWO_RENEWALS, deaths=0, rules=Undecided), "convergence"),
+    "ByTtl": (Scope(KEEPALIVE, deaths=0, rules=ByTtl), "convergence"),
+    "Unforgiving": (Scope(GIVEN_BACK, deaths=0, rules=Unforgiving), "early end"),
+    "Ungrateful": (Scope(GIVEN_BACK, deaths=0, rules=Ungrateful), "early end"),
+    "Reviving": (Scope(BACK_AND_RELEASED, crashes=0, deaths=0, table=Reviving), "leak"),
+    "Doubling": (Scope(GIVEN_BACK, crashes=0, deaths=0, doubles=1, table=Doubling), "early end"),
     "Trusting": (Scope(USES, deaths=0, inquiry=Trusting), "at most once"),
     "Doubtless": (Scope(PINS, crashes=0, borrowed=True, inquiry=Doubtless), "early end"),
     "Resigned": (Scope(PINS, crashes=0, borrowed=True, rules=Resigned), "convergence"),

@@ -13,7 +13,7 @@ from safe_refs.errors import (
     RegistryFullError,
     SafeRefsError,
 )
-from safe_refs.registry.records import Identity
+from safe_refs.registry.records import Identity, Renewal
 from safe_refs.registry.wire import Granted, NotNow, Silence
 from safe_refs.replication.merging import (
     Ask,
@@ -36,6 +36,7 @@ NOT_FOUND = LeaseNotFoundError.of("01010101", "default")
 LOST = LeaseLostError.of("01010101", "default", 1, 2)
 ENDED = LeaseReleasedError.of("01010101", "default", 1.0, "somebody")
 FULL = RegistryFullError("full")
+THIRD = Renewal(3, 60.0, 60.0)
 OLD, NEW = Identity(b"epoch..1", 1), Identity(b"epoch..2", 2)
 
 
@@ -144,19 +145,19 @@ def test_who_has_granted_it_is_not_asked_again() -> None:
     assert (found, asked) == ("x", [TWO.holders(A)[1]])
 
 
-def test_a_number_goes_from_the_first_holder_to_the_others() -> None:
-    """The deciding one counts the renewal, and the others go by its number; in the next round, too."""
+def test_a_renewal_goes_from_the_first_holder_to_the_others() -> None:
+    """The deciding one counts it and says what it makes of the time, and the others go by that; in the next round, too."""
     first, second, third = THREE.holders(A)
     inquiry, step = Inquiry(True).begin(A, THREE)
-    assert step == Ask((first,), counts=True, number=0)
-    inquiry, step = inquiry.take({first: 3})
-    assert step == Ask((second,), counts=True, number=3)
+    assert step == Ask((first,), counts=True, decided=None)
+    inquiry, step = inquiry.take({first: THIRD})
+    assert step == Ask((second,), counts=True, decided=THIRD)
     inquiry, step = inquiry.take({second: NotNow.STALE})
     inquiry, step = inquiry.begin(A, THREE)
-    assert step == Ask((second,), counts=True, number=3)
-    inquiry, step = inquiry.take({second: 3})
-    inquiry, step = inquiry.take({third: 3})
-    assert step == 3
+    assert step == Ask((second,), counts=True, decided=THIRD)
+    inquiry, step = inquiry.take({second: THIRD})
+    inquiry, step = inquiry.take({third: THIRD})
+    assert step == THIRD
 
 
 def test_while_a_registry_grows_not_found_is_asked_for_once_more() -> None:

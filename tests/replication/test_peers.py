@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from safe_refs.config import Deadline
 from safe_refs.replication import control_store
 from safe_refs.replication.part import Growth
 from safe_refs.replication.topology import Topology
@@ -153,10 +154,10 @@ def test_recovery_ends_though_its_thread_fails(registry: Make, monkeypatch: pyte
     shards.start(1)  # both have lost what they held
     new_epoch, fails = control_store.new_epoch, iter([True])
 
-    def failing(registry: str) -> object:
+    def failing(registry: str, deadline: Deadline | None) -> object:
         if next(fails, False):
             raise OSError("the control store is away")
-        return new_epoch(registry)
+        return new_epoch(registry, deadline)
 
     monkeypatch.setattr(control_store, "new_epoch", failing)
     shards.run(0)

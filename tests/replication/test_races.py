@@ -60,6 +60,7 @@ class Loader:
         return dict(self.seen), self.longest_s
 
 
+@pytest.mark.long
 def test_a_shard_that_comes_back_says_nothing_wrong_and_brings_nothing_back(start: Start) -> None:
     """Loads during crashes and restarts of either shard never fail; what was released meanwhile stays released."""
     name = start(2, 2)

@@ -120,11 +120,25 @@ def test_two_renewals_of_one_number_merge_to_the_longer(
     tables = [make_table(clock), make_table(clock)]
     for table, wanted in zip(tables, (ttl, other), strict=True):
         pin(table, A, "x", ttl=5.0)
-        assert table.renew(A, STARTED, wanted) == 1
+        assert table.renew(A, STARTED, wanted).number == 1
     for table, peer in (tables, tables[::-1]):
         assert merge_record(table, record(peer))
         assert merge_record(table, record(peer))
     assert [table.expires_in_s(A, STARTED) for table in tables] == [longest, longest]
+
+
+def test_a_renewal_and_a_keepalives_of_one_number_merge_to_the_longer(clock: Clock) -> None:
+    """Each replica may count one while the other is down. The ttl in the terms may be the same: what they gave decides."""
+    tables = [make_table(clock), make_table(clock)]
+    for table in tables:
+        pin(table, A, "x", ttl=60.0)
+    clock.now += 30
+    assert tables[0].renew(A, STARTED, 60.0).number == 1
+    assert tables[1].renew(A, STARTED, 90.0, lengthens=True).number == 1
+    for table, peer in (tables, tables[::-1], tables):
+        assert merge_record(table, record(peer))
+    assert [table.expires_in_s(A, STARTED) for table in tables] == [90.0, 90.0]
+    assert [table.live[A].terms.ttl for table in tables] == [60.0, 60.0]
 
 
 def test_an_end_remembers_the_uses_before_the_last_one(clock: Clock) -> None:

@@ -34,6 +34,20 @@ from tests.support.waiting import wait_until
 KB = 2**10
 
 
+def test_a_keepalives_renewals_are_the_same_on_all_replicas(start: Start) -> None:
+    """They give time, leave the terms alone, and change nothing of a lease that has as much time, or no limit."""
+    name = start(2, 2)
+    payloads = [safe_refs.dumps(ray.put(ttl), ttl=ttl) for ttl in (100, 900, None)]
+    with safe_refs.keepalive(payloads, ttl=500):
+        for shard in range(2):
+            short, long, endless = (each for each in knows(name, shard, payloads) if isinstance(each, Record))
+            assert (short.renewals, short.given_s, short.terms.ttl) == (1, 500, 100)
+            assert (long.renewals, long.given_s, long.terms.ttl) == (0, 900, 900)
+            assert (endless.renewals, endless.left_s, endless.terms.ttl) == (0, None, None)
+            assert 400 < (short.left_s or 0) <= 500 < 800 < (long.left_s or 0) <= 900
+    assert safe_refs.release(payloads) == 3
+
+
 def test_every_call_reaches_both(start: Start) -> None:
     """When `dumps` returns both hold the lease, `loads` resolves from both, and a release or renewal is known to both."""
     name = start(2, 2)
@@ -139,6 +153,7 @@ def test_a_slow_client_gets_what_it_took(start: Start, monkeypatch: pytest.Monke
     assert outcomes([taken, used]) == ["LeaseReleasedError", "LeaseUsedUpError"]
 
 
+@pytest.mark.long
 def test_shards_that_do_not_answer_are_waited_for_no_longer_than_the_timeout(start: Start) -> None:
     """One silent: `loads` goes on with the other, `dumps` fails in time and holds nothing. Both silent: every call fails in time."""
     name = start(2, 2)
@@ -165,6 +180,7 @@ def test_shards_that_do_not_answer_are_waited_for_no_longer_than_the_timeout(sta
     assert outcomes([payload]) == ["LeaseReleasedError"]
 
 
+@pytest.mark.long
 def test_without_replicas_a_crash_is_reported_at_once(start: Start) -> None:
     """Each payload of the shard that crashed gives `LeaseLostError`, in seconds; those of the others go on, as its own value each."""
     name = start(2, 1)
@@ -202,6 +218,7 @@ def test_if_all_replicas_crash_at_once_it_is_reported_as_lost(start: Start) -> N
     assert safe_refs.release([*payloads, new]) == 1
 
 
+@pytest.mark.long
 def test_a_call_that_met_a_dead_shard_keeps_nothing(start: Start) -> None:
     """Neither its references nor their objects wait for a garbage collection, which in an idle process may never come."""
     name = start(2, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safe_refs.errors import LeaseNotFoundError, LeaseReleasedError
 from safe_refs.registry.leases import LeaseTable
-from safe_refs.registry.records import Identity, Terms
+from safe_refs.registry.records import Identity, Renewal, Terms
 from safe_refs.registry.wire import Granted, NotNow
 from safe_refs.replication.rules import Rules
 from safe_refs.replication.topology import Topology, completed
@@ -221,7 +221,7 @@ def test_a_renewal_that_comes_a_moment_after_the_end_of_the_old_ttl_counts() -> 
     (one, here), (two, other) = make(0, clock), make(1, clock)
     for table in (one, two):
         table.begin(A, ["x"], [b"o"], Terms(ttl=1.0), ME)
-        table.set_time(A, 1.0, 1.0, 0)
+        table.set_time(A, Renewal(0, 1.0, 1.0), 1.0)
     clock.now += 0.9
     one.renew(A, one.identity, 10.0)
     clock.now += 0.11

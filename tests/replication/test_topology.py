@@ -12,9 +12,10 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs import config
+from safe_refs import _settings, assembly
 from safe_refs._ray import cluster
 from tests.support.processes import NODES, Driver, run_python
+from tests.support.registries import within
 from tests.support.shards import Start, actor, figures, place, wait_until_whole
 from tests.support.store import is_empty
 from tests.support.waiting import wait_until
@@ -60,16 +61,20 @@ def test_other_processes_learn_the_topology_and_wishes_that_do_not_fit_are_refus
         attempt(lambda: safe_refs.init(replicas=3, shards=3).shards)
         attempt(lambda: safe_refs.init(replicas=5, shards=3).shards)
         attempt(make)                # what was refused is not kept
+        attempt(lambda: safe_refs.init().shards, replicas=1)
+        attempt(lambda: safe_refs.init().shards, shards=1)  # more shards than wished are welcome
         attempt(make, shards=2)      # more shards than wanted are welcome
         attempt(lambda: [safe_refs.init(replicas=2, shards=3).shards, safe_refs.stats().replicas])
         print(json.dumps(out))
         """
     )
-    for refusal, given in zip(outcomes[:4], ("shards=4", "replicas=1", "shards=2", "replicas=3"), strict=True):
-        assert f"registry {name!r} runs with shards=3" in refusal
-        assert given in refusal
+    assert outcomes[:2] == [True, True]  # a registry that runs is taken as it is
+    for refusal, given in ((2, "shards=2"), (3, "replicas=3"), (6, "replicas=1")):
+        assert f"registry {name!r} runs with" in outcomes[refusal]
+        assert given in outcomes[refusal]
     assert "5 replicas need as many shards at least, not 3" in outcomes[4]
-    assert outcomes[5:] == [True, True, [3, 2]]
+    assert outcomes[5] is True
+    assert outcomes[7:] == [3, True, [3, 2]]
     # Each lease is on two of the three shards, and the driver that made them is gone.
     wait_until(lambda: safe_refs.leases(sizes=False) == [])
 
@@ -182,10 +187,18 @@ def test_growths_at_once_go_one_after_the_other(start: Start) -> None:
     """Each of several processes gets as many shards as it asks for at least; no lease is lost, and none is in two topologies."""
     name = start(1, 1)
     payloads = [safe_refs.dumps(ray.put(number)) for number in range(100)]
+    client = assembly.client()
+
+    def grow(shards: int) -> int:
+        # What `init` does; in one process it would be one `init` after the other.
+        assembly.ensure(client.registry(name), shards, _settings.wished({"shards": shards})[0], within(60))
+        found = safe_refs.stats()
+        assert found is not None
+        return found.shards
+
     with ThreadPoolExecutor(3) as pool:
-        grown = list(pool.map(lambda shards: safe_refs.init(shards=shards).shards, (2, 4, 3)))
+        grown = list(pool.map(grow, (2, 4, 3)))
     assert all(has >= wanted for has, wanted in zip(grown, (2, 4, 3), strict=True))
-    config._given.shards = None
     wait_until_whole(name)
     found = safe_refs.stats()
     assert found is not None

@@ -177,7 +177,7 @@ def test_where_one_shard_decides_takes_are_resolved_together() -> None:
 
 
 def question(lease: bytes, *, in_turn: bool) -> Question[Any]:
-    def call(version: int, counts: bool, number: int) -> Call[Any]:
+    def call(version: int, counts: bool, _: object) -> Call[Any]:
         return Call(Shard.resolve, ResolveCall(version, [wanted(lease).row(counts=counts)]))
 
     return Question(wanted(lease).address, call, lambda answer: answer, in_turn=in_turn)

@@ -20,8 +20,12 @@ class DurableShard(Shard):
     """The actor, with durability as its only wing."""
 
     def __init__(self, registry: str) -> None:
-        super().__init__(registry, Identity(os.urandom(8), 1), Limits())
+        Shard.__init__(self, registry, Identity(os.urandom(8), 1), Limits())
         self.start([Durability(self, owner.start)])
+
+
+# Actors of ours know the classes of each other's handles by their module: to the copy owner, a handle of this one is a shard's.
+DurableShard.__module__, DurableShard.__qualname__ = Shard.__module__, Shard.__qualname__
 
 
 class DurableSession(Session):

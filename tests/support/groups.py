@@ -48,8 +48,7 @@ class Echo:
         self.open = is_open
         self.fail: BaseException | None = None
         self.undecided: set[int] = set()
-        self.inside: set[int] = set()
-        self.group: Group[int, Answer] = Group(self.alone, self.together, late, Background(), self.inside)
+        self.group: Group[int, Answer] = Group(self.alone, self.together, late, Background())
 
     def alone(self, number: int, deadline: Deadline) -> Answer:
         self._call([number], deadline)
@@ -69,17 +68,30 @@ class Echo:
             raise error
 
     def first(self, pool: ThreadPoolExecutor, seconds: float = 20) -> Future[Answer]:
-        """A request whose call is under way, until the gate opens."""
+        """A request that goes by itself, and whose call is under way until the gate opens."""
         first = pool.submit(self.group.ask, 0, within(seconds))
         wait_until(lambda: bool(self.batches))
         return first
 
+    def busy(self, pool: ThreadPoolExecutor) -> list[Future[Answer]]:
+        """The same, and the group's thread has a call under way, too: from now on all others queue."""
+        first = self.first(pool)
+        second = pool.submit(self.group.ask, 100, within(20))
+        wait_until(lambda: self.batches == [[0], [100]] and self.group._sending.thread is not None)
+        return [first, second]
+
+    def let_go(self, *others: Future[Answer]) -> list[Answer]:
+        """Open the gate; the answers."""
+        self.open = True
+        self.gate.release(2)
+        return [each.result(10) for each in others]
+
     def queued(self, count: int) -> None:
-        """Wait until so many threads queue."""
-        wait_until(lambda: len(self.group._waiting) >= count)
+        """Wait until so many requests queue."""
+        wait_until(lambda: self.group._sending.items.qsize() >= count)
 
     def is_at_rest(self) -> bool:
-        return self.group.is_idle and not self.group._under_way
+        return self.group.is_idle
 
 
 class Outcomes:

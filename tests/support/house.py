@@ -30,22 +30,44 @@ class Room(NamedTuple):
 
 
 ROOMS = (
-    Room("demo", "try it out", ("cli",)),
+    Room("demo", "try it out", ("__main__", "cli")),
     Room(
         "face",
         "what users call",
-        ("__init__", "pickling", "pickler", "handle", "lifetimes", "scopes", "pipelines", "admin", "aio"),
+        (
+            "__init__",
+            "pickling",
+            "pickler",
+            "unpickler",
+            "handle",
+            "pinning",
+            "inspecting",
+            "lifetimes",
+            "scopes",
+            "consuming",
+            "loading",
+            "pipelines",
+            "putting",
+            "admin",
+            "aio",
+            "awaiting",
+        ),
     ),
-    Room("leases", "how leases begin, are asked about, end", ("payloads", "asks", "terms")),
-    Room("slots", "pickles, numbered slots", ("engine", "slots", "kinds", "others", "places")),
+    Room("leases", "how leases begin, are asked about, end", ("payloads", "asks", "spending", "terms")),
+    Room("slots", "pickles, numbered slots", ("engine", "by_value", "identity", "slots", "kinds", "others", "places")),
     Room("assembly", "plugs in the wings", ("assembly",)),
     Room("batching", "wing: many at once"),
     Room("replication", "wing: several shards"),
     Room("durability", "wing: copies"),
     Room("anchoring", "wing: owners know"),
     Room("registry", "one shard, and how to ask it"),
+    Room("settings", "which settings hold", ("_settings",)),
     Room("_ray", "Ray's private API"),
-    Room("ground", "what everybody uses", ("config", "envelope", "errors", "threads", "_version")),
+    Room(
+        "ground",
+        "what everybody uses",
+        ("callers", "checks", "config", "envelope", "errors", "logs", "threads", "_version"),
+    ),
 )
 
 _AT_THE_TOP = frozenset(name for room in ROOMS for name in room.files)

@@ -245,7 +245,7 @@ class Lane:
 
         for actor in (self._maker, self._reader, self._releaser):
             ray.kill(actor)
-        safe_refs.shutdown(self.name)
+        safe_refs.shutdown(self.name, force=True)
 
     def _numbers(self) -> list[int]:
         self._next += MADE

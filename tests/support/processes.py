@@ -41,10 +41,19 @@ ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
 """
 
 
-def run_python(code: str, *args: str, timeout: float = 90) -> Any:
-    """Run a Python program in a process of its own; its last line of output, as JSON."""
+def run_python(code: str, *args: str, timeout: float = 90, script: Path | None = None) -> Any:
+    """Run a Python program in a process of its own; its last line of output, as JSON.
+
+    Args:
+        code: the program.
+        args: for it.
+        timeout: seconds.
+        script: a file to write the program to, and run it from: then it is a script, which others may run, too.
+    """
+    if script is not None:
+        script.write_text(textwrap.dedent(code))
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *args],
+        [sys.executable, *(["-c", textwrap.dedent(code)] if script is None else [str(script)]), *args],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -61,7 +61,7 @@ class FakeRegistry:
         self.undecided: set[bytes] = set()
         self.refused: dict[bytes, SafeRefsError] = {}
 
-    def verbs(self, *, start: bool) -> FakeRegistry:
+    def verbs(self, *, start: bool, deadline: object = None) -> FakeRegistry:
         return self
 
     def no_answer(self, deadline: Deadline) -> RegistryUnavailableError:
@@ -111,7 +111,7 @@ class FakeRegistry:
             self.ended.add(lease)
         return True
 
-    def release_later(self, leases: Iterable[bytes]) -> None:
+    def release_later(self, leases: Iterable[bytes], maker: object = None, reason: str = "") -> None:
         for lease in leases:
             self.held.pop(lease, None)
             self.ended.add(lease)
@@ -132,7 +132,6 @@ class FakeSession:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.sending = False
         self.sender: Any = None
         self.registries: dict[str, FakeRegistry] = {}
         self.told: list[tuple[bytes, bool, str]] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from safe_refs._ray import cluster, workers
+from safe_refs._ray import control, workers
 from safe_refs.config import Limits
 from safe_refs.registry.calls import Call
 from safe_refs.registry.hooks import Parts
@@ -28,18 +28,18 @@ class Store:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.values: dict[str, bytes] = {}
         for name in ("get", "put", "delete"):
-            monkeypatch.setattr(cluster, f"kv_{name}", getattr(self, name))
+            monkeypatch.setattr(control, f"kv_{name}", getattr(self, name))
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, deadline: object = None) -> bytes | None:
         return self.values.get(key)
 
-    def put(self, key: str, value: bytes, *, overwrite: bool = True) -> bool:
+    def put(self, key: str, value: bytes, deadline: object = None, *, overwrite: bool = True) -> bool:
         if not overwrite and key in self.values:
             return False
         self.values[key] = value
         return True
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, deadline: object = None) -> None:
         self.values.pop(key, None)
 
 
@@ -66,7 +66,7 @@ class Registry:
 
     def start(self, number: int) -> Replication:
         """Start a shard, for the first time or again."""
-        joined = control_store.join(NAME, number)
+        joined = control_store.join(NAME, number, Limits())
         shard = Shard(NAME, joined.identity, Limits(), number, alone=joined.topology.replicas == 1)
         part = Replication(shard, joined)
         part._peers._links = Wires(self, shard)  # type: ignore[assignment] # as Links, but without Ray

@@ -27,9 +27,10 @@ before its pin was acknowledged asks again until the pin has arrived or failed.
 
 The properties, by the words that a `ViolationError` begins with:
 
-- early end: a lease that was pinned and that nobody has ended is there, for who asks for it, and each use of it is granted;
+- early end: a lease that was pinned and that nobody has ended, or of which the use that ended it was given back, is there, for who
+  asks for it, and each use of it is granted;
 - resurrection: once a release, a take or the last use has returned, who asks from then on is refused;
-- at most once: no lease is given out by more uses and takes than it allows;
+- at most once: no lease is given out by more uses and takes than it allows, and once more for each that a client gives back;
 - not found while recovering: a shard that came back says neither "not found" nor "lost" before the other has answered;
 - leak: once all is quiet, what was ended, or pinned in vain, is live on no shard;
 - convergence: once all is quiet, both shards know the same of a lease: whether it is live, its uses, its time;
@@ -38,7 +39,8 @@ The properties, by the words that a `ViolationError` begins with:
 What replicas don't promise is left out (`Story.risk`): what both shards may have forgotten, as they were out at the same time or
 around one call (crashed, recovering, in doubt, or silent for longer than the client waits); what is gone from both with the lease's
 maker; and what is left of a lease whose maker died before the pin was acknowledged. Nor is there a crash around an early take: the
-shard that granted it may crash before the other has got the pin, which then begins the lease again.
+shard that granted it may crash before the other has got the pin, which then begins the lease again. A use that is given back while a
+shard is out may be refused still, until all is quiet (`Story.loose`).
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from safe_refs.errors import SafeRefsError
 from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.requests import Question
 from safe_refs.registry.wire import NotNow, Silence
-from safe_refs.replication.merging import Ask, Inquiry, Pinning, Releasing, Repair
+from safe_refs.replication.merging import Ask, Inquiry, Pinning, Releasing, Repair, Returning
 from safe_refs.replication.rules import Rules
 
-from .model import EARLY, LEASES, TAKES, TOPOLOGY, Choice, Op, Status
+from .model import BACKS, EARLY, LEASES, RENEWALS, TAKES, TOPOLOGY, Choice, Op, Status
 
 SENT: Status = ("sent", False)
 IDLE: Status = ("idle",)
@@ -44,7 +44,7 @@ class Scope:
         uses: of both leases.
         limits: of each shard.
         table, rules: the classes of a shard.
-        inquiry, pinning, releasing: the classes of a client's machines.
+        inquiry, pinning, releasing, returning: the classes of a client's machines.
         waits_for: whether an early reader asks again.
         strict: promise all the same what both shards may have lost, as they crashed around one call or were out at the same time.
         only: look for violations of that property, and pass over others.
@@ -64,6 +64,7 @@ class Scope:
     inquiry: type[Inquiry] = Inquiry
     pinning: type[Pinning] = Pinning
     releasing: type[Releasing] = Releasing
+    returning: type[Returning] = Returning
     waits_for: Callable[[SafeRefsError], bool] = waits_for
     strict: bool = False
     only: str = ""
@@ -84,7 +85,9 @@ def begin(op: Op, scope: Scope) -> Op:
         releasing = machine if isinstance(machine, Releasing) else scope.releasing()
         releasing = releasing.begin([lease], TOPOLOGY)
         return _sent(op, releasing, Ask(tuple(shard for shard, _ in releasing.waiting or ()), counts=True))
-    inquiry = machine if isinstance(machine, Inquiry) else scope.inquiry(op.kind == "renew" or op.kind in TAKES)
+    if op.kind in BACKS:
+        return _sent(op, *scope.returning().begin(lease, TOPOLOGY))
+    inquiry = machine if isinstance(machine, Inquiry) else scope.inquiry(op.kind in RENEWALS or op.kind in TAKES)
     return _sent(op, *inquiry.begin(lease, TOPOLOGY))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from safe_refs.registry.records import Origin
-from safe_refs.replication.merging import Ask, Inquiry, Pinning, Releasing, Repair
+from safe_refs.replication.merging import Ask, Inquiry, Pinning, Releasing, Repair, Returning
 from safe_refs.replication.topology import Topology
 
 TOPOLOGY = Topology(version=1, shards=2, replicas=2)
@@ -28,6 +28,8 @@ NAMES = "XY"
 TAKES = ("take", "early take")
 READS = ("resolve", "early")  # a resolve of a lease that doesn't count its uses
 USES = ("use", *TAKES)
+RENEWALS = ("renew", "lengthen")
+BACKS = {"back": "use", "back take": "take"}  # a client gives back what its last step has got: a use, or a take
 EARLY = ("early", "early take")  # by who may have got the payload before its pin was acknowledged
 
 
@@ -71,10 +73,14 @@ class Story(NamedTuple):
             was open or its news were owed.
         risk: both did, so that what one of them alone knew may be gone; or both were down or recovering at the same time; or what
             it held is gone with its maker.
-        enders: releases and takes that were begun, counted up to 2.
-        users: uses that were begun, where they count.
-        ended: a release, a take or the last use has returned well.
-        wins: how many loads by use or take have succeeded.
+        enders: releases and takes that were begun, counted up to 3; without takes that were given back.
+        users: uses that were begun, where they count; without those that were given back.
+        released: a release has returned well.
+        takes: how many takes have succeeded, without those that a client has begun to give back.
+        wins: how many loads by use or take have succeeded; as `takes`.
+        most: how many may.
+        gave_back: somebody has begun to give a use back.
+        loose: a shard was out, or had just come back, while a use was given back: until all is quiet, it may tell the end by it.
     """
 
     stage: str = ""
@@ -83,8 +89,17 @@ class Story(NamedTuple):
     risk: bool = False
     enders: int = 0
     users: int = 0
-    ended: bool = False
+    released: bool = False
+    takes: int = 0
     wins: int = 0
+    most: int | None = None
+    gave_back: bool = False
+    loose: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """A release, a take or the last use has returned well."""
+        return self.released or self.takes > 0 or (self.most is not None and self.wins >= self.most)
 
 
 class Ledger(NamedTuple):
@@ -104,17 +119,19 @@ class Ledger(NamedTuple):
     stories: tuple[Story, Story] = (Story(), Story())
 
 
-Machine = Inquiry | Pinning | Releasing
+Machine = Inquiry | Pinning | Releasing | Returning
 
 
 class Op(NamedTuple):
     """What a client is doing.
 
     Attributes:
-        kind: pin, release, use, take, renew, resolve; early (a resolve) or early take, by who may be too early.
+        kind: pin, release, use, take, renew, lengthen (a keepalive's renewal), resolve; early (a resolve) or early take, by who may
+            be too early; back or back take.
         lease: its number.
         flag: of a resolve: it began after the lease had ended (and, if a shard crashed meanwhile, all had heard of it). Of who may
-            be too early: in this round the pin had been acknowledged.
+            be too early: in this round the pin had been acknowledged. Of a use, a take or a renewal: while it was under way the lease
+            may have ended by a use that was then given back.
         turn: how many steps its program has left after it.
         machine: the real client's state; None of who was too early, and waits for the pin to come.
         ask: what the machine has asked for.
@@ -140,10 +157,11 @@ class Op(NamedTuple):
 
 
 class Client(NamedTuple):
-    """A client: what it will do (for each step, one of some choices), and what it is doing."""
+    """A client: what it will do (for each step, one of some choices), what it is doing, and what its last op got it, by its kind."""
 
     program: tuple[tuple[Choice, ...], ...]
     op: Op | None = None
+    got: str = ""
 
 
 def replaced(pair: tuple[Any, Any], index: int, value: Any) -> tuple[Any, Any]:

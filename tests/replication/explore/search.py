@@ -122,7 +122,9 @@ class Explorer(Steps):
                     else "not found"
                 )
             if not self._may_have_ended(lease, story):
-                if "ended" in kinds:
+                if story.loose or (story.gave_back and story.risk):
+                    pass  # see `_check_quiet`
+                elif "ended" in kinds:
                     self._problem = f"early end: {name} has ended on a shard, and nobody ended it"
                 elif kinds and "live" not in kinds and "recovering" not in kinds and not story.risk:
                     self._problem = f"early end: {name} is held, and the shards that are up say {kinds}"
@@ -143,6 +145,8 @@ class Explorer(Steps):
                 self._problem = f"leak: all is quiet, {NAMES[lease]} was released, and is live"
             elif kinds[0] != kinds[1]:
                 self._problem = f"convergence: all is quiet, and the shards disagree about {NAMES[lease]}: {kinds}"
+            elif story.stage == "held" and "live" not in kinds and not self._may_have_ended(lease, story):
+                self._problem = f"early end: all is quiet, {NAMES[lease]} is held, and the shards say {kinds}"
             elif "live" in kinds and both[0][lease] != both[1][lease]:
                 self._problem = (
                     f"convergence: all is quiet, and {NAMES[lease]} differs: {both[0][lease]}, {both[1][lease]}"

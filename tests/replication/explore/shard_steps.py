@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from .clients import with_call
-from .model import DOWN, NAMES, Ledger, Network, Story, World, replaced, with_story
+from .model import BACKS, DOWN, NAMES, Ledger, Network, Story, World, replaced, with_story
 from .whole import Whole
 
 
@@ -127,6 +127,9 @@ class ShardSteps(Whole):
             moved[other], _ = self.shards.do(world[other], self.shards.calls(("give back", undelivered[1])))
         for index in (2, 3, 4):
             client = self.clients.values[world[index]]
+            if client.op is not None and client.op.kind in BACKS:
+                story = ledger.stories[client.op.lease]._replace(loose=True)
+                ledger = with_story(ledger, client.op.lease, story)
             if client.op is not None and client.op.calls[shard][0] in ("sent", "done"):
                 moved[index] = self.clients(client._replace(op=with_call(client.op, shard, ("sent", True))))
         orphans = tuple(orphan for orphan in network.orphans if orphan[0] != shard)
@@ -144,9 +147,9 @@ class ShardSteps(Whole):
 
     def _shaken(self, before: World, after: World, shard: int, lease: int, network: Network) -> Story:
         """What is promised about a lease when a shard crashes."""
-        story = self.ledgers.values[before[6]].stories[lease]
+        story = self.ledgers.values[after[6]].stories[lease]
         if not story.stage:
             return story
         if not self._settled_of(before, lease, network):
-            story = self._forgetful(self.ledgers.values[before[6]], lease, 1 << shard).stories[lease]
+            story = self._forgetful(self.ledgers.values[after[6]], lease, 1 << shard).stories[lease]
         return story._replace(risk=not self.scope.strict and (story.risk or self._both_out(after)))

@@ -12,7 +12,7 @@ from safe_refs.registry import steps
 from safe_refs.registry.hooks import Began, Parts, ShardPart
 from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.records import Identity, Terms
-from safe_refs.registry.wire import Granted, NotNow, PinRow, ReleaseCall, RenewCall, ResolveRow
+from safe_refs.registry.wire import GiveBackRow, Granted, NotNow, PinRow, ReleaseCall, RenewCall, ResolveRow
 from safe_refs.replication.records import Records, end_record_of, record_of
 from safe_refs.replication.rules import Rules
 
@@ -69,7 +69,8 @@ class Shown(NamedTuple):
     """What can be seen of a shard: all of its state that its later behaviour depends on.
 
     Attributes:
-        leases: for each, None, or ("live", uses so far, renewals, seconds left), or ("ended", how, uses), or ("lost",).
+        leases: for each, None, or ("live", uses so far, uses given back, renewals, ttl, seconds left), or ("ended", how, uses, by
+            which use), or ("lost",).
         epoch: of its table.
         news: owed to the other, oldest first.
         recovering: the other has not answered it yet.
@@ -139,9 +140,10 @@ class Shards:
         leases: list[Any] = []
         for lease in LEASES:
             if (record := record_of(table, lease)) is not None:
-                leases.append(("live", record.used, record.renewals, record.left_s))
+                live = record.used, record.returned, record.renewals, record.terms.ttl, record.left_s
+                leases.append(("live", *live))
             elif (end := end_record_of(table, lease)) is not None:
-                leases.append(("ended", end.how, frozenset(end.uses)))
+                leases.append(("ended", end.how, frozenset(end.uses), end.by_use))
             else:
                 leases.append(("lost",) if lease in table.tombstones._lost else None)
         news = tuple(rules._news.get(1 - rules.shard, ()))
@@ -171,9 +173,13 @@ class Shards:
             number, epoch, take, use = given
             asked = ResolveRow(LEASES[number], identity_of(epoch), None, take, ME, use)
             return parts.doubts(asked) or steps.resolve(table, parts, asked)
+        if what == "back":
+            number, take, use = given
+            returned = GiveBackRow(LEASES[number], use, take, 1, ME, b"")
+            return steps.give_back(table, parts, returned, [NAMES[number]], [b"owner"])
         if what == "renew":
-            number, epoch, ttl, renewals = given
-            return steps.renew(table, parts, RenewCall(1, LEASES[number], identity_of(epoch), ttl, renewals))
+            number, epoch, ttl, lengthens, decided = given
+            return steps.renew(table, parts, RenewCall(1, LEASES[number], identity_of(epoch), ttl, lengthens, decided))
         if what == "send news":
             taken = rules.take_news(other, 10)
             generation = table.identity.generation

@@ -11,9 +11,27 @@ from safe_refs.registry.wire import NotNow, Silence
 from safe_refs.replication.merging import Ask, Repair
 
 from .clients import begin, given_up, go_on, with_call
-from .model import DOWN, EARLY, NAMES, READS, TAKES, USES, Client, Ledger, Network, Op, Story, World, with_story
+from .model import (
+    BACKS,
+    DOWN,
+    EARLY,
+    NAMES,
+    READS,
+    RENEWALS,
+    TAKES,
+    USES,
+    Client,
+    Ledger,
+    Network,
+    Op,
+    Story,
+    World,
+    with_story,
+)
 from .shard_steps import ShardSteps
 from .shards import LOST, NOT_FOUND, OWN
+
+_REFUSED = ("use", "take", *RENEWALS)
 
 
 class Steps(ShardSteps):
@@ -47,6 +65,8 @@ class Steps(ShardSteps):
         if op is None:
             for kind, lease in client.program[0] if client.program else ():
                 story = ledger.stories[lease]
+                if kind in BACKS and client.got != BACKS[kind]:
+                    continue  # it has nothing to give back
                 if story.stage == ("" if kind == "pin" else "held") or (kind in EARLY and story.stage == "pinning"):
                     yield self._begin(world, number, kind, lease, ledger, network)
             return
@@ -80,6 +100,10 @@ class Steps(ShardSteps):
         settled = not self.scope.is_shaky or self._settled_of(world, lease, network)
         flag = kind == "resolve" and story.ended and (settled or not story.crashed)
         flag = flag or (kind in EARLY and story.stage == "held")
+        flag = flag or (kind in _REFUSED and self._may_have_ended(lease, story))
+        others = self._that_may_be_refused(world, number, lease) if kind in BACKS else {}
+        if story.loose and self._settled_of(world, lease, network):
+            story = story._replace(loose=False)
         program = self.clients.values[world[2 + number]].program
         begun = begin(Op(kind, lease, flag, len(program)), self.scope)
         if kind == "pin":
@@ -87,16 +111,29 @@ class Steps(ShardSteps):
             risk = not self.scope.strict and self._both_out(world)
             story = story._replace(stage="pinning", epoch=ledger.epoch, risk=risk)
         elif kind in ("release", *TAKES):
-            story = story._replace(enders=min(2, story.enders + 1))
+            story = story._replace(enders=min(3, story.enders + 1))
+        elif kind in BACKS:
+            is_calm = ledger.crashes == self.scope.crashes or self._settled_of(world, lease, network)
+            loose = story.loose or not is_calm
+            takes = story.takes - (kind == "back take")
+            story = story._replace(wins=story.wins - 1, takes=takes, gave_back=True, loose=loose)
         elif kind == "use" and self.scope.uses[lease] is not None:
             story = story._replace(users=story.users + 1)
         if self.scope.is_shaky:
             out = sum(1 << shard for shard in (0, 1) if self._is_out(world, shard, lease))
             story = story._replace(crashed=(0 if settled else story.crashed) | out)
-        after = self._moved(
-            world, {2 + number: self.clients(Client(program[1:], begun))}, ledger=with_story(ledger, lease, story)
-        )
+        moved = {**others, 2 + number: self.clients(Client(program[1:], begun))}
+        after = self._moved(world, moved, ledger=with_story(ledger, lease, story))
         return f"client {number} begins to {kind} {NAMES[lease]}", after
+
+    def _that_may_be_refused(self, world: World, number: int, lease: int) -> dict[int, int]:
+        """The clients, other than that one, that are asking for something that the lease may refuse, flagged."""
+        found = {}
+        for index in {2, 3, 4} - {2 + number}:
+            client = self.clients.values[world[index]]
+            if client.op is not None and client.op.lease == lease and client.op.kind in _REFUSED:
+                found[index] = self.clients(client._replace(op=client.op._replace(flag=True)))
+        return found
 
     def _call_of(self, number: int, op: Op, shard: int, ledger: Ledger) -> int:
         """The call that an op makes to a shard."""
@@ -109,8 +146,11 @@ class Steps(ShardSteps):
             return self.shards.calls(("release", op.lease))
         assert isinstance(ask, Ask)
         epoch = ledger.stories[op.lease].epoch
-        if op.kind == "renew":
-            return self.shards.calls(("renew", op.lease, epoch, 10.0 * (number + 1), ask.number))
+        if op.kind in BACKS:
+            return self.shards.calls(("back", op.lease, op.kind == "back take", bytes([number, op.turn + 1])))
+        if op.kind in RENEWALS:
+            ttl = 10.0 * (number + 1)
+            return self.shards.calls(("renew", op.lease, epoch, ttl, op.kind == "lengthen", ask.decided))
         use = bytes([number, op.turn]) if ask.counts else b""
         return self.shards.calls(("resolve", op.lease, epoch, op.kind in TAKES, use))
 
@@ -149,9 +189,10 @@ class Steps(ShardSteps):
         if op.kind == "pin" and isinstance(verdict, (SafeRefsError, Silence)):
             return self._undo(world, number, op.lease, ledger, network)
         story = self._judged(op, verdict, ledger)
+        is_won = not isinstance(verdict, (SafeRefsError, Silence))
         return self._moved(
             world,
-            {2 + number: self._with_op(world, number, None)},
+            {2 + number: self._with_op(world, number, None, op.kind if is_won and op.kind in BACKS.values() else "")},
             network=network,
             ledger=with_story(ledger, op.lease, story),
         )
@@ -175,6 +216,8 @@ class Steps(ShardSteps):
         if op.kind != "pin":  # one that is not answered in time promises nothing
             late = sum(1 << shard for shard in (0, 1) if op.calls[shard][0] in ("sent", "done"))
             ledger = self._forgetful(ledger, op.lease, late)
+            if op.kind in BACKS:
+                ledger = with_story(ledger, op.lease, ledger.stories[op.lease]._replace(loose=True))
         ledger = ledger._replace(lates=ledger.lates - 1) if ledger.lates else ledger._replace(deaths=ledger.deaths - 1)
         after = self._go_on(world, number, given_up(op), ledger, _with_orphans(network, left))
         return f"{what} is not answered in time", after
@@ -202,20 +245,25 @@ class Steps(ShardSteps):
             others = story._replace(
                 enders=story.enders - (op.kind in TAKES), users=max(0, story.users - (op.kind == "use"))
             )
-            if not self._may_have_ended(op.lease, others) and story.stage == "held":
+            may_be = (story.gave_back and story.risk) or (op.kind in _REFUSED and (op.flag or story.loose))
+            if not self._may_have_ended(op.lease, others) and story.stage == "held" and not may_be:
                 self._problem = f"early end: nobody else ended {name}, and a {op.kind} says {self._said(verdict)}"
         elif op.kind in READS:
-            if op.kind == "resolve" and op.flag and not story.risk:
+            if op.kind == "resolve" and op.flag and story.ended and not story.risk:
                 self._problem = f"resurrection: {name} had ended, and a resolve that began afterwards gives items"
         elif op.kind == "pin":
             return story._replace(stage="held", epoch=verdict.generation)
         elif op.kind == "release":
-            return story._replace(ended=True)
+            return story._replace(released=True)
+        elif op.kind in BACKS:
+            return story._replace(
+                enders=story.enders - (op.kind == "back take"), users=story.users - (op.kind == "back")
+            )
         elif op.kind in USES:
             most, wins = self.scope.uses[op.lease] or 1, story.wins + 1
             if wins > most and not story.risk:
                 self._problem = f"at most once: {name} was given out {wins} times, and may be {most}"
-            return story._replace(wins=wins, ended=op.kind in TAKES or wins >= most)
+            return story._replace(wins=wins, takes=story.takes + (op.kind in TAKES))
         return story
 
     def _early_end(self, op: Op, said: str, story: Story) -> str:

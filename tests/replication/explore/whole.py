@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .clients import Scope
-from .model import LEASES, READS, Client, Interned, Ledger, Network, Op, World, with_story
+from .model import LEASES, READS, Client, Interned, Ledger, Network, Op, Story, World, with_story
 from .shards import ENDED, LOST, NOT_FOUND, OWN, Shards
 
 _WORDS = {id(NOT_FOUND): "not found", id(LOST): "lost", id(ENDED): "ended", id(OWN): "ended by its own use"}
@@ -27,7 +27,8 @@ class Whole:
 
     def first(self) -> World:
         """Two empty shards, and clients that have done nothing yet."""
-        ledger = Ledger(self.scope.crashes, self.scope.deaths, self.scope.doubles, self.scope.lates)
+        x, y = (Story(most=most) for most in self.scope.uses)
+        ledger = Ledger(self.scope.crashes, self.scope.deaths, self.scope.doubles, self.scope.lates, stories=(x, y))
         a, b, c = (self.clients(Client(program)) for program in self.scope.programs)
         shards = (self.shards.start(0, 1, False), self.shards.start(1, 1, False))
         return (*shards, a, b, c, self.networks(Network()), self.ledgers(ledger))
@@ -64,8 +65,8 @@ class Whole:
         shown = self.shards.shown
         return shown[world[0]].recovering and shown[world[1]].recovering
 
-    def _with_op(self, world: World, number: int, op: Op | None) -> int:
-        return self.clients(Client(self.clients.values[world[2 + number]].program, op))
+    def _with_op(self, world: World, number: int, op: Op | None, got: str = "") -> int:
+        return self.clients(Client(self.clients.values[world[2 + number]].program, op, got))
 
     def _moved(
         self, world: World, parts: dict[int, int], *, network: Network | None = None, ledger: Ledger | None = None
