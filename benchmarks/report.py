@@ -66,6 +66,12 @@ def _durable(rounds: int) -> tuple[list[Section], dict[str, Any]]:
     return [durable.measure(rounds / _USUAL)], {}
 
 
+def _room(rounds: int) -> tuple[list[Section], dict[str, Any]]:
+    from benchmarks import room
+
+    return [room.measure(max(2, 5 * rounds // _USUAL))], {}
+
+
 PARTS: dict[str, Callable[[int], tuple[list[Section], dict[str, Any]]]] = {
     "plain": _plain,
     "references": _references,
@@ -73,6 +79,7 @@ PARTS: dict[str, Callable[[int], tuple[list[Section], dict[str, Any]]]] = {
     "memory": _memory,
     "million": _million,
     "durable": _durable,
+    "room": _room,
 }
 
 

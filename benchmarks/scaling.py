@@ -34,7 +34,6 @@ os.environ.setdefault(
 
 import safe_refs
 from benchmarks.compare import Figure, compare, machine
-from safe_refs import config
 from safe_refs.registry.records import Origin, Terms
 from safe_refs.registry.shard import Shard, actor_name
 from safe_refs.replication.topology import Topology
@@ -183,7 +182,6 @@ def begin(registry: str, shards: int, replicas: int) -> None:
     """Start a registry, and send new leases to it."""
     os.environ["SAFE_REFS_REGISTRY"] = registry
     safe_refs.init(shards=shards, replicas=replicas)
-    config._given.shards = config._given.replicas = None  # the next registry is another
 
 
 def shard(registry: str, number: int) -> Any:
@@ -241,7 +239,7 @@ def replicas(rounds: int) -> list[Figure]:
     ]
     made.clear()
     for name in ("one", "two"):
-        safe_refs.shutdown(name)
+        safe_refs.shutdown(name, force=True)
     return figures
 
 
@@ -274,7 +272,7 @@ def costs(total: int) -> list[Cost]:
                 bytes=round((after - before) / count),
             )
         )
-        safe_refs.shutdown(name)
+        safe_refs.shutdown(name, force=True)
     return found
 
 
@@ -295,7 +293,7 @@ def throughputs(seconds: float) -> list[Throughput]:
         cpu = sum(process(name, number)[0] - before[number] for number in range(shards)) / done
         workers = min(shards, os.cpu_count() or 1)
         found.append(Throughput(shards, _CLIENTS, round(done / took, 1), round(cpu * 1e6, 1), round(workers / cpu, 1)))
-        safe_refs.shutdown(name)
+        safe_refs.shutdown(name, force=True)
     for client in clients:
         ray.kill(client)
     return found
@@ -339,9 +337,8 @@ def changes(leases: int) -> list[Change]:
         begun = time.perf_counter()
         safe_refs.init("changes", shards=4)
         ended = time.perf_counter()
-    config._given.shards = None
     growth = calls.change("growth from 2 to 4 shards", leases, ended - begun, ended - begun)
-    ended_leases = safe_refs.shutdown("changes")
+    ended_leases = safe_refs.shutdown("changes", force=True)
     if ended_leases < leases:
         raise RuntimeError(f"{leases - ended_leases} of {leases} leases are missing after the growth")
     return [rebuild, growth]
