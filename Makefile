@@ -8,11 +8,11 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos house clean redis
+.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos signals cloudpickle-suite house settings clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
-	@echo "make test         the tests, what takes long in a short form (under 10 minutes on 2 cores)"
+	@echo "make test         the tests, what takes long in a short form (under 8 minutes on 2 cores)"
 	@echo "make test-long    what takes long: storms, benchmarks, nodes that die, long waits (about as long again)"
 	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, 1,000 kills"
 	@echo "make test-integrations  the tests with Ray Data, Serve, Modin and Dask, in an environment of their own"
@@ -22,8 +22,14 @@ help:
 	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
 	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
+	@echo "make signals      ten minutes of signals at random moments; SECONDS=60 SEED=2 for others"
+	@echo "make cloudpickle-suite CHECKOUT=dir  cloudpickle's own tests against safe_refs, from a checkout of its repository"
 	@echo "make house        draw docs/house.svg from the code's imports"
 	@echo "make test-oldest  all tests against the oldest Ray that is supported"
+
+# The table in docs/settings.md, from the code.
+settings: venv
+	$(BIN)/python -m tests.support.settings_table
 
 venv: $(VENV)/.done
 
@@ -66,6 +72,11 @@ test-integrations: .venv-integrations/.done
 	  -e '.[integrations]'
 	touch $@
 
+cloudpickle-suite:
+	$(MAKE) venv VENV=.venv-suite
+	.venv-suite/bin/python -m pip install --quiet --disable-pip-version-check psutil tornado
+	.venv-suite/bin/python -m tests.support.cloudpickle_suite $(CHECKOUT)
+
 test-oldest: redis
 	$(MAKE) venv VENV=.venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.52.0'
@@ -99,9 +110,13 @@ SEED ?= 1
 chaos: venv
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
 
+# Signals at random moments, whose handlers raise or call safe_refs, to a process with threads and a busy collector. See docs/anywhere.md.
+signals: venv
+	$(BIN)/python -m tests.interrupts --seconds $(SECONDS) --seed $(SEED)
+
 # The picture in docs/architecture.md. A test fails if its rooms, files and arrows are not those of the code.
 house: venv
 	$(BIN)/python -m tests.support.house
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-integrations build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-integrations .venv-suite build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 def main() -> None:
     """Run server and client in one process, on the loopback address."""
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/100000", timeout=60) as answer:

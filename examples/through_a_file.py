@@ -27,7 +27,7 @@ def consume(address: str, path: str) -> None:
 
 def main() -> None:
     """Make the payload, and stay alive until the consumer is done: the object dies with its owner."""
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     print(f"job {ray.get_runtime_context().get_job_id()} makes the payload")
     with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
         safe_refs.dump({"name": "orders", "rows": ray.put(list(range(100_000)))}, file, ttl=600, label="orders")
