@@ -1,4 +1,4 @@
-"""An object goes back to a registry that has just dropped it: its owner must have heard of the drop by then, or takes it to have none."""
+"""An object goes back to a registry that has just dropped it: the object's owner must know of the drop before."""
 
 from __future__ import annotations
 
