@@ -16,8 +16,9 @@ from tests.support.shards import Start, figures, kill, wait_until_whole
 from tests.support.waiting import wait_until
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("end", ["exit_actor", pytest.param("dropped", marks=pytest.mark.long)])
+@pytest.mark.parametrize("end", ["exit_actor", "dropped"])
 def test_a_borrowers_lease_of_an_actor_outlives_an_orderly_end(end: str) -> None:
     """Who pins an actor that another process created may end, as long as it ends in order."""
     actor, pid = counter()
@@ -101,6 +102,7 @@ def test_an_actor_outlives_both_replicas_crashing_one_after_the_other(start: Sta
     assert dies(pid)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_borrowers_lease_is_lost_with_it_also_where_the_creator_still_has_a_handle() -> None:
     """The registry doesn't take it that the actor lives for a sign that the actor's creator knows of the lease."""

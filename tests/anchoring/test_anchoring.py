@@ -69,10 +69,9 @@ def unanchored(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
     safe_refs.shutdown("unanchored", timeout=30)
 
 
+@pytest.mark.long
 @pytest.mark.ray_marks(64)
-@pytest.mark.parametrize(
-    "kind", ["quiet", pytest.param("busy", marks=pytest.mark.long), pytest.param("control", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("kind", ["quiet", "busy", "control"])
 def test_a_borrowers_payload_outlives_it_however_it_ends(cluster: str, unanchored: dict[str, str], kind: str) -> None:
     """A process got a reference in one call, pins it in a later one, and ends; 10 s later its payload opens everywhere.
 

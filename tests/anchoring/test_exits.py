@@ -196,6 +196,7 @@ later.join()
     safe_refs.release(bytes.fromhex(payload))
 
 
+@pytest.mark.long
 def test_a_driver_leaves_ray_although_the_registry_is_silent(cluster: str, owner: str) -> None:
     """It waits as long as at its end (30 s; here 1 s), and when it ends it doesn't wait once more."""
     safe_refs.init()
@@ -228,6 +229,7 @@ finally:
     wait_until(lambda: not safe_refs.leases(sizes=False))
 
 
+@pytest.mark.long
 def test_who_has_nothing_to_hand_over_leaves_at_once(cluster: str, owner: str) -> None:
     """What is done before `ray.shutdown` takes less than 5 ms if no lease depends on the driver, whatever did before."""
     took_s = run_python(

@@ -289,6 +289,7 @@ def test_many_at_once_without_waiting(cluster: str) -> None:
     assert safe_refs.release(payloads) == 100
 
 
+@pytest.mark.long
 def test_with_a_replica_killed_all_are_held(start: Start) -> None:
     """What was posted before, while and after."""
     name = start(2, 2)

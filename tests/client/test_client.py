@@ -91,6 +91,7 @@ def test_the_whole_of_it_works_in_a_client(client: Client, cluster: str) -> None
     }
 
 
+@pytest.mark.long
 def test_from_the_cluster_into_a_client(client: Client, owner: Any) -> None:
     """A payload that was made in the cluster opens in a client, to a client's kinds of references; also many, and a handle's text."""
     actor = as_actor(Counter).remote()
@@ -135,6 +136,7 @@ def test_from_the_cluster_into_a_client(client: Client, owner: Any) -> None:
     assert dies(pid)
 
 
+@pytest.mark.long
 def test_a_client_carries_no_handle_that_keeps_nothing_alive(client: Client, cluster: str) -> None:
     """A client can't see what `ray.get_actor` gave it. The registry sees it, and refuses, unless the actor is detached."""
     kept = as_actor(Reader).options(name="kept", namespace=NAMESPACE).remote()

@@ -163,7 +163,7 @@ def test_an_actor_whose_maker_ended_is_gone(cluster: str, driver: Driver) -> Non
     wait_until(lambda: safe_refs.leases() == [], 30)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_an_actor_whose_job_has_just_ended_is_gone_also_before_the_registry_knows(
     start: Start, driver: Driver, monkeypatch: pytest.MonkeyPatch, replicas: int
 ) -> None:

@@ -31,6 +31,7 @@ def at_once(*calls: dict[str, Any]) -> list[Exception | None]:
     return list(raised)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_inits_at_once_do_not_mix() -> None:
     """The last one holds as a whole, and a limit is the limit of the registry that it was given for."""

@@ -168,6 +168,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not hasattr(ray.experimental, "register_tensor_transport"), reason="this Ray has no transports but those of torch"
 )

@@ -14,7 +14,7 @@ from tests.support.environment import ROOT
 from tests.support.examples import OTHERS, PAGES, blocks, run_block
 
 # Each takes some seconds; those of the pages that are read first run each time.
-FIRST = ("README.md", "settings.md")
+FIRST = ("README.md",)
 BLOCKS = [
     pytest.param(code, id=f"{page.name}-{number}", marks=[] if page.name in FIRST else [pytest.mark.long])
     for page in PAGES

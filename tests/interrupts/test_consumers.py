@@ -22,6 +22,7 @@ def test_one_that_fails_at_some_lines(cluster: str) -> None:
     check(cluster, "raise", 37, "with", "uses", "async", "many")
 
 
+@pytest.mark.long
 def test_one_that_is_killed_at_some_lines(cluster: str) -> None:
     """Nothing has happened, but that a use is spent, where they count."""
     check(cluster, "kill", 197, "uses")

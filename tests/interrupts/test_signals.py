@@ -32,7 +32,7 @@ def test_a_handler_that_saves_a_checkpoint(cluster: str) -> None:
     assert found["hung"] == []
 
 
-@pytest.mark.parametrize("mode", ["destructor", "signal", "every allocation"])
+@pytest.mark.parametrize("mode", ["destructor", "signal", pytest.param("every allocation", marks=pytest.mark.long)])
 def test_what_comes_in_between_releases(cluster: str, mode: str) -> None:
     """A destructor that the collector runs in the middle of a call of the same kind, and a handler of a timer."""
     found = run("between", cluster, mode, "500", timeout=150)

@@ -15,6 +15,7 @@ from tests.support.processes import run_python
 SOON_S = 8.0  # a worker has to start and to fail, on a busy machine; without that, callers waited for 30 s
 
 
+@pytest.mark.long
 def test_callers_hear_that_no_worker_has_it(tmp_path: Path) -> None:
     """A driver that has safe_refs in its own path only, as from a checkout, hears it from each call; nothing is tried in a loop."""
     code = """

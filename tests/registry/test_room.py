@@ -69,6 +69,7 @@ print(json.dumps([len(relays) >= 2, safe_refs.leases(registry="default")[-1].dur
     assert run_python(FULL + code, timeout=180) == [True, True, 2, True]
 
 
+@pytest.mark.long
 # Ray issue 61350 and PR 61473, dagster-ray PR 304: setup hooks for what each worker is to do first.
 def test_a_setup_hook_may_call_init(tmp_path: Path) -> None:
     """`init` in a worker's setup hook sets that worker's defaults, in tasks and actors; `dumps` works there and in the driver."""

@@ -62,6 +62,11 @@ def newcomer() -> Any:
     return made
 
 
+def held(what: object) -> bytes:
+    """Put into a lease while all is well, with as much time as the registry's start may take."""
+    return safe_refs.dumps(what, ttl=600, timeout=60)
+
+
 def check(calls: list[Call]) -> None:
     assert [call for call in calls if not call.is_fine] == []
 
@@ -76,7 +81,7 @@ def works_again(payload: bytes, value: object) -> None:
 
 def test_whoever_has_asked_the_registry_before_needs_no_control_service(registry: str) -> None:
     """Every call, with its timeout of 2 s: nearly all have what they asked for, and none waits for longer."""
-    payload, doomed = (safe_refs.dumps(ray.put("v"), ttl=600) for _ in range(2))
+    payload, doomed = (held(ray.put("v")) for _ in range(2))
     with stalled():
         calls = every_call(payload, doomed)
     check(calls)
@@ -90,7 +95,7 @@ def test_whoever_has_asked_the_registry_before_needs_no_control_service(registry
 def test_first_contact_ends_in_time(registry: str) -> None:
     """A process that asks for the first time gets the error that says why, and asks with success when the control service is back."""
     actor = newcomer()
-    payload, doomed = (safe_refs.dumps(ray.put("v"), ttl=600) for _ in range(2))
+    payload, doomed = (held(ray.put("v")) for _ in range(2))
     with stalled():
         calls = ray.get(actor.every_call.remote(payload, doomed), timeout=60)
     check(calls)
@@ -113,7 +118,7 @@ def test_a_handle_of_an_unknown_class_ends_in_time(registry: str) -> None:
     owner, reader = as_actor(Owner).remote(), newcomer()
     service = as_actor(Stranger).remote()
     assert ray.get(service.ping.remote(), timeout=60) == "pong"
-    plain, holds = safe_refs.dumps(ray.put("v"), ttl=600), safe_refs.dumps([service], ttl=600)
+    plain, holds = held(ray.put("v")), held([service])
     assert ray.get(reader.loads.remote(plain), timeout=60).said == "ok"
     assert owner
     with stalled():
@@ -127,7 +132,7 @@ def test_a_handle_of_an_unknown_class_ends_in_time(registry: str) -> None:
 
 def test_what_one_client_asks_holds_up_no_other(registry: str) -> None:
     """A shard gets handles of actors whose classes it has never seen, and answers all others meanwhile."""
-    payload = safe_refs.dumps(ray.put("v"), ttl=600)
+    payload = held(ray.put("v"))
     services = [as_actor(type(f"Stranger{number}", (Stranger,), {})).remote() for number in range(3)]
     assert ray.get([each.ping.remote() for each in services], timeout=60) == ["pong"] * 3
     with stalled():
@@ -162,7 +167,7 @@ def test_borrowers_and_those_who_shut_down_end_in_time(registry: str) -> None:
 def test_with_replicas_too(start: Start) -> None:
     """Of a registry with two replicas of each lease, every call in the same time."""
     start(2, 2)
-    payload, doomed = (safe_refs.dumps(ray.put("v"), ttl=600) for _ in range(2))
+    payload, doomed = (held(ray.put("v")) for _ in range(2))
     with stalled():
         calls = every_call(payload, doomed)
     check(calls)

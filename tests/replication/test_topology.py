@@ -183,6 +183,7 @@ def test_a_registry_grows_while_calls_go_on(start: Start, before: int, after: in
     assert [figures(name, shard).live_leases for shard in range(after)] == [0] * after
 
 
+@pytest.mark.long
 def test_growths_at_once_go_one_after_the_other(start: Start) -> None:
     """Each of several processes gets as many shards as it asks for at least; no lease is lost, and none is in two topologies."""
     name = start(1, 1)
