@@ -18,6 +18,10 @@ from .registry import known
 
 logger = logging.getLogger("safe_refs")
 
+_NOT_FLUSHED = (
+    "a pipeline could not flush: what was passed on inside may not be held; the error that ended it is raised"
+)
+
 
 @outside
 def flush(timeout: float | timedelta | None = None) -> None:
@@ -37,6 +41,11 @@ def flush(timeout: float | timedelta | None = None) -> None:
         from . import assembly
 
         assembly.flush(deadline)
+
+
+_NOT_FLUSHED = (
+    "a pipeline could not flush: what was passed on inside may not be held; the error that ended it is raised"
+)
 
 
 class Pipeline(ContextDecorator):
@@ -70,40 +79,42 @@ class Pipeline(ContextDecorator):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
-            try:
-                flush(self._timeout)
-            except Exception:
-                if error is None:
-                    raise
-                logger.exception(
-                    "a pipeline could not flush: what was passed on inside may not be held; the error that ended it is raised"
-                )
-            finally:
-                self._leave()
+            self._end(error)
         except BaseException:
-            self._leave()  # once more: a signal handler may raise at any line above
+            self._leave()  # once more: a signal handler may raise at any line of that
             raise
+
+    def _end(self, error: BaseException | None) -> None:
+        try:
+            flush(self._timeout)
+        except Exception:
+            if error is None:
+                raise
+            logger.exception(_NOT_FLUSHED)
+        finally:
+            self._leave()
 
     async def __aenter__(self) -> Pipeline:
         return self.__enter__()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        import asyncio  # takes a while, and most processes never need it
-
         try:
-            try:
-                await asyncio.to_thread(flush, self._timeout)
-            except Exception:
-                if error is None:
-                    raise
-                logger.exception(
-                    "a pipeline could not flush: what was passed on inside may not be held; the error that ended it is raised"
-                )
-            finally:
-                self._leave()
+            await self._end_async(error)
         except BaseException:
             self._leave()
             raise
+
+    async def _end_async(self, error: BaseException | None) -> None:
+        import asyncio  # takes a while, and most processes never need it
+
+        try:
+            await asyncio.to_thread(flush, self._timeout)
+        except Exception:
+            if error is None:
+                raise
+            logger.exception(_NOT_FLUSHED)
+        finally:
+            self._leave()
 
     def __await__(self) -> NoReturn:
         raise TypeError("pipeline() is entered, not awaited: async with pipeline()")

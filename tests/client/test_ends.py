@@ -186,7 +186,7 @@ def test_a_client_whose_server_is_killed_hears_so_and_its_leases_say_why(server:
 
     wait_until(lambda: error_of(own) is OwnerGoneError, NOTICED_S)
     wait_until(lambda: error_of(hanging) is LeaseLostError, NOTICED_S)
-    with pytest.raises(LeaseLostError, match="it depended on the process of worker"):
+    with pytest.raises(LeaseLostError, match="it depended on the Ray Client server of job"):
         safe_refs.loads(hanging)
 
 

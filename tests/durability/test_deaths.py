@@ -174,7 +174,9 @@ def test_a_maker_that_is_killed_while_copies_are_awaited_leaves_nothing(cluster:
     gate.touch()
     assert got(got(holder.made.remote())[0]) == b"late" * 1000
     assert not any(row.durable for row in safe_refs.leases(sizes=False))
-    safe_refs.shutdown()  # what a maker that is killed within `dumps` has pinned stays, as it does without `durable`
+    safe_refs.shutdown(
+        force=True
+    )  # what a maker that is killed within `dumps` has pinned stays, as it does without `durable`
     ray.kill(holder)
     gc.collect()
 

@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     out = tmp_path_factory.mktemp("leak")
     sizes = ["--rounds", str(ROUNDS), "--handovers", str(HANDOVERS), "--size", str(SIZE), "--store", "80000000"]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.leak", *sizes, "--patience", "1", "--quiet", "1", "--out", str(out), "--json", "-"],
+        [sys.executable, "-m", "benchmarks.leak", *sizes, "--patience", "1", "--quiet", "2", "--out", str(out), "--json", "-"],
         cwd=ROOT, capture_output=True, text=True, timeout=170, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"the benchmark failed:\n{done.stdout}\n{done.stderr}"

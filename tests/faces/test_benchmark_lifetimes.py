@@ -33,5 +33,6 @@ def test_expiry_of_half_of_all_leases_stalls_nobody(tmp_path: Path) -> None:
             break
     figures = json.loads(out.read_text())
     assert figures["stall"]["expired"] == 10_000
-    assert figures["stall"]["longest_ms"] < 50, done.stdout
+    # On a busy machine a call takes longer also while nothing expires.
+    assert figures["stall"]["longest_ms"] < max(50, 1.5 * figures["stall"]["idle_longest_ms"]), done.stdout
     assert figures["resolve"]["ratio"] <= 1.2, done.stdout

@@ -164,9 +164,11 @@ def test_borrowers_and_those_who_shut_down_end_in_time(registry: str) -> None:
 
 
 @pytest.mark.long
-def test_with_replicas_too(start: Start) -> None:
+def test_with_replicas_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a registry with two replicas of each lease, every call in the same time."""
+    monkeypatch.setenv("SAFE_REFS_TIMEOUT", "60")
     start(2, 2)
+    monkeypatch.setenv("SAFE_REFS_TIMEOUT", str(TIMEOUT_S))
     payload, doomed = (held(ray.put("v")) for _ in range(2))
     with stalled():
         calls = every_call(payload, doomed)

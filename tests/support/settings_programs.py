@@ -172,9 +172,8 @@ class Model:
             self.given[process] = before
             return "refused"
         if process == 0:
-            self.job = dict(arguments)
-            if found[1]["registry"] != "default":
-                self.job["registry"] = found[0]["registry"]
+            # What the driver's own environment says is passed on, too.
+            self.job = {name: value for name, value in found[0].items() if found[1][name] != "default"}
         return None
 
 
