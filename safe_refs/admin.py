@@ -211,7 +211,7 @@ def shutdown(registry: str | None = None, *, force: bool = False, timeout: float
 
     Raises:
         ValueError: other jobs have leases there, and `force` isn't given. Nothing was ended.
-        RegistryUnavailableError: no Ray connection, or no answer in time.
+        RegistryUnavailableError: no Ray connection, or no answer in time. Then no lease has ended, or all have or are about to.
     """
     from .registry import whole
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .._ray import actors, classes, workers
 from ..config import Limits
 from ..errors import SafeRefsError
-from . import steps, taking_back
+from . import closing, steps, taking_back
 from .clock import Clock
 from .hooks import Loop, Parts, ShardPart
 from .leases import LeaseTable
@@ -73,11 +73,13 @@ class Shard:
         parts: its parts, and where what happens to leases is announced.
         lock: guards the table, and what parts say that it guards.
         using: held by threads other than the one for calls while they have references in their hands. Taken before the lock.
-        is_closing: the registry is being shut down; nothing new is held.
+        owners: the owners of what it holds.
+        refuses_until: monotonic seconds; until then nothing new is held, as the registry may be shut down.
+        is_closing: the registry is being shut down, and all leases end.
     """
 
     def __init__(self, registry: str, identity: Identity, limits: Limits, number: int = 0, alone: bool = True) -> None:
-        self.registry, self.number, self.limits, self.is_closing = registry, number, limits, False
+        self.registry, self.number, self.limits, self.refuses_until, self.is_closing = registry, number, limits, 0.0, False
         self.lock, self.using = threading.Lock(), threading.Lock()
         self.table: LeaseTable[Ref] = LeaseTable(
             registry=registry,
@@ -88,13 +90,13 @@ class Shard:
             alone=alone,
             gone=lambda lease, items: self.parts.ended(lease, items),
         )
-        self._owners = Owners(self.table, self.lock, self.using, lambda owner: self.parts.owner_died(owner))
+        self.owners = Owners(self.table, self.lock, self.using, lambda owner: self.parts.owner_died(owner))
         self.parts = Parts()
 
     def start(self, parts: Sequence[ShardPart]) -> None:
         """Begin to work, with these parts of wings; called once."""
         classes.serve()
-        self.parts = Parts([Clock(self.table, self.lock), self._owners, *parts])
+        self.parts = Parts([Clock(self.table, self.lock), self.owners, *parts])
         for loop in self.parts.threads():
             threading.Thread(target=self._run, args=(loop,), name=f"safe_refs-{loop.name}", daemon=True).start()
 
@@ -116,7 +118,7 @@ class Shard:
     @unpacked(PinCall.unpack)
     def pin(self, call: PinCall, refs: list[Ref]) -> bytes | list[bytes | SafeRefsError] | NotNow:
         """Begin leases: the registry's identity, 16 bytes, if it holds them all; else of each that, or why it isn't held."""
-        not_now = NotNow.CLOSING if self.is_closing else self.parts.admit(call.version)
+        not_now = self.refuses() or self.parts.admit(call.version)
         if not_now is not None:
             return not_now
         answers: list[bytes | SafeRefsError] = []
@@ -199,7 +201,7 @@ class Shard:
         if call.query.sort == "bytes" or call.query.min_bytes is not None:
             with self.lock:  # to choose by size one has to know them all
                 held = list(set(self.table.items()))
-            sizes = self._owners.weigh(held)
+            sizes = self.owners.weigh(held)
             held.clear()
         with self.lock:
             found, now = page(self.table, call.query, sizes), time.time()
@@ -208,7 +210,7 @@ class Shard:
                 if self.parts.depends_on(lease):
                     infos[row] = dataclasses.replace(infos[row], depends_on=self.table.live[lease].giver.process)
         if sizes is None and call.with_sizes:
-            sizes = self._owners.weigh(list({ref for refs in found.items for ref in refs}))
+            sizes = self.owners.weigh(list({ref for refs in found.items for ref in refs}))
             weights = [sum(sizes.get(ref, 0) for ref in set(refs)) for refs in found.items]
             infos = [dataclasses.replace(info, size_bytes=each) for info, each in zip(infos, weights, strict=True)]
         return infos, found.after, now
@@ -225,19 +227,17 @@ class Shard:
             self.table.set_limits(limits)
             self.parts.limits_changed()
 
-    def close(self, call: CloseCall) -> int:
-        """Let go of everything, and wait until Ray has seen it, for so long at most; how many leases that were.
+    def hold_off(self, for_s: float) -> bool:
+        """Refuse new leases for so many seconds, as the registry may be shut down."""
+        return closing.hold_off(self, for_s)
 
-        An owner learns which processes resolved a reference from this shard only when this shard drops its own reference. If the
-        actor were killed before that, those live references would be lost.
-        """
-        self.is_closing, until = True, time.monotonic() + call.patience_s
-        with self.lock:
-            owners = self._owners.known_to()
-            ended = self.table.end_all(call.origin)
-        self.parts.closing(call.patience_s)
-        self._owners.wait_until_forgotten(owners, until - time.monotonic())
-        return ended
+    def close(self, call: CloseCall) -> int | NotNow:
+        """Let go of everything; how many leases that were."""
+        return closing.close(self, call)
+
+    def refuses(self) -> NotNow | None:
+        """Whether nothing new is held now. For parts, too."""
+        return NotNow.CLOSING if self.is_closing or time.monotonic() < self.refuses_until else None
 
     def lose(self, leases: Sequence[bytes], why: str) -> None:
         """What these leases held is gone from here. For parts, under the lock."""
@@ -245,7 +245,7 @@ class Shard:
 
     def weigh(self, refs: Sequence[Ref]) -> dict[Ref, int]:
         """Sizes of objects, where there are limits in bytes. For parts, too, without the lock."""
-        return self._owners.weigh(refs) if self.table.usage.limits.weighs else {}
+        return self.owners.weigh(refs) if self.table.usage.limits.weighs else {}
 
     def _run(self, loop: Loop) -> None:
         """A thread of this shard: one that fails must not end all that it has to do."""

@@ -28,7 +28,9 @@ class Shard(Protocol):
     table: LeaseTable[Ref]
     parts: Parts
     lock: Lock
-    is_closing: bool
+
+    def refuses(self) -> NotNow | None:
+        """Whether nothing new is held now."""
 
     def weigh(self, refs: Sequence[Ref]) -> dict[Ref, int]:
         """Sizes of objects."""
@@ -36,7 +38,7 @@ class Shard(Protocol):
 
 def carry_out(shard: Shard, call: GiveBackCall, refs: list[Ref]) -> list[bool | NotNow] | NotNow:
     """Take uses back, each with its references: for each whether its lease lives again by that."""
-    not_now = NotNow.CLOSING if shard.is_closing else shard.parts.admit(call.version)
+    not_now = shard.refuses() or shard.parts.admit(call.version)
     if not_now is not None:
         return not_now
     answers: list[bool | NotNow] = []

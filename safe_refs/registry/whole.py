@@ -173,8 +173,7 @@ def shutdown(registry: Registry, deadline: Deadline, *, force: bool) -> int:
 
     Raises:
         ValueError: they have, and `force` is False; nothing was ended.
-        RegistryUnavailableError: a shard did not answer in time. Those that did have let go of their leases, and refuse new ones
-            until the next `shutdown` ends them.
+        RegistryUnavailableError: a shard did not answer in time. Then nothing has ended; or all has, or is about to: see `closing`.
     """
     import ray
 
@@ -188,6 +187,7 @@ def shutdown(registry: Registry, deadline: Deadline, *, force: bool) -> int:
     ended: dict[int, int] = {}
     waiting = set(range(layout.shards))
     while waiting:
+        _hold_off(registry, waiting, deadline)
         patience_s = min(deadline.left_s() * _CLOSES_WITHIN, _CLOSES_WITHIN_S)
         call = Call(Shard.close, CloseCall(here.origin(), patience_s))
         replies = registry.ask(dict.fromkeys(waiting, call), deadline)
@@ -195,7 +195,7 @@ def shutdown(registry: Registry, deadline: Deadline, *, force: bool) -> int:
             raise registry.no_answer(deadline)
         ended |= {shard: reply for shard, reply in replies.items() if isinstance(reply, int)}
         # A dead shard comes back in a moment, and has to let go in order of what it recovers, too.
-        waiting = {shard for shard, reply in replies.items() if reply is Silence.DEAD}
+        waiting = {shard for shard, reply in replies.items() if reply in (Silence.DEAD, NotNow.CLOSING)}
         if waiting:
             registry.pause(deadline)
     handles = [registry.take_handle(shard) for shard in ended]
@@ -207,6 +207,22 @@ def shutdown(registry: Registry, deadline: Deadline, *, force: bool) -> int:
     for part in here.parts:
         part.shut_down(registry.name, layout.shards)
     return math.ceil(sum(ended.values()) / layout.replicas)
+
+
+def _hold_off(registry: Registry, shards: Iterable[int], deadline: Deadline) -> None:
+    """Have shards refuse new leases, all of them that run, for as long as there is time; if that fails, they take them again."""
+    waiting = asked = set(shards)
+    try:
+        while waiting:
+            replies = registry.ask(dict.fromkeys(waiting, Call(Shard.hold_off, max(deadline.left_s(), 0.0))), deadline)
+            if Silence.LATE in replies.values():
+                raise registry.no_answer(deadline)
+            waiting = {shard for shard, reply in replies.items() if reply is Silence.DEAD}
+            if waiting:
+                registry.pause(deadline)
+    except BaseException:
+        registry.send(dict.fromkeys(asked, Call(Shard.hold_off, 0.0)))
+        raise
 
 
 def _check_others(registry: Registry, deadline: Deadline) -> None:
