@@ -79,8 +79,8 @@ class Shard:
     """
 
     def __init__(self, registry: str, identity: Identity, limits: Limits, number: int = 0, alone: bool = True) -> None:
-        self.registry, self.number, self.limits, self.refuses_until, self.is_closing = registry, number, limits, 0.0, False
-        self.lock, self.using = threading.Lock(), threading.Lock()
+        self.registry, self.number, self.limits, self.refuses_until = registry, number, limits, 0.0
+        self.lock, self.using, self.is_closing = threading.Lock(), threading.Lock(), False
         self.table: LeaseTable[Ref] = LeaseTable(
             registry=registry,
             identity=identity,
