@@ -158,6 +158,7 @@ def test_a_client_carries_no_handle_that_keeps_nothing_alive(client: Client, clu
     ray.kill(detached)
 
 
+@pytest.mark.long
 def test_from_a_client_into_the_cluster(port: int, cluster: str) -> None:
     """A payload that a client made opens in the cluster, to the real things, and in another client, while the client is there."""
     assert cluster

@@ -103,7 +103,8 @@ def test_a_client_that_disconnects_ends_what_it_owned_and_nothing_else(end_of_it
     assert (figures.live_leases, figures.lost) == (0, 0)
 
 
-@pytest.mark.parametrize("how", ["ray.shutdown", pytest.param("ray.util.disconnect", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["ray.shutdown", "ray.util.disconnect"])
 def test_a_client_that_disconnects_flushes_first(how: str, port: int, owner: Any) -> None:
     """It pins others' objects without waiting, while the registry doesn't answer, and disconnects: the registry holds them."""
     safe_refs.init()

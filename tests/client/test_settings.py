@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.clients import Client
 
 
+@pytest.mark.long
 def test_what_init_says_in_a_client_holds_for_its_tasks(client: Client, cluster: str) -> None:
     """Also for those that have used safe_refs before; and `settings` says who said so."""
     seen = client(

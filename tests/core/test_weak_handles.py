@@ -103,6 +103,7 @@ def test_a_detached_actor_publishes_itself_without_a_word(recwarn: pytest.Warnin
     assert dies(pid)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_name_is_enough_for_the_creator_and_for_whom_it_gave_its_handle() -> None:
     """`ray.get_actor` in a process that Ray counts a handle of the actor in: the lease holds the actor."""

@@ -56,7 +56,7 @@ def test_a_target_is_missed_beyond_a_tenth() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["plain", *(pytest.param(part, marks=pytest.mark.slow) for part in PARTS if part != "plain")]
+    "part", [pytest.param(part, marks=pytest.mark.long if part == "plain" else pytest.mark.slow) for part in PARTS]
 )
 def test_each_part_writes_its_report(tmp_path: Path, part: str) -> None:
     """RESULTS.md, the figures as JSON, and the pictures that the report shows; figures of all sections, none without its spread."""

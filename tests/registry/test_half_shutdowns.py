@@ -66,7 +66,9 @@ def works_again(begun: float) -> bytes:
     return payload
 
 
-@pytest.mark.parametrize("topology", [(1, 1), pytest.param((2, 1), marks=pytest.mark.long), (2, 2)])
+@pytest.mark.parametrize(
+    "topology", [(1, 1), *(pytest.param(each, marks=pytest.mark.long) for each in ((2, 1), (2, 2)))]
+)
 @pytest.mark.parametrize(("after", "left"), [("hold_off", 20), ("close", 0)])
 @pytest.mark.parametrize("how", ["killed", pytest.param("interrupted", marks=pytest.mark.long)])
 def test_one_that_is_ended_half_way(start: Start, topology: tuple[int, int], after: str, left: int, how: str) -> None:
