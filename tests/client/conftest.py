@@ -72,5 +72,6 @@ def owner(cluster: str) -> Iterator[Any]:
     """An actor of the cluster that outlives every client, and that clients find by the name `owner`."""
     assert cluster
     actor = as_actor(Owner).options(name="owner", namespace=NAMESPACE, lifetime="detached").remote()
+    ray.get(actor.__ray_ready__.remote(), timeout=60)
     yield actor
     ray.kill(actor)
