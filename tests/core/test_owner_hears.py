@@ -25,7 +25,7 @@ def test_the_objects_owner_hears_of_the_drop_first() -> None:
     assert ray.get(safe_refs.loads(data)[0], timeout=20) == "one"
 
 
-@pytest.mark.long
+@pytest.mark.slow  # with what it needs to be busy, it would disturb the other tests
 @pytest.mark.usefixtures("cluster")
 def test_it_can_be_had_again_on_a_busy_machine() -> None:
     """A registry that gets an object again just after it has dropped it is known to the object's owner, however late that hears.
