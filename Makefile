@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
 	@echo "make test         the tests, what takes long in a short form (under 8 minutes on 2 cores)"
-	@echo "make test-long    what takes long: storms, benchmarks, nodes that die, long waits (about as long again)"
+	@echo "make test-long    what takes long: storms, benchmarks, nodes that die, long waits (some 20 minutes)"
 	@echo "make test-deep    what takes too long for every day: 10,000 programs for the rules, 1,000 kills"
 	@echo "make test-integrations  the tests with Ray Data, Serve, Modin and Dask, in an environment of their own"
 	@echo "make check        lint, format, types, all of these tests but the deep ones: what CI runs"
