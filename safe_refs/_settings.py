@@ -212,7 +212,7 @@ def publish(new: Mapping[str, Any], until: Deadline) -> None:
     """If this is a driver: tell the tasks and actors of its job. When this returns, all of them go by it.
 
     Raises:
-        RegistryUnavailableError: Ray's control service does not answer in time; they aren't told, as far as is known here.
+        RegistryUnavailableError: Ray's control service does not answer in time; they don't go by it, as far as is known here.
     """
     import json  # here and below: whoever only pickles plain objects needn't wait for it
 

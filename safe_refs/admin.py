@@ -174,7 +174,7 @@ def _begin(client: Session, given: Mapping[str, Any]) -> RegistryStats:
     from . import assembly
     from .registry import whole
 
-    wishes, told = _settings.wished(given)
+    wishes, for_job = _settings.wished(given)
     found = client.registry(wishes.registry)
     limits = {name: value for name, value in given.items() if config.BY_NAME[name].of_registry}
     while True:
@@ -185,7 +185,7 @@ def _begin(client: Session, given: Mapping[str, Any]) -> RegistryStats:
         try:
             figures = whole.stats(found, deadline.timeout_s)
             if figures is not None:  # else somebody has shut it down in between
-                _settings.publish(told, deadline)
+                _settings.publish(for_job, deadline)
                 _settings.keep(given)
                 return figures
         except BaseException:

@@ -4,7 +4,7 @@ A caller that is interrupted or dies, or that another shard has not answered, do
 and the shards take leases again when the caller's time is over. If it has taken that step, but does not end the shard's process by
 then, the shard does so itself. Nobody is refused for longer than that.
 
-What always holds: a shard that has not been told to refuse leases, or whose time for that is over, is not closed.
+What always holds: a shard that has not been asked to refuse leases, or whose time for that is over, is not closed.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ def close(shard: Shard, call: CloseCall) -> int | NotNow:
     if not shard.is_closing:
         if left_s <= 0:
             return NotNow.CLOSING
+        # Another `shutdown` may have asked for less time. Before its owners know who resolved from it, a shard is not to end.
+        ends_in_s = max(left_s, call.patience_s)
+        # First the thread: if none can be started, nothing has changed.
+        threading.Thread(target=_end, args=(shard, ends_in_s), name="safe_refs-closing", daemon=True).start()
         shard.is_closing = True
-        threading.Thread(target=_end, args=(shard, left_s), name="safe_refs-closing", daemon=True).start()
     until = time.monotonic() + call.patience_s
     with shard.lock:
         owners = shard.owners.known_to()
