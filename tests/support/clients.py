@@ -68,7 +68,9 @@ def said(program: subprocess.Popen[str], timeout_s: float = 90) -> Any:
 
 
 def end(program: subprocess.Popen[str]) -> None:
-    """Let a client's program come to its end, or kill it."""
+    """Let a client's program come to its end, or kill it; nothing, if `said` has ended it."""
+    if program.poll() is not None and program.stdout is not None and program.stdout.closed:
+        return
     try:
         program.communicate("\n", timeout=60)
     except subprocess.TimeoutExpired:
