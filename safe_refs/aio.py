@@ -10,6 +10,7 @@ What always holds: arguments, results and errors are those of the functions of t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
@@ -145,12 +146,13 @@ async def loads(
     buffers: Iterable[Buffer] | None = None,
     resolve: bool = True,
     take: bool = False,
+    anchored: bool = False,
     timeout: float | timedelta | None = None,
 ) -> Any:
     """`safe_refs.loads`, awaited."""
     how = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors, "buffers": buffers}
     uses: list[spending.Use] = []
-    loaded = await load_async(data, how, uses, resolve=resolve, take=take, timeout=timeout)
+    loaded = await load_async(data, how, uses, resolve=resolve, take=take, anchored=anchored, timeout=timeout)
     spending.opened(uses)
     return loaded
 
@@ -163,12 +165,15 @@ async def loads_many(
     errors: str = "strict",
     resolve: bool = True,
     take: bool = False,
+    anchored: bool = False,
     timeout: float | timedelta | None = None,
 ) -> list[Any]:
     """`safe_refs.loads_many`, awaited. The objects are unpickled in a thread."""
     how = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors}
     uses: list[spending.Use] = []
-    load = partial(load_all, several(payloads), how, uses, resolve=resolve, take=take, timeout=timeout)
+    load = partial(
+        load_all, several(payloads), how, uses, resolve=resolve, take=take, anchored=anchored, timeout=timeout
+    )
     loaded = await undoable(load, lambda _: spending.give_back(uses, timeout))
     spending.opened(uses)
     return loaded
@@ -250,10 +255,18 @@ def _checked(handle: SafeRef[T]) -> SafeRef[T]:
     return handle
 
 
-async def resolve(handle: SafeRef[T], *, timeout: float | timedelta | None = None) -> ray.ObjectRef[T]:
+async def resolve(
+    handle: SafeRef[T], *, anchored: bool = False, timeout: float | timedelta | None = None
+) -> ray.ObjectRef[T]:
     """`SafeRef.resolve`, awaited."""
-    use = os.urandom(8)  # so that it is given back if this is cancelled
+    use, since = os.urandom(8), time.monotonic()  # a use that is given back if this is cancelled
     refs = await asks.resolve_async(_checked(handle).address, timeout, slot=handle.slot, take=False, use=use)
+    if anchored:
+        try:
+            await asks.await_anchored_async([handle.address], timeout, since)
+        except BaseException:
+            await spending.give_back_async([spending.Use(handle.address, use, False, refs)], timeout)
+            raise
     found: ray.ObjectRef[T] = refs[0]
     return found
 

@@ -62,6 +62,26 @@ def resolve(
     return here.sender.resolve(row, _settings.deadline(timeout))
 
 
+@serializing.outside
+def await_anchored(addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, since: float) -> None:
+    """Wait until the owners of what this process has just resolved know it, so that it no longer depends on the registry.
+
+    Args:
+        addresses: of the leases.
+        timeout: of the whole call.
+        since: when that has begun, in monotonic seconds.
+
+    Raises:
+        RegistryUnavailableError: the registry does not anchor, or not in time.
+    """
+    here, timeout_s = _client(), _settings.deadline(timeout).timeout_s
+    deadline = Deadline(since + timeout_s, timeout_s)
+    for registry in dict.fromkeys(address.registry for address in addresses):
+        leases = [address.lease for address in addresses if address.registry == registry]
+        for part in here.parts:
+            part.await_anchored(registry, leases, deadline)
+
+
 def _give_back_late(row: Wanted, refs: list[Any]) -> None:
     """The answer to a resolve whose caller a signal handler's exception has taken away: nobody has had that use."""
     give_back([Use(row.address, row.use, row.take, refs)], None)
@@ -114,6 +134,15 @@ async def know_settings(timeout: float | timedelta | None = None) -> None:
 
     if not _settings.is_fresh():
         await asyncio.to_thread(_settings.current, timeout)
+
+
+async def await_anchored_async(
+    addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, since: float
+) -> None:
+    """`await_anchored`, awaited."""
+    import asyncio
+
+    await asyncio.to_thread(await_anchored, addresses, timeout, since)
 
 
 async def resolve_async(

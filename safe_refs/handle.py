@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -78,13 +79,14 @@ class SafeRef(Generic[T_co]):
         """What it resolves to: `o` is an `ObjectRef`, `a` an `ActorHandle`."""
         return self._kind
 
-    def resolve(self, *, timeout: float | timedelta | None = None) -> ray.ObjectRef[T_co]:
+    def resolve(self, *, anchored: bool = False, timeout: float | timedelta | None = None) -> ray.ObjectRef[T_co]:
         """Give the reference back, tracked by Ray as if it had been passed in-band. Counts as one use of the lease.
 
         Returns:
             The reference; of an actor, its `ActorHandle`.
 
         Args:
+            anchored: as for `loads`.
             timeout: seconds to wait for the registry (not for the value); default from `init` or `SAFE_REFS_TIMEOUT`.
 
         Raises:
@@ -92,8 +94,11 @@ class SafeRef(Generic[T_co]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
-        use = os.urandom(8)  # so that it is given back if a signal handler's exception ends the wait
+        use, since = os.urandom(8), time.monotonic()  # so that it is given back if a signal handler raises
         found: ray.ObjectRef[T_co] = asks.resolve(self._address, timeout, slot=self._slot, take=False, use=use)[0]
+        if anchored:
+            with spending.unless_opened([Use(self._address, use, False, [found])], timeout):
+                asks.await_anchored([self._address], timeout, since)
         return found
 
     def get(self, timeout: float | None = None) -> T_co:

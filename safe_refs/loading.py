@@ -5,6 +5,7 @@ What always holds: either all objects are there, with the uses of leases that th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pickle import loads as unpickle  # as it is now: see `pickling`
@@ -38,13 +39,14 @@ def load_all(
     *,
     resolve: bool = True,
     take: bool = False,
+    anchored: bool = False,
     timeout: float | timedelta | None = None,
 ) -> list[Any]:
     """What `loads_many` returns; and the uses of leases, for who may give them back later. If it raises, it has given them back."""
     for wrong in filter(None, map(mistaken, datas)):
         raise wrong
     found = [envelope.find(data) if envelope.is_payload(data) else None for data in datas]
-    headers = [each.header for each in found if each is not None]
+    headers, since = [each.header for each in found if each is not None], time.monotonic()
     ids = [new_use(header, take) for header in headers]
     values = list(slot_values(headers, resolve, take, timeout, ids))
     if resolve:
@@ -59,6 +61,8 @@ def load_all(
                 else:
                     with reading(each.header, values.pop(), resolve):
                         loaded.append(unpickle(each.inner, **how))
+            if anchored and resolve and headers:
+                asks.await_anchored([header.address for header in headers], timeout, since)
     except BaseException:
         del values, loaded  # the error keeps this frame
         raise
@@ -66,11 +70,17 @@ def load_all(
 
 
 def load_many(
-    datas: Sequence[Any], how: Mapping[str, Any], *, resolve: bool, take: bool, timeout: float | timedelta | None
+    datas: Sequence[Any],
+    how: Mapping[str, Any],
+    *,
+    resolve: bool,
+    take: bool,
+    anchored: bool,
+    timeout: float | timedelta | None,
 ) -> list[Any]:
     """What `loads_many` returns."""
     uses: list[Use] = []
-    loaded = load_all(datas, how, uses, resolve=resolve, take=take, timeout=timeout)
+    loaded = load_all(datas, how, uses, resolve=resolve, take=take, anchored=anchored, timeout=timeout)
     spending.opened(uses)
     return loaded
 
@@ -82,6 +92,7 @@ async def load_async(
     *,
     resolve: bool = True,
     take: bool = False,
+    anchored: bool = False,
     timeout: float | timedelta | None = None,
 ) -> Any:
     """What `loads` returns, awaited; `uses` as for `load_all`."""
@@ -95,12 +106,15 @@ async def load_async(
         with reading(header, slot_values([header], resolve, take, timeout, [b""])[0], resolve):
             return unpickle(inner, **how)
     asks.check_kinds(header)
-    use = new_use(header, take)
+    use, since = new_use(header, take), time.monotonic()
     refs = await asks.resolve_async(header.address, timeout, slot=None, take=take, use=use)
     uses.append(Use(header.address, use, take, refs))
     try:
         with reading(header, refs, resolve):
-            return unpickle(inner, **how)
+            loaded = unpickle(inner, **how)
+        if anchored:
+            await asks.await_anchored_async([header.address], timeout, since)
+        return loaded
     except BaseException:
         del refs  # the error keeps this frame
         await spending.give_back_async(uses, timeout)

@@ -8,6 +8,7 @@ pickle is opened.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pickle import loads as unpickle  # as it is now: somebody may set the module's own to ours
@@ -173,6 +174,7 @@ def loads(
     buffers: Iterable[Buffer] | None = None,
     resolve: bool = True,
     take: bool = False,
+    anchored: bool = False,
     timeout: float | timedelta | None = None,
 ) -> Any:
     """Unpickle what `dumps`, or any other pickler, wrote.
@@ -186,6 +188,7 @@ def loads(
         resolve: False puts a `SafeRef` where each reference was, and asks the registry nothing.
         take: True ends the lease in the same step; what was resolved stays good. If the object can't be opened (a module is missing
             here, say), the take is given back, as is a use of a lease with `uses`.
+        anchored: True waits until the references are safe from a crash of the registry. Otherwise they are within a second.
         timeout: seconds to wait for the registry (not for any value); default from `init` or `SAFE_REFS_TIMEOUT`.
 
     Returns:
@@ -208,12 +211,15 @@ def loads(
         if (wrong := mistaken(data)) is None:
             raise
         raise wrong from None
-    found = envelope.find(data)
+    found, since = envelope.find(data), time.monotonic()
     use = os.urandom(8) if take or "uses" in found.header.terms else b""  # as `new_use`, which would be one step more
     values = slot_values([found.header], resolve, take, timeout, [use])
     with reading(found.header, values[0], resolve, use, take, timeout):
         del values  # an error keeps this frame
-        return unpickle(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+        loaded = unpickle(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+        if anchored and resolve:
+            asks.await_anchored([found.header.address], timeout, since)
+        return loaded
 
 
 def loads_many(
@@ -224,6 +230,7 @@ def loads_many(
     errors: str = "strict",
     resolve: bool = True,
     take: bool = False,
+    anchored: bool = False,
     timeout: float | timedelta | None = None,
 ) -> list[Any]:
     """`loads` of each payload, with one call to the registry (to each shard of it) for all, or for each thousand.
@@ -235,6 +242,7 @@ def loads_many(
         errors: see `fix_imports`.
         resolve: see `fix_imports`.
         take: see `fix_imports`.
+        anchored: see `fix_imports`.
         timeout: see `fix_imports`.
 
     Returns:
@@ -244,7 +252,7 @@ def loads_many(
         Exception: as from `loads`, for the first payload that can't be loaded. Uses and takes of all are given back.
     """
     how = {"fix_imports": fix_imports, "encoding": encoding, "errors": errors}
-    return load_many(several(payloads), how, resolve=resolve, take=take, timeout=timeout)
+    return load_many(several(payloads), how, resolve=resolve, take=take, anchored=anchored, timeout=timeout)
 
 
 def dump(

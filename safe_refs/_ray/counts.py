@@ -131,6 +131,49 @@ def touch_zero(refs: Sequence[Any]) -> list[Touch]:
     return list(touches.values())
 
 
+def touch_held(refs: Sequence[Any]) -> list[Touch]:
+    """`touch_zero` for a process that has one Python reference to each of `refs`, nearly always: a shard, with many objects.
+
+    `touch_zero` asks Ray for the counts of all objects of the process, twice, which takes a microsecond for each, in one piece. This
+    takes 15 microseconds for each of `refs`, however many others there are: it lowers each count by one, and sees whether Ray has
+    forgotten the owner by that. Where it has not, the count was higher, or the object is in use, or Ray remembers it for borrowers
+    that were not reported. Then the count is as it was, and `touch_zero` finds out.
+
+    Between the steps an exception, of a signal's handler for instance, leaves a count one too high at worst.
+
+    Args:
+        refs: as for `touch_zero`.
+    """
+    import ray
+
+    core = core_worker()
+    nil: Any = ray.ObjectRef.nil()
+    touches = [Touch.BUSY] * len(refs)
+    left: list[int] = []
+    with _no_collection() as quiet:
+        for place, ref in enumerate(refs if quiet else ()):
+            if is_actor_handle(ref):
+                left.append(place)
+                continue
+            _, owner, status = core.serialize_object_ref(ref)
+            forgotten = False
+            try:
+                core.remove_object_ref_reference(ref)
+                try:
+                    core.get_owner_address(ref)
+                    left.append(place)
+                except ValueError:
+                    forgotten = True
+                    touches[place] = Touch.REPORTED
+            finally:
+                core.add_object_ref_reference(ref)
+                if forgotten:
+                    core.deserialize_and_register_object_ref(ref.binary(), nil, owner, status)
+    for place, touch in zip(left, touch_zero([refs[place] for place in left]) if left else (), strict=True):
+        touches[place] = touch
+    return touches
+
+
 def _touch_actor(handle: Any) -> Touch:
     """`touch_zero` for the one handle that this process has of an actor."""
     import ray

@@ -27,6 +27,7 @@ from .._ray import actors, counts, workers
 from .._ray.counts import Touch
 from ..config import Deadline
 from ..envelope import LeaseAddress
+from ..errors import RegistryUnavailableError
 from ..registry.hooks import ClientPart
 from ..registry.records import Identity
 from ..registry.requests import Plan
@@ -124,6 +125,14 @@ class Borrower(ClientPart):
         """The objects' owners know the registry, while they don't know this process yet."""
         if not self._session.connection.client:
             self._reports.note_recent((ref.binary() for ref in actors.only_objects(refs)), address)
+
+    def await_anchored(self, registry: str, leases: Sequence[bytes], deadline: Deadline) -> None:
+        """See `ClientPart`."""
+        if not self._holders.anchor_now(registry, leases, deadline) or not self._holders.anchors(registry, deadline):
+            raise RegistryUnavailableError(
+                f"what was resolved depends on registry {registry!r}, which has not anchored it within {deadline.timeout_s:g} s, or "
+                "does not anchor at all: try again, or load without anchored=True"
+            )
 
     def released(self, registry: str, leases: Sequence[bytes]) -> None:
         """Leases that have ended depend on nobody."""

@@ -68,6 +68,10 @@ class Holders:
             leases = left
             time.sleep(_ASKS_PAUSE_S)
 
+    def anchors(self, registry: str, deadline: Deadline) -> bool:
+        """Whether a registry anchors at all; False if it doesn't answer."""
+        return self._session.registry(registry).ask({0: Call(Anchoring.anchors)}, deadline)[0] is True
+
     def give_back(self, registry: str, lease: bytes, ids: Collection[bytes], relay: int) -> None:
         """Have all shards that may hold a lease give objects of it back to this process, in a relay's stead. Doesn't wait.
 

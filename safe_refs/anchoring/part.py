@@ -16,6 +16,7 @@ from ..registry.calls import Call
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.wire import NotNow, ResolveRow
 from .handed_out import HandedOut
+from .pace import Pace
 from .relays import Relays
 from .rounds import Rounds
 from .unanchored import Unanchored
@@ -48,18 +49,24 @@ class Anchoring(ShardPart):
         self._lock = shard.lock
         self._anchors = anchors and counts.can_anchor()
         self._relays = Relays()
-        # Both are guarded by the shard's lock; their bounds stand in their files.
+        # All three are guarded by the shard's lock; their bounds stand in their files.
         self._unanchored = Unanchored(shard.table.clock)
+        self._pace = Pace(shard.table.clock)
         self._handed_out = HandedOut(self._held_ids, lambda: self._table.usage.references)
         self._me: Any = None  # the shard's own handle, once it is needed; only the rounds' thread touches it
-        self._rounds = Rounds(shard.table, self._unanchored, shard.lock, shard.using, self._relays, self._call_touch)
+        self._rounds = Rounds(
+            shard.table, self._unanchored, self._pace, shard.lock, shard.using, self._relays, self._call
+        )
 
     # Events, under the shard's lock.
 
     def pinned(self, lease: bytes, began: Began) -> None:
         """A lease that a borrower pinned depends on it; and so does one that came from another shard, until it is anchored here."""
+        if self._anchors and len(self._table.live) == 1:
+            self._rounds.wake()
         if began.borrower and (self._anchors or not began.from_shard):
-            self._unanchored.note(lease, began.borrower, from_shard=began.from_shard)
+            size = len(self._table.items_of(lease))
+            self._unanchored.note(lease, began.borrower, size=size, from_shard=began.from_shard)
             self._rounds.nudge()
 
     def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool) -> None:
@@ -82,14 +89,19 @@ class Anchoring(ShardPart):
         """The process that a lease depends on."""
         return self._unanchored.depends_on(lease)
 
-    def figures(self) -> Mapping[str, int]:
+    def figures(self) -> Mapping[str, float]:
         """How many leases are unanchored; and a shard counts as recovering while leases depend on another shard."""
-        return {"unanchored": len(self._unanchored), "recovering": int(self._unanchored.from_shards() > 0)}
+        figures = self._unanchored
+        return {
+            "unanchored": len(figures),
+            "anchoring_behind_s": figures.behind_s(),
+            "recovering": int(figures.from_shards() > 0),
+        }
 
     def _pass_on(self, lease: bytes, *, soon: bool) -> None:
         # A take, or the last use, has ended the lease already: nothing is to be anchored that isn't held any more.
         if lease in self._table.live:
-            self._unanchored.note(lease, soon=soon)
+            self._unanchored.note(lease, size=len(self._table.items_of(lease)), soon=soon)
             self._rounds.nudge()
 
     # Events, without the lock.
@@ -97,9 +109,13 @@ class Anchoring(ShardPart):
     def pinning(self, borrower: bytes, refs: Sequence[Ref]) -> None:
         """A borrower pins objects that were handed out: report to the owners who has got them, before the call is answered.
 
-        The answer to this call would send what Ray knows here about their readers to the borrower.
+        The answer to this call would send what Ray knows here about their readers to the borrower; and, to whoever calls, what Ray
+        knows about the relays.
         """
-        if not borrower or not self._anchors:
+        if not self._anchors:
+            return
+        self._note_reported(*self._rounds.finish(map(actors.id_of, refs)))
+        if not borrower:
             return
         with self._lock:
             found = [ref for ref in refs if actors.id_of(ref) in self._handed_out] if self._handed_out else []
@@ -115,6 +131,11 @@ class Anchoring(ShardPart):
             process = self._unanchored.depends_on(row.lease)
         return NotNow.DOUBTFUL if process and workers.is_surely_dead(process) else None
 
+    def crowded(self) -> NotNow | None:
+        """So many references wait to be anchored that those which are resolved now would not be within a second."""
+        with self._lock:
+            return NotNow.BEHIND if self._pace.is_behind(self._unanchored.waiting) else None
+
     def threads(self) -> Sequence[Loop]:
         """The rounds, and what takes back the loans."""
         if not self._anchors:
@@ -127,6 +148,11 @@ class Anchoring(ShardPart):
             self._rounds.close(patience_s)
 
     # Calls from other processes, and from the rounds' thread.
+
+    @remote
+    def anchors(self) -> bool:
+        """Whether this registry anchors."""
+        return self._anchors
 
     @remote
     def anchor_now(self, leases: Sequence[bytes]) -> list[bytes]:
@@ -158,16 +184,19 @@ class Anchoring(ShardPart):
         return refs
 
     @remote
-    def touch(self) -> list[Touch]:
-        """Take the counts of the round's batch to zero and up again. No other call is carried out meanwhile."""
-        refs, touched = self._rounds.touch_batch()
-        self._note_reported(refs, touched)
-        return touched
+    def watch(self) -> None:
+        """The round is about to lend its batch."""
+        self._rounds.watch()
 
-    def _call_touch(self) -> Any:
+    @remote
+    def touch(self) -> None:
+        """Take the counts of the round's batch to zero and up again. No other call is carried out meanwhile."""
+        self._note_reported(*self._rounds.touch_batch())
+
+    def _call(self, method: str) -> Any:
         if self._me is None:
             self._me = _own_handle()
-        return _call_self(self._me, Anchoring.touch)
+        return _call_self(self._me, {"watch": Anchoring.watch, "touch": Anchoring.touch}[method])
 
     def _note_reported(self, refs: Sequence[Ref], touched: Sequence[Touch]) -> None:
         with self._lock:

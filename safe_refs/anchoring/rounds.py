@@ -1,11 +1,14 @@
 """The rounds by which a shard anchors what it holds and has passed on: `relays` has the method, `unanchored` what is due when.
 
     the rounds' thread                              the thread that answers calls          the returning thread
-      take what is due, up to 128 references
+      take what is due, up to 256 references
       do both relays answer? (touching.find_pair)
-      call the shard's own `touch` ───────────────►  lend to both relays, touch zero
+      call the shard's own `watch` ───────────────►  from now on, a call that brings one of them touches first
+      lend to both relays
+      call the shard's own `touch` ───────────────►  touch zero
       note nothing yet ◄────────────────────────────  for each: REPORTED, UNKNOWN or BUSY
       begin to return ──────────────────────────────────────────────────────────────────►  have the relays give back
+      the next round, meanwhile
       note the outcome of each lease ◄──────────────────────────────────────────────────── which owners have confirmed it
 
 What always holds: a round that fails for a lease is repeated, at growing intervals; a round that fails altogether leaves all of its
@@ -19,13 +22,16 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, objects, workers
 from .._ray.counts import Touch
+from .outcomes import Outcomes
+from .pace import Pace
 from .relays import Relays
-from .returning import Pair, Returner
+from .returning import Pair, Return, Returner
 from .touching import BUSY_PAUSE_S, KEEPS_RELAYS_S, Touching
 from .unanchored import GATHERS_S, Unanchored
 
@@ -33,29 +39,49 @@ if TYPE_CHECKING:
     import ray
 
     from ..registry.leases import LeaseTable
-    from ..registry.records import Origin
 
     Ref = ray.ObjectRef[Any]
 
 logger = logging.getLogger("safe_refs.registry")
 
 _PROBE_S = 0.3  # between two looks at whether the processes that leases depend on still live
-_MOST_REFERENCES = 128  # in a turn: a few milliseconds of the shard's time
+_MOST_REFERENCES = 256  # in a turn: some four milliseconds of the shard's time
+_MOST_UNDER_WAY = 3  # rounds whose loans are on their way back
 _AWAY_S = 0.5  # a call waits no longer for objects that relays have
-_OWNER_ANSWERS_S = 1.0
 _TURN_COMES_S = 60.0
 _LOOKS_S = 0.2
 _BACK_S = 10.0  # far longer than `returning` takes for a loan
-_ACTORS_TRIES = 10
-_TIME_SHARE = 5  # a turn is followed by a pause of so many times its length
 
 
-class Batch(NamedTuple):
-    """What one turn is to touch: under which key, which references, by which relays."""
+class Batch:
+    """What one turn is to touch.
 
-    key: bytes
-    refs: list[Ref]
-    pair: Pair
+    Attributes:
+        key: under which relays hold it.
+        refs: the references, each object once.
+        pair: the relays.
+        ids: of the objects.
+        is_lent: both relays hold it.
+        is_over: `is_lent` doesn't change any more.
+        touched: for each reference what came of the touch; None before.
+    """
+
+    def __init__(self, refs: list[Ref], pair: Pair) -> None:
+        self.key = os.urandom(8)
+        self.refs = refs
+        self.pair = pair
+        self.ids = [actors.id_of(ref) for ref in refs]
+        self.is_lent = False
+        self.is_over = threading.Event()
+        self.touched: list[Touch] | None = None
+
+
+class UnderWay(NamedTuple):
+    """A round whose outcome is not noted yet: its leases with their marks, what came of each object, and what is on its way back."""
+
+    leases: dict[bytes, int]
+    touched: dict[bytes, Touch]
+    back: list[Return]
 
 
 class Rounds:
@@ -64,31 +90,38 @@ class Rounds:
     Args:
         table: what the shard holds.
         unanchored: what is to be anchored.
-        lock: guards both.
+        pace: how fast that goes.
+        lock: guards all three.
         using: held by threads of the shard while they have references in their hands. Taken before the lock.
         relays: how to call relays.
-        call_touch: has the shard carry out `touch_batch` in its turn, when no other call is; the reply to wait for, which is for each
-            reference what came of it.
+        call: has the shard carry out `watch` or `touch` in its turn, when no other call is; the reply to wait for.
     """
 
     def __init__(
         self,
         table: LeaseTable[Ref],
         unanchored: Unanchored,
+        pace: Pace,
         lock: threading.Lock,
         using: threading.Lock,
         relays: Relays,
-        call_touch: Callable[[], Any],
+        call: Callable[[str], Any],
     ) -> None:
         self._table = table
         self._unanchored = unanchored
+        self._pace = pace
         self._lock = lock
         self._using = using
-        self._call_touch = call_touch
+        self._call = call
         self._touching = Touching(relays, lock, using)
-        self._batch = Batch(b"", [], self._touching.pair)
+        self._batch: Batch | None = None  # in the hands of the round
+        self._watched: Batch | None = (
+            None  # the same, from `watch` to `touch`; only the thread that answers calls uses it
+        )
+        self._watched_ids: frozenset[bytes] = frozenset()
+        self._under_way: deque[UnderWay] = deque()  # at most _MOST_UNDER_WAY, and one
         self.returner = Returner(relays)
-        self._pause_s = BUSY_PAUSE_S
+        self._outcomes = Outcomes(table, unanchored, lock, using)
         self._looked_at = -math.inf
         self._closing = threading.Event()
         self._wake = threading.Event()
@@ -96,15 +129,27 @@ class Rounds:
 
     # For the thread that answers the shard's calls.
 
+    def watch(self) -> None:
+        """The round is about to lend its batch. From now on, a call that brings one of these objects touches them first."""
+        self._watched = self._batch
+        self._watched_ids = frozenset(() if self._batch is None else self._batch.ids)
+
+    def finish(self, ids: Iterable[bytes]) -> tuple[list[Ref], list[Touch]]:
+        """A call has brought these objects. If the round is lending some of them, end its turn now; as `touch_batch`."""
+        return self.touch_batch() if self._watched_ids and not self._watched_ids.isdisjoint(ids) else ([], [])
+
     def touch_batch(self) -> tuple[list[Ref], list[Touch]]:
-        """Touch what the rounds' thread has gathered; it, and for each what came of it."""
-        key, refs, pair = self._batch
-        begun = time.monotonic()
-        try:
-            return refs, self._touching.touch(key, refs, pair)
-        finally:
-            # Turns are to take a small part of the shard's time.
-            self._pause_s = min(max(BUSY_PAUSE_S, _TIME_SHARE * (time.monotonic() - begun)), GATHERS_S)
+        """Touch what the round has lent, unless that is done; it, and for each what came of it."""
+        batch, self._watched, self._watched_ids = self._watched, None, frozenset()
+        if batch is None:
+            return [], []
+        batch.is_over.wait(self._touching.turn_s)
+        # If it isn't lent in time, it must not be touched any more: the answer to this call may carry what a later touch would
+        # report.
+        batch.touched = [Touch.BUSY] * len(batch.refs)
+        if batch.is_lent:
+            batch.touched = self._touching.touch_lent(batch.refs)
+        return batch.refs, batch.touched
 
     def anchor(self, refs: Sequence[Ref]) -> list[Touch]:
         """Anchor references in the middle of a call; step 3 is left to the returning thread."""
@@ -121,8 +166,9 @@ class Rounds:
         """The shard closes: drop what is in the hands of a round, here and at the relays."""
         self._closing.set()
         self._wake.set()
-        batch = self._batch
-        self.returner.begin(batch.key, batch.pair, []).over.wait(timeout_s)
+        self._watched, self._watched_ids = None, frozenset()
+        if (batch := self._batch) is not None:
+            self.returner.begin(batch.key, batch.pair, []).over.wait(timeout_s)
 
     # For any thread.
 
@@ -135,9 +181,13 @@ class Rounds:
         if due_in_s is not None and time.monotonic() + due_in_s < self._sleeps_until:
             self._wake.set()
 
+    def wake(self) -> None:
+        """Something is held, for the first time or again: relays are needed."""
+        self._wake.set()
+
     def in_hand(self) -> list[bytes]:
         """The objects that a round has in its hands."""
-        return [actors.id_of(ref) for ref in self._batch.refs]
+        return [] if (batch := self._batch) is None else batch.ids
 
     # The rounds' thread.
 
@@ -148,7 +198,6 @@ class Rounds:
                 self._keep_relays()
                 self._look_for_dead()
                 if self._round():
-                    self._closing.wait(self._pause_s)
                     continue
             except Exception:
                 # Relays that die, or Ray shutting down, must not end all later rounds.
@@ -165,9 +214,10 @@ class Rounds:
         self.returner.close()
 
     def _keep_relays(self) -> None:
-        """Have the relays there while something is to be anchored."""
+        """Have the relays there while leases are held: who resolves one is to be anchored at once, not when a relay has started."""
         with self._lock:
-            is_needed, depends = len(self._unanchored) > 0, bool(self._unanchored.depended_on())
+            is_needed = bool(self._table.live) or len(self._unanchored) > 0
+            depends = bool(self._unanchored.depended_on())
         if is_needed:
             self._touching.keep_relays(for_clients=depends)
 
@@ -184,25 +234,39 @@ class Rounds:
                     self._unanchored.process_died(process)
 
     def _round(self) -> bool:
-        """One loan to the relays and back, for as many leases as go together; whether there was something to do."""
+        """One loan to the relays, for as many leases as go together; whether there was something to do."""
         leases: dict[bytes, int] = {}
-        touched: dict[bytes, Touch] = {}
-        unconfirmed: set[bytes] = set()
+        under_way = UnderWay(leases, {}, [])
         try:
             waiting = self._gather(leases)
             # A large lease is taken in parts, so that calls come in between.
             while waiting and not self._closing.is_set():
                 part, waiting = waiting[:_MOST_REFERENCES], waiting[_MOST_REFERENCES:]
-                touched.update(self._lend(part, unconfirmed))
-                if waiting:
-                    self._closing.wait(self._pause_s)
-            return bool(leases)
+                self._lend(part, under_way)
         finally:
+            if leases:
+                self._under_way.append(under_way)
+            self._note_outcomes(0 if not leases or self._closing.is_set() else _MOST_UNDER_WAY)
+        return bool(leases)
+
+    def _note_outcomes(self, most: int) -> None:
+        """Note what came of rounds whose loans are back, and wait for that while more than so many are under way."""
+        while self._under_way:
+            under_way = self._under_way[0]
+            if len(self._under_way) <= most and not all(back.over.is_set() for back in under_way.back):
+                return
+            unconfirmed: set[bytes] = set()
             try:
-                self._note_outcome(leases, touched, unconfirmed)
+                for back in under_way.back:
+                    back.over.wait(_BACK_S)
+                    unconfirmed.update(back.unconfirmed)
+                with self._lock:
+                    self._pace.anchored(list(under_way.touched.values()).count(Touch.REPORTED))
+                self._outcomes.note(under_way.leases, under_way.touched, unconfirmed, self._touching.unopened)
             finally:
+                self._under_way.popleft()
                 with self._lock:  # what the outcome didn't get to, as it met an error, is due again
-                    for lease, marks in leases.items():
+                    for lease, marks in under_way.leases.items():
                         self._unanchored.outcome(lease, marks, Touch.BUSY)
 
     def _gather(self, leases: dict[bytes, int]) -> list[Ref]:
@@ -218,110 +282,41 @@ class Rounds:
                     break
         return list(refs.values())
 
-    def _note_outcome(
-        self, leases: dict[bytes, int], touched: Mapping[bytes, Touch], unconfirmed: Collection[bytes]
-    ) -> None:
-        """Note what a round has found, and strike those leases off; those that it didn't get to are due again."""
-        gone = self._gone(leases, touched) | self._touching.unopened
-        self._put_off_verdicts(leases)
-        lost = 0
-        with self._lock:
-            while leases:
-                lease, marks = leases.popitem()
-                ids = [actors.id_of(ref) for ref in counts.touchable(self._table.items_of(lease))]
-                # To a dead owner there is nothing to report. A lease that holds objects of others, too, lives for those.
-                found = {touched.get(id_, Touch.BUSY) for id_ in ids if id_ not in gone}
-                worst = next((state for state in (Touch.UNKNOWN, Touch.BUSY) if state in found), Touch.REPORTED)
-                from_shard, held = self._unanchored.is_from_shard(lease), self._table.find(lease)
-                confirmed = not any(id_ in unconfirmed for id_ in ids)
-                if self._unanchored.outcome(lease, marks, worst, confirmed=confirmed):
-                    self._table.lose(lease, _why_lost(None if from_shard or held is None else held.origin))
-                    lost += 1
-        if lost:
-            logger.warning(
-                "%d lease(s) are lost with the processes that pinned them, as these only borrowed the references", lost
-            )
-
-    def _gone(self, leases: Iterable[bytes], touched: Mapping[bytes, Touch]) -> set[bytes]:
-        """Of the objects whose owners don't know this shard, those whose owners are dead."""
-        unknown = {id_ for id_, state in touched.items() if state is Touch.UNKNOWN}
-        if not unknown:
-            return set()
-        with self._using:
-            with self._lock:
-                held = [ref for lease in leases for ref in counts.touchable(self._table.items_of(lease))]
-                refs = [ref for ref in held if actors.id_of(ref) in unknown]
-                held.clear()
-            owners = {actors.id_of(ref): workers.owner_of(ref) for ref in refs}
-            refs.clear()
-        dead = {owner for owner in set(owners.values()) if workers.is_surely_dead(owner)}
-        return {id_ for id_, owner in owners.items() if owner in dead}
-
-    def _put_off_verdicts(self, leases: Iterable[bytes]) -> None:
-        """An owner that was stopped, or is very busy, may not have processed a dead process's last report. So the verdict waits."""
-        with self._lock:
-            due = [lease for lease in leases if self._unanchored.is_verdict_due(lease)]
-        for lease in due:
-            with self._using:
-                with self._lock:
-                    items = counts.touchable(self._table.items_of(lease))
-                    samples = {workers.owner_of(ref): ref for ref in items}
-                    if actors.only_actors(items) and self._unanchored.tries(lease) < _ACTORS_TRIES:
-                        self._unanchored.put_off_verdict(lease)  # it may only have been in the hands of a call
-                    items.clear()
-                try:
-                    for ref in samples.values():
-                        objects.owner_answers(ref, _OWNER_ANSWERS_S)
-                except TimeoutError:
-                    with self._lock:
-                        self._unanchored.put_off_verdict(lease)
-                ref = None  # a loop's variable is a reference, too
-                samples.clear()
-
-    def _lend(self, refs: list[Ref], unconfirmed: set[bytes]) -> dict[bytes, Touch]:
-        """Steps 1 to 3 of `relays`; by object what came of it. Those that owners may not know of yet go to `unconfirmed`."""
+    def _lend(self, refs: list[Ref], under_way: UnderWay) -> None:
+        """Steps 1 to 3 of `relays`, of which the last goes on in the background."""
         touched = [Touch.BUSY] * len(refs)
-        self.returner.wait_until_back([actors.id_of(ref) for ref in refs], _AWAY_S)
         if self._touching.find_pair():
-            key, pair = os.urandom(8), self._touching.pair
-            self._batch = Batch(key, refs, pair)
+            batch = self._batch = Batch(refs, self._touching.pair)
             try:
-                touched = self._turn() or touched
+                self._turn("watch")
+                self.returner.wait_until_back(batch.ids, _AWAY_S)
+                batch.is_lent = not self._closing.is_set() and self._touching.lend(batch.key, refs, batch.pair)
+                batch.is_over.set()
+                self._turn("touch")
+                touched = batch.touched or touched
             finally:
-                self._batch = Batch(b"", [], pair)
-                back = self.returner.begin(key, pair, _reported(refs, touched))
-            back.over.wait(_BACK_S)
-            unconfirmed.update(back.unconfirmed)
-        return {actors.id_of(ref): state for ref, state in zip(refs, touched, strict=True)}
+                batch.is_over.set()
+                self._batch = None
+                under_way.back.append(self.returner.begin(batch.key, batch.pair, _reported(refs, touched)))
+        under_way.touched.update(zip(map(actors.id_of, refs), touched, strict=True))
 
-    def _turn(self) -> list[Touch]:
-        """Have `touch_batch` run in its turn. Nothing if the shard closes meanwhile: it waits for this thread's references, then.
+    def _turn(self, method: str) -> None:
+        """Have `watch` or `touch` run in its turn. Doesn't wait if the shard closes, which waits for this thread's references then.
 
         Raises:
             TimeoutError: no turn came.
         """
         import ray
 
-        reply = self._call_touch()
+        reply = self._call(method)
         until = time.monotonic() + _TURN_COMES_S
         while not ray.wait([reply], timeout=_LOOKS_S)[0]:
             if self._closing.is_set():
-                return []
+                return
             if time.monotonic() > until:
                 raise TimeoutError(f"no turn came within {_TURN_COMES_S:g} s")
-        found: list[Touch] = objects.get(reply, _TURN_COMES_S)
-        return found
+        objects.get(reply, _TURN_COMES_S)
 
 
 def _reported(refs: Sequence[Ref], touched: Sequence[Touch]) -> list[bytes]:
     return [actors.id_of(ref) for ref, state in zip(refs, touched, strict=True) if state is Touch.REPORTED]
-
-
-def _why_lost(maker: Origin | None) -> str:
-    """Why a lease is lost that depended on its maker, or (None) on the shard that this one had it from; and what to do."""
-    if maker is None:
-        return "it depended on the shard that had passed it on to another, which is dead; make the payload anew"
-    return (
-        f"it depended on {maker.process}, which is dead and had only borrowed the references; make the payload anew, in a process "
-        "that owns the objects or has no other threads"
-    )

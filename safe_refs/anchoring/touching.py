@@ -1,14 +1,13 @@
-"""A loan of a shard's references to its two relays, and the touch: steps 1 and 2 of `relays`, in the thread that answers calls.
+"""A loan of a shard's references to its two relays, and the touch: steps 1 and 2 of `relays`.
 
-No other call may run between the two steps. The answer to a pin of the same object would send everything that Ray knows here about
-its borrowers, the relays included, to the process that pinned. So all calls to the shard wait meanwhile, and the wait must be short
-also if a relay is dead:
+No call that brings the same object may be answered between the two steps. The answer would send everything that Ray knows here about
+its borrowers, the relays included, to the process that called. So such a call touches first (`rounds.Rounds.finish`), and where it
+lends by itself (`touch`), the wait must be short also if a relay is dead:
 
-- Before a round asks for its turn, its own thread asks whether both relays answer, unless they have a moment ago (`find_pair`).
-- In the turn, the shard waits for both together, 50 ms where they usually answer in 2 to 5 ms; longer, up to 0.25 s, only if they
-  were
-  slow of late, on a machine that is very busy.
-- If one doesn't answer in time, no further turn is tried until `find_pair` has two that do.
+- Before a round lends, its own thread asks whether both relays answer, unless they have a moment ago (`find_pair`).
+- A call waits for both together, 50 ms where they usually answer in 2 to 5 ms; longer, up to 0.25 s, only if they were slow of late,
+  on a machine that is very busy.
+- If one doesn't answer in time, nothing is lent until `find_pair` has two that do.
 
 What always holds: a count goes to zero only while both relays hold the references.
 """
@@ -42,6 +41,7 @@ _STARTS_S = 5.0
 _FRESH_S = 0.25  # relays that have not answered for longer are asked whether they are there, first
 _BREATH_S = 0.0003
 _BUSY_TRIES = 20
+_BUSY_S = 0.01  # all calls wait meanwhile
 BUSY_PAUSE_S = 0.01
 _MOST_UNOPENED = 10_000
 
@@ -72,6 +72,11 @@ class Touching:
         self._answered_at = float("-inf")
         self._turn_s = _TURN_S
         self._kept_at = float("-inf")
+
+    @property
+    def turn_s(self) -> float:
+        """How long a call may wait for both relays."""
+        return self._turn_s
 
     def keep_relays(self, *, for_clients: bool) -> None:
         """Start the relays, and keep them from ending; now and then.
@@ -133,13 +138,21 @@ class Touching:
         return found
 
     def touch(self, key: bytes, refs: Sequence[Ref], pair: Pair) -> list[Touch]:
-        """Lend references to both relays, and take their counts to zero and up again; for each what came of it.
+        """Lend references to both relays, and take their counts to zero and up again, in the middle of a call; what came of each.
 
         Only for the thread that answers the shard's calls. Whatever comes of it, the relays have to be asked to give back.
         """
+        if self.is_doubtful or not self.lend(key, refs, pair, self._turn_s):
+            return [Touch.BUSY] * len(refs)
+        return self.touch_lent(refs)
+
+    def touch_lent(self, refs: Sequence[Ref]) -> list[Touch]:
+        """Take the counts of references that both relays hold to zero and up again; what came of each.
+
+        Only for the thread that answers the shard's calls.
+        """
         touched = [Touch.BUSY] * len(refs)
-        if self.is_doubtful or not self._lend(key, refs, pair):
-            return touched
+        until = time.monotonic() + _BUSY_S
         for _ in range(_BUSY_TRIES):
             left = [index for index, state in enumerate(touched) if state is Touch.BUSY]
             if not left:
@@ -147,18 +160,20 @@ class Touching:
             if self._using.acquire(timeout=BUSY_PAUSE_S):
                 try:
                     with self._lock:
-                        found = counts.touch_zero([refs[index] for index in left])
+                        found = counts.touch_held([refs[index] for index in left])
                 finally:
                     self._using.release()
                 for index, state in zip(left, found, strict=True):
                     touched[index] = state
+            if time.monotonic() > until:
+                break
             time.sleep(_BREATH_S if Touch.BUSY in touched else 0)
         return touched
 
-    def _lend(self, key: bytes, refs: Sequence[Ref], pair: Pair) -> bool:
+    def lend(self, key: bytes, refs: Sequence[Ref], pair: Pair, timeout_s: float = _ANSWERS_S) -> bool:
         """Have both relays hold references; whether they do, in time."""
         begun = time.monotonic()
-        deadline = Deadline(begun + self._turn_s, self._turn_s)
+        deadline = Deadline(begun + timeout_s, timeout_s)
         replies = [self._relays.hold(number, key, list(refs), []) for number in pair]
         try:
             held = [self._relays.answer(number, replies.pop(0), deadline.left_s()) for number in pair]

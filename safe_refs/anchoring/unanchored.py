@@ -38,11 +38,13 @@ class _Entry:
         due_at: when to try next; None while a round has the lease.
         tries: how often that was without success.
         marks: counts how often the lease was noted, so that a round sees whether that happened meanwhile.
+        size: how many references it holds.
     """
 
-    __slots__ = ("depends_on", "died_at", "due_at", "from_shard", "marks", "tries")
+    __slots__ = ("depends_on", "died_at", "due_at", "from_shard", "marks", "size", "tries")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.depends_on = b""
         self.from_shard = False
         self.died_at: float | None = None
@@ -56,10 +58,15 @@ class Unanchored:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        waiting: references in leases whose first round is to come, or to end.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.waiting = 0
+        self._first: dict[bytes, float] = {}  # the leases that `waiting` counts, and since when; the oldest first
         self._entries: dict[bytes, _Entry] = {}  # at most one for each live lease
         # A heap of when leases are due. A lease that is put again leaves its old time in it, and so does one that is forgotten.
         # So the heap is made anew when it is longer than twice the entries, and 64.
@@ -68,23 +75,31 @@ class Unanchored:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def note(self, lease: bytes, depends_on: bytes = b"", *, from_shard: bool = False, soon: bool = False) -> None:
+    def behind_s(self) -> float:
+        """For how many seconds the lease that waits longest for the end of its first round has waited; 0 if none waits."""
+        return next((self._clock() - since for since in self._first.values()), 0.0)
+
+    def note(
+        self, lease: bytes, depends_on: bytes = b"", *, size: int = 1, from_shard: bool = False, soon: bool = False
+    ) -> None:
         """A lease was passed on, or has come from a process that doesn't own its objects.
 
         Args:
             lease: its id.
             depends_on: the address of that process.
+            size: how many references it holds.
             from_shard: that process is another shard.
             soon: try it without waiting for company.
         """
         entry = self._entries.get(lease)
         if entry is None:
-            entry = self._entries[lease] = _Entry()
+            entry = self._entries[lease] = _Entry(size)
         elif not depends_on and not soon and (entry.due_at is None or entry.due_at <= self._clock() + GATHERS_S):
             entry.marks += 1  # it is due soon, or a round has it, and sees by the mark that it has to be tried again
             return
         entry.marks += 1
         entry.tries = 0
+        self._wait_for_first(lease, entry)
         if depends_on:
             entry.depends_on, entry.died_at, entry.from_shard = depends_on, None, from_shard
         self._put(lease, entry, 0.0 if soon else GATHERS_S)
@@ -127,6 +142,7 @@ class Unanchored:
 
     def forget(self, lease: bytes) -> None:
         """A lease isn't held any more, or holds copies now, which the shard got from their owner itself."""
+        self._had_first(lease)
         if self._entries.pop(lease, None) is not None:
             self._trim()
 
@@ -163,6 +179,9 @@ class Unanchored:
             else:
                 entry.from_shard = entry.from_shard and not confirmed
                 entry.tries = 0
+                self._had_first(lease)
+                if entry.marks != marks:
+                    self._wait_for_first(lease, entry)
                 self._put(lease, entry, GATHERS_S)  # it was passed on again meanwhile, or is to be looked at again
         elif known is Touch.BUSY:
             self._put(lease, entry, GATHERS_S)
@@ -171,6 +190,7 @@ class Unanchored:
             return True
         else:
             entry.tries += 1
+            self._had_first(lease)
             # Another shard is anchoring the same lease by now, or a verdict is due: both soon.
             is_soon = entry.died_at is not None or (entry.from_shard and entry.tries < _SOON_TRIES)
             self._put(lease, entry, GATHERS_S if is_soon else min(GATHERS_S * 2**entry.tries, LONGEST_PAUSE_S))
@@ -198,6 +218,15 @@ class Unanchored:
             if entry.depends_on == process and entry.died_at is None:
                 entry.died_at = now
                 self._put(lease, entry, 0.0)
+
+    def _wait_for_first(self, lease: bytes, entry: _Entry) -> None:
+        if lease not in self._first:
+            self._first[lease] = self._clock()
+            self.waiting += entry.size
+
+    def _had_first(self, lease: bytes) -> None:
+        if self._first.pop(lease, None) is not None:
+            self.waiting -= self._entries[lease].size
 
     def _put(self, lease: bytes, entry: _Entry, pause_s: float) -> None:
         entry.due_at = self._clock() + pause_s

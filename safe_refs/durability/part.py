@@ -178,6 +178,7 @@ class Durability(ShardPart):
             return b""
         copies = actors.interned(result)
         owners = [workers.owner_of(ref) for ref in copies]
+        shard.parts.pinning(b"", copies)
         sizes = shard.weigh(copies)
         with shard.lock:
             held = shard.table.find(lease)

@@ -18,7 +18,7 @@ from .protocols import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Unspent, Wanted
 from .shard import Shard
-from .wire import GiveBackCall, Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
+from .wire import GiveBackCall, Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence, split
 
 if TYPE_CHECKING:
     import ray
@@ -94,9 +94,10 @@ class Verbs:
             RegistryUnavailableError: no answer in time.
         """
         call = Call(Shard.resolve, ResolveCall(self.layout.version, [each.row(counts=True) for each in rows], True))
-        call.late = late.of_rows(rows, split)
+        call.late = late.of_rows(rows)
         try:
-            reply = self.registry.ask({0: call}, deadline)[0]
+            while (reply := self.registry.ask({0: call}, deadline)[0]) is NotNow.BEHIND:
+                self.registry.pause(deadline)
         except UnopenedActorError:
             return [None] * len(rows)
         if not isinstance(reply, tuple):
@@ -173,14 +174,3 @@ class Verbs:
         if reply is NotNow.CLOSING:
             # It has the same layout until it is gone: asking again at once would only keep it busy.
             self.registry.pause(deadline)
-
-
-def split(answers: Sequence[int | Any], refs: list[Ref]) -> list[list[Ref] | None]:
-    """The references of each lease, by the answer to a `resolve`; None for one that has none."""
-    found: list[list[Ref] | None] = []
-    at = 0
-    for answer in answers:
-        count = answer if type(answer) is int else 0
-        found.append(refs[at : at + count] if type(answer) is int else None)
-        at += count
-    return found

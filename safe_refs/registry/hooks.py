@@ -90,7 +90,7 @@ class ShardPart:
         """Address of the process that a lease depends on; empty if there is none."""
         return b""
 
-    def figures(self) -> Mapping[str, int]:
+    def figures(self) -> Mapping[str, float]:
         """Figures for `stats`, by the names of `RegistryStats`. Of one that several parts give, the largest counts."""
         return {}
 
@@ -101,7 +101,14 @@ class ShardPart:
         return None
 
     def pinning(self, borrower: bytes, refs: Sequence[Ref]) -> None:
-        """A lease of these references is about to begin, pinned by that process if it only borrows them; or to live again."""
+        """A call brings references, for a lease that begins or lives again, or holds them already.
+
+        The borrower is who pins them without owning them; another shard counts as none.
+        """
+
+    def crowded(self) -> NotNow | None:
+        """Whether no lease must be resolved just now; if so, the answer."""
+        return None
 
     def doubts(self, row: ResolveRow) -> NotNow | None:
         """Whether a lease must not be resolved just now; if so, the answer."""
@@ -173,7 +180,7 @@ class Parts:
 
     def figures(self) -> dict[str, Any]:
         """All their figures."""
-        found: dict[str, int] = {}
+        found: dict[str, float] = {}
         for part in self._parts:
             for name, value in part.figures().items():
                 found[name] = max(value, found.get(name, value))
@@ -187,6 +194,10 @@ class Parts:
         """A lease is about to begin."""
         for part in self._parts:
             part.pinning(borrower, refs)
+
+    def crowded(self) -> NotNow | None:
+        """Whether nothing must be resolved just now."""
+        return next((answer for part in self._parts if (answer := part.crowded()) is not None), None)
 
     def doubts(self, row: ResolveRow) -> NotNow | None:
         """Whether a lease must not be resolved just now."""
@@ -235,6 +246,9 @@ class ClientPart:
 
     def resolved(self, address: LeaseAddress, refs: Sequence[Ref]) -> None:
         """This process has got references from a registry."""
+
+    def await_anchored(self, registry: str, leases: Sequence[bytes], deadline: Deadline) -> None:
+        """Wait until what this process has resolved of these leases no longer depends on the registry. Raises if that can't be."""
 
     def released(self, registry: str, leases: Sequence[bytes]) -> None:
         """This process has ended leases."""

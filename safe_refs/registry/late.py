@@ -15,7 +15,7 @@ from .. import threads
 from .._ray import objects
 from ..config import Deadline
 from .requests import Wanted
-from .wire import Silence
+from .wire import Silence, split
 
 logger = logging.getLogger("safe_refs")
 
@@ -72,8 +72,8 @@ def come(calls: Mapping[int, _Call], replies: Mapping[int, Any]) -> None:
             late(reply)
 
 
-def of_rows(rows: Sequence[Wanted], split: Callable[..., Sequence[list[Any] | None]]) -> Late | None:
-    """Where the answer to a `resolve` of several leases goes; `split` is `asking.split`."""
+def of_rows(rows: Sequence[Wanted]) -> Late | None:
+    """Where the answer to a `resolve` of several leases goes."""
     if all(row.late is None for row in rows):
         return None
 

@@ -209,6 +209,8 @@ class RegistryStats:
         jobs: live leases by the job that made them (its id).
         unanchored: leases, of one replica at least, of which the objects' owners don't yet know who holds them: those that depend on
             a process (`LeaseInfo.depends_on`), and those that were resolved a moment ago.
+        anchoring_behind_s: seconds for which the oldest of those has waited, of those that wait for the first time. If that may come
+            to more than a second, `loads` waits.
     """
 
     registry: str
@@ -228,6 +230,7 @@ class RegistryStats:
     recovering: int = 0
     lost: int = 0
     unanchored: int = 0
+    anchoring_behind_s: float = 0.0
     jobs: Mapping[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:

@@ -145,7 +145,7 @@ class Shard:
     @unpacked(ResolveCall.unpack)
     def resolve(self, call: ResolveCall) -> tuple[list[int | SafeRefsError | Granted | NotNow], list[Ref]] | NotNow:
         """What leases hold: of each how many references, or why it has none; and all references, in order."""
-        if (not_now := self.parts.admit(call.version)) is not None:
+        if (not_now := self.parts.admit(call.version) or self.parts.crowded()) is not None:
             return not_now
         refs: list[Ref] = []
         answers: list[int | SafeRefsError | Granted | NotNow] = []

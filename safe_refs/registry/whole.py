@@ -143,6 +143,7 @@ def stats(registry: Registry, timeout_s: float) -> RegistryStats | None:
         shards[0],
         generation=max(each.generation for each in shards),
         uptime_s=max(each.uptime_s for each in shards),
+        anchoring_behind_s=max(each.anchoring_behind_s for each in shards),
         recovering=sum(each.recovering for each in shards) + layout.shards - len(shards),
         **{name: math.ceil(sum(getattr(each, name) for each in shards) / layout.replicas) for name in _OF_LEASES},
         jobs=_by_job([each.jobs for each in shards], layout.replicas),

@@ -30,6 +30,7 @@ class NotNow(enum.Enum):
     STALE: the caller goes by an old topology; look it up again. CLOSING: the registry is being shut down. RECOVERING: the shard does
     not know yet all that it should; ask again, or ask others. IN_TURN: the lease counts its uses, so ask its replicas one after the
     other, in a call of its own. DOUBTFUL: the lease depended on a process that is dead, and what it held may be gone; ask again.
+    BEHIND: too many references were resolved of late, of whose readers the owners don't know yet; ask again a little later.
     """
 
     STALE = 1
@@ -37,6 +38,7 @@ class NotNow(enum.Enum):
     RECOVERING = 3
     IN_TURN = 4
     DOUBTFUL = 5
+    BEHIND = 6
 
 
 class Silence(enum.Enum):
@@ -218,3 +220,14 @@ def unpacked(
         return cast("Callable[Concatenate[S, C, P], R]", take)
 
     return decorate
+
+
+def split(answers: Sequence[Any], refs: list[Any]) -> list[list[Any] | None]:
+    """The references of each lease, by the answer to a `resolve`; None for one that has none."""
+    found: list[list[Any] | None] = []
+    at = 0
+    for answer in answers:
+        count = answer if type(answer) is int else 0
+        found.append(refs[at : at + count] if type(answer) is int else None)
+        at += count
+    return found

@@ -178,6 +178,7 @@ class Replication(ShardPart):
     @remote
     def receive(self, records: Records, identity: Identity) -> bool:
         """News from another shard, and the registry's identity as it knows it."""
+        self._shard.parts.pinning(b"", [item for record in records.live for item in record.items])
         with self._shard.lock:
             self.unpack(records, identity)
         return True

@@ -18,13 +18,13 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..errors import SafeRefsError
 from ..registry import late
-from ..registry.asking import Verbs, split
+from ..registry.asking import Verbs
 from ..registry.calls import LONGEST_WAIT_S, Call, NoRegistryError, Registry
 from ..registry.protocols import Layout
 from ..registry.records import Identity, Origin
 from ..registry.requests import Plan, Question, Unspent, Wanted
 from ..registry.shard import Shard
-from ..registry.wire import NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence
+from ..registry.wire import NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence, split
 from .merging import (
     PATIENCE_S,
     Ask,
@@ -164,9 +164,10 @@ class ReplicatedVerbs(Verbs):
             for shard, theirs in places.items()
         }
         for shard, theirs in places.items():
-            calls[shard].late = late.of_rows([rows[place] for place in theirs], split)
+            calls[shard].late = late.of_rows([rows[place] for place in theirs])
         try:
-            replies = self.registry.ask(calls, deadline, patience_s=PATIENCE_S)
+            while NotNow.BEHIND in (replies := self.registry.ask(calls, deadline, patience_s=PATIENCE_S)).values():
+                self.registry.pause(deadline)
         except UnopenedActorError:
             return [None] * len(rows)  # each finds out whether it is its own
         if NotNow.STALE in replies.values():

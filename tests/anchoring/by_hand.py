@@ -77,7 +77,7 @@ class Relays:
 
 
 class Touches:
-    """Stands for `counts.touch_zero`: what it says of each object, REPORTED by default."""
+    """Stands for `counts.touch_held`: what it says of each object, REPORTED by default."""
 
     def __init__(self) -> None:
         self.of: dict[bytes, Touch] = {}
@@ -108,7 +108,7 @@ class ByHand:
         self.touches = Touches()
         self.relays = Relays()
         self.dead: set[bytes] = set()
-        monkeypatch.setattr(counts, "touch_zero", self.touches)
+        monkeypatch.setattr(counts, "touch_held", self.touches)
         monkeypatch.setattr(workers, "owner_of", lambda _: OWNER)
         monkeypatch.setattr(workers, "owns_all", lambda process, owners: False)
         monkeypatch.setattr(workers, "is_surely_dead", lambda process: process in self.dead)

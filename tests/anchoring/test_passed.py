@@ -28,7 +28,7 @@ def test_payloads_that_are_loaded_and_ended_leave_nothing(by_hand: ByHand, take:
         assert by_hand.resolve(ident(number), take=take) == 1
         by_hand.release(ident(number))
         assert by_hand.handed_out <= 2 * 2 + 65
-    assert by_hand.part.figures() == {"unanchored": 0, "recovering": 0}
+    assert by_hand.part.figures() == {"unanchored": 0, "anchoring_behind_s": 0.0, "recovering": 0}
     by_hand.release(b"stays" + bytes(11))
     assert by_hand.handed_out == 0
 
@@ -67,7 +67,7 @@ def test_an_entry_goes_with_its_lease(by_hand: ByHand) -> None:
     assert by_hand.part.figures() == {"unanchored": 2, "recovering": 0}
     by_hand.release(b"a" * 16)
     by_hand.shard.parts.replaced(b"b" * 16)
-    assert by_hand.part.figures() == {"unanchored": 0, "recovering": 0}
+    assert by_hand.part.figures() == {"unanchored": 0, "anchoring_behind_s": 0.0, "recovering": 0}
 
 
 def test_a_lease_from_another_shard_counts_as_recovering(by_hand: ByHand) -> None:
@@ -95,7 +95,7 @@ def test_without_anchoring_leases_are_listed_and_nothing_grows(monkeypatch: pyte
         by_hand.release(ident(number))
     assert len(by_hand.part._unanchored._queue) <= 64
     assert (by_hand.handed_out, by_hand.part.threads(), by_hand.touches.touched) == (0, (), [])
-    assert by_hand.part.figures() == {"unanchored": 0, "recovering": 0}
+    assert by_hand.part.figures() == {"unanchored": 0, "anchoring_behind_s": 0.0, "recovering": 0}
 
 
 def test_what_is_asked_for_soon_is_due_at_once(by_hand: ByHand) -> None:

@@ -26,7 +26,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> ByHand:
 
 def run(by_hand: ByHand, condition: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the part's threads until a condition holds; turns are taken by the very thread that asks for one."""
-    monkeypatch.setattr(by_hand.part._rounds, "_call_touch", lambda: (-1, by_hand.part.touch()))
+    monkeypatch.setattr(by_hand.part._rounds, "_call", lambda method: (-1, getattr(by_hand.part, method)()))
     monkeypatch.setattr(objects, "get", lambda reply, timeout: reply[1])
     threads = [threading.Thread(target=loop.run, daemon=True) for loop in by_hand.part.threads()]
     for thread in threads:
@@ -40,7 +40,7 @@ def run(by_hand: ByHand, condition: Callable[[], bool], monkeypatch: pytest.Monk
     assert not any(thread.is_alive() for thread in threads), "threads end when the shard closes"
 
 
-def unanchored(by_hand: ByHand) -> int:
+def unanchored(by_hand: ByHand) -> float:
     return by_hand.part.figures()["unanchored"]
 
 
@@ -75,7 +75,7 @@ def test_a_round_that_fails_leaves_its_leases_due(by_hand: ByHand, monkeypatch: 
             raise failures.pop()
         return set()
 
-    monkeypatch.setattr(by_hand.part._rounds, "_gone", gone)
+    monkeypatch.setattr(by_hand.part._rounds._outcomes, "_gone", gone)
     by_hand.pin(LEASE, b"a", borrower=b"borrower")
     run(by_hand, lambda: unanchored(by_hand) == 0, monkeypatch)
     assert failures == []

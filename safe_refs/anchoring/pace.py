@@ -1,0 +1,54 @@
+"""Whether readers have to wait, because a shard is behind with its anchoring. Pure.
+
+A reference that somebody resolves is safe as soon as its owner knows the reader, which is to be within a second. A shard anchors some
+thousands a second, and hands out more. So it refuses to hand out further ones while those that wait would take half a second. The
+other half is for what a single call may bring: a thousand leases.
+
+What always holds: if nothing is anchored for 3 s, because no relay can be had, say, nobody waits any more. Then readers depend on the
+registry, as they would without anchoring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+_BEHIND_S = 0.5
+_STUCK_S = 3.0  # relays take a second or two to start
+_FIRST_RATE = 2000.0  # references a second, before it was measured
+_LEAST = 256  # references that may always wait
+_FULL = 128  # a round of fewer shows how many there were, not how fast it could be
+_FOLLOWS_S = 0.5
+_WEIGHT = 0.2
+
+
+class Pace:
+    """How fast a shard anchors.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._rate = _FIRST_RATE
+        self._anchored_at = -math.inf
+        self._waits_since: float | None = None
+
+    def anchored(self, references: int) -> None:
+        """A round has ended in which owners have learned of so many references."""
+        now = self._clock()
+        took_s = now - self._anchored_at
+        if references >= _FULL and 0 < took_s < _FOLLOWS_S:
+            self._rate += _WEIGHT * (references / took_s - self._rate)
+        if references:
+            self._anchored_at = now
+
+    def is_behind(self, waiting: int) -> bool:
+        """Whether nobody is to get references before some of the so many that wait are anchored."""
+        if waiting <= max(_LEAST, _BEHIND_S * self._rate):
+            self._waits_since = None
+            return False
+        if self._waits_since is None:
+            self._waits_since = self._clock()
+        return self._clock() - max(self._anchored_at, self._waits_since) < _STUCK_S
