@@ -134,7 +134,8 @@ class Anchoring(ShardPart):
     def crowded(self) -> NotNow | None:
         """So many references wait to be anchored that those which are resolved now would not be within a second."""
         with self._lock:
-            return NotNow.BEHIND if self._pace.is_behind(self._unanchored.waiting) else None
+            is_behind = self._pace.is_behind(self._unanchored.waiting, self._unanchored.behind_s())
+        return NotNow.BEHIND if is_behind else None
 
     def threads(self) -> Sequence[Loop]:
         """The rounds, and what takes back the loans."""

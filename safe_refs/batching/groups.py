@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     Ref = ray.ObjectRef[Any]
 
+_RESOLVED_AT_ONCE = 500  # a registry that is behind with anchoring lets readers in call by call
 _MOST_GROUPS = 64  # for each kind of request; those in use may be more
 
 
@@ -122,13 +123,13 @@ class Batched:
         (self._resolves.get(name) or self._resolve_group(name)).post(row, deadline, then)
 
     def resolve_many(self, rows: Sequence[Wanted], deadline: Deadline, found: dict[int, list[Ref]]) -> None:
-        """In calls of a thousand. What such a call does not decide is asked for again by itself."""
+        """In calls of some hundreds. What such a call does not decide is asked for again by itself."""
         try:
             for name in dict.fromkeys(row.address.registry for row in rows):
                 registry = self.session.registry(name)
                 places = [place for place, row in enumerate(rows) if row.address.registry == name]
-                for start in range(0, len(places), AT_ONCE):
-                    some = places[start : start + AT_ONCE]
+                for start in range(0, len(places), _RESOLVED_AT_ONCE):
+                    some = places[start : start + _RESOLVED_AT_ONCE]
                     answers = _resolve_together(registry, [rows[place] for place in some], deadline)
                     found.update((place, refs) for place, refs in zip(some, answers, strict=True) if refs is not None)
                     for place in some:

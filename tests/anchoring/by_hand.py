@@ -15,6 +15,7 @@ from safe_refs._ray.counts import Touch
 from safe_refs._ray.workers import Connection
 from safe_refs.anchoring.part import Anchoring
 from safe_refs.anchoring.relays import Given
+from safe_refs.anchoring.rounds import Batch
 from safe_refs.config import Limits
 from safe_refs.registry.hooks import Parts
 from safe_refs.registry.records import Identity, Origin, Terms
@@ -129,6 +130,17 @@ class ByHand:
         answer = self.shard.resolve(ResolveCall(0, [row]))
         assert isinstance(answer, tuple)
         return answer[0][0]
+
+    def lend(self, *ids: bytes, is_over: bool = True) -> Batch:
+        """What a round's thread does until its turn comes: these objects are in its hands, and on their way to the relays."""
+        rounds = self.part._rounds
+        refs: list[Any] = [Ref(id_) for id_ in ids]
+        batch = rounds._batch = Batch(refs, rounds._touching.pair)
+        self.part.watch()
+        if is_over:
+            batch.is_lent = True
+            batch.is_over.set()
+        return batch
 
     def release(self, *leases: bytes) -> None:
         self.shard.release(ReleaseCall(0, [(leases, ORIGIN)]))

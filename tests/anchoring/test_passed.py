@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from safe_refs._ray.counts import Touch
 from safe_refs.anchoring.unanchored import GATHERS_S
 from safe_refs.registry.hooks import Began
-from safe_refs.registry.wire import NotNow
-from tests.anchoring.by_hand import ByHand
+from safe_refs.registry.wire import NotNow, ResolveCall, ResolveRow
+from tests.anchoring.by_hand import IDENTITY, ORIGIN, ByHand, within
 
 
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> ByHand:
     return ByHand(monkeypatch)
+
+
+def figures(by_hand: ByHand) -> tuple[float, float]:
+    """How many leases are unanchored; whether the shard is recovering."""
+    found = by_hand.part.figures()
+    return found["unanchored"], found["recovering"]
 
 
 def ident(number: int) -> bytes:
@@ -28,7 +35,7 @@ def test_payloads_that_are_loaded_and_ended_leave_nothing(by_hand: ByHand, take:
         assert by_hand.resolve(ident(number), take=take) == 1
         by_hand.release(ident(number))
         assert by_hand.handed_out <= 2 * 2 + 65
-    assert by_hand.part.figures() == {"unanchored": 0, "anchoring_behind_s": 0.0, "recovering": 0}
+    assert figures(by_hand) == (0, 0)
     by_hand.release(b"stays" + bytes(11))
     assert by_hand.handed_out == 0
 
@@ -64,17 +71,17 @@ def test_an_entry_goes_with_its_lease(by_hand: ByHand) -> None:
     by_hand.pin(b"a" * 16, b"object", borrower=b"borrower")
     by_hand.pin(b"b" * 16, b"object", borrower=b"borrower")
     assert by_hand.part.depends_on(b"a" * 16) == b"borrower"
-    assert by_hand.part.figures() == {"unanchored": 2, "recovering": 0}
+    assert figures(by_hand) == (2, 0)
     by_hand.release(b"a" * 16)
     by_hand.shard.parts.replaced(b"b" * 16)
-    assert by_hand.part.figures() == {"unanchored": 0, "anchoring_behind_s": 0.0, "recovering": 0}
+    assert figures(by_hand) == (0, 0)
 
 
 def test_a_lease_from_another_shard_counts_as_recovering(by_hand: ByHand) -> None:
     """Until this shard's own round has found that the owners know it."""
     by_hand.pin(b"a" * 16, b"object")
     by_hand.shard.parts.pinned(b"a" * 16, Began(b"shard", from_shard=True))
-    assert by_hand.part.figures() == {"unanchored": 1, "recovering": 1}
+    assert figures(by_hand) == (1, 1)
 
 
 def test_a_lease_of_a_dead_borrower_is_doubtful(by_hand: ByHand) -> None:
@@ -95,7 +102,7 @@ def test_without_anchoring_leases_are_listed_and_nothing_grows(monkeypatch: pyte
         by_hand.release(ident(number))
     assert len(by_hand.part._unanchored._queue) <= 64
     assert (by_hand.handed_out, by_hand.part.threads(), by_hand.touches.touched) == (0, (), [])
-    assert by_hand.part.figures() == {"unanchored": 0, "anchoring_behind_s": 0.0, "recovering": 0}
+    assert figures(by_hand) == (0, 0)
 
 
 def test_what_is_asked_for_soon_is_due_at_once(by_hand: ByHand) -> None:
@@ -105,3 +112,41 @@ def test_what_is_asked_for_soon_is_due_at_once(by_hand: ByHand) -> None:
     assert 0 < (by_hand.part._unanchored.next_in_s() or 0) <= GATHERS_S
     assert by_hand.part.anchor_now([b"a" * 16, b"b" * 16, b"c" * 16]) == [b"a" * 16]
     assert by_hand.part._unanchored.next_in_s() == 0
+
+
+def test_a_pin_of_what_a_round_lends_has_it_touched_first(by_hand: ByHand) -> None:
+    """The answer to the pin would carry who holds the object, the relays too, to who pins it. So the round's turn comes before it."""
+    by_hand.pin(b"a" * 16, b"object")
+    by_hand.pin(b"b" * 16, b"other")
+    batch = by_hand.lend(b"object")
+    by_hand.pin(b"c" * 16, b"other")
+    assert by_hand.touches.touched == [], "that is another object"
+    by_hand.pin(b"d" * 16, b"object")
+    assert by_hand.touches.touched == [b"object"]
+    by_hand.part.touch()
+    assert by_hand.touches.touched == [b"object"], "once is enough"
+    assert batch.touched == [Touch.REPORTED]
+
+
+def test_what_was_not_lent_in_time_is_not_touched_later(by_hand: ByHand) -> None:
+    """A relay may come to hold it after the pin's answer has gone: then the owner would not learn of the relay."""
+    by_hand.pin(b"a" * 16, b"object")
+    batch = by_hand.lend(b"object", is_over=False)
+    with within(1):
+        by_hand.pin(b"b" * 16, b"object")
+    batch.is_lent = True
+    batch.is_over.set()
+    by_hand.part.touch()
+    assert by_hand.touches.touched == []
+    assert batch.touched == [Touch.BUSY]
+
+
+def test_a_shard_that_is_far_behind_hands_out_nothing(by_hand: ByHand) -> None:
+    """Who resolves is asked to come again a little later, whether for one lease or for many; `release` is not."""
+    by_hand.pin(b"a" * 16, *map(ident, range(2_000)))
+    by_hand.pin(b"b" * 16, b"object")
+    assert by_hand.resolve(b"a" * 16) == 2_000
+    row = ResolveRow(b"b" * 16, IDENTITY, None, False, ORIGIN, b"use")
+    assert by_hand.shard.resolve(ResolveCall(0, [row])) is NotNow.BEHIND
+    by_hand.release(b"a" * 16)
+    assert by_hand.resolve(b"b" * 16) == 1

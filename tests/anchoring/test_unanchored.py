@@ -172,3 +172,23 @@ def test_the_heap_is_bounded_whatever_happens(unanchored: Unanchored, clock: lis
     clock[0] += 100
     left = len(unanchored)
     assert len(dict(unanchored.take())) == left
+
+
+def test_references_wait_until_their_first_round_ends(unanchored: Unanchored, clock: list[float]) -> None:
+    """That is what readers may have to wait for, and what `stats` shows: not what is tried again and again."""
+    unanchored.note(b"a", size=3)
+    clock[0] += 1
+    unanchored.note(b"b", size=4)
+    assert (unanchored.waiting, unanchored.behind_s()) == (7, 1.0)
+    clock[0] += 1
+    found = dict(unanchored.take())
+    assert unanchored.waiting == 7, "a round has them"
+    unanchored.outcome(b"a", found[b"a"], Touch.REPORTED)
+    assert (unanchored.waiting, unanchored.behind_s()) == (4, 1.0)
+    unanchored.outcome(b"b", found[b"b"], Touch.UNKNOWN)
+    assert (unanchored.waiting, unanchored.behind_s()) == (0, 0.0)
+    unanchored.note(b"b", size=4)
+    unanchored.note(b"b", size=4)
+    assert unanchored.waiting == 4, "it was passed on again"
+    unanchored.forget(b"b")
+    assert (unanchored.waiting, unanchored.behind_s(), len(unanchored)) == (0, 0.0, 0)

@@ -1,0 +1,161 @@
+"""Many references resolved at once, and the registry killed: they are good a second later, or when `loads` returns if asked to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+
+import safe_refs
+from safe_refs import RegistryUnavailableError, aio
+from tests.support import settings
+from tests.support.anchoring import anchored
+from tests.support.cluster import as_actor
+from tests.support.shards import Start, kill, stopped
+from tests.support.store import is_empty
+from tests.support.waiting import wait_until
+
+SAFE_S = 1.0
+EMPTY_S = 3.0
+
+WAYS: dict[str, Callable[[list[bytes]], Any]] = {
+    "loads": lambda payloads: [safe_refs.loads(each, anchored=True) for each in payloads],
+    "loads_many": lambda payloads: safe_refs.loads_many(payloads, anchored=True),
+    "resolve": lambda payloads: [safe_refs.loads(each, resolve=False).resolve(anchored=True) for each in payloads],
+    "aio.loads": lambda payloads: asyncio.run(_each(aio.loads, payloads)),
+    "aio.loads_many": lambda payloads: asyncio.run(aio.loads_many(payloads, anchored=True)),
+    "aio.resolve": lambda payloads: asyncio.run(
+        _each(aio.resolve, [safe_refs.loads(each, resolve=False) for each in payloads])
+    ),
+}
+
+
+async def _each(call: Callable[..., Any], targets: list[Any]) -> list[Any]:
+    return [await call(each, anchored=True) for each in targets]
+
+
+class Resolver:
+    """A reader, which keeps what it resolves."""
+
+    def load(self, payloads: list[bytes]) -> None:
+        self.refs = safe_refs.loads_many(payloads)
+
+    def load_in_way(self, payloads: list[bytes], way: str, environment: dict[str, str]) -> None:
+        import os
+
+        os.environ.update(environment)
+        self.refs = WAYS[way](payloads)
+
+    def lost(self) -> int:
+        """How many of its references are dead."""
+        try:
+            ray.get(self.refs, timeout=30)
+            return 0
+        except Exception:
+            return sum(self._is_lost(ref) for ref in self.refs)
+
+    def _is_lost(self, ref: Any) -> bool:
+        try:
+            ray.get(ref, timeout=5)
+        except Exception:
+            return True
+        return False
+
+    def drop(self) -> None:
+        self.refs = []
+        gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("count", "rounds"),
+    [
+        (2_000, 1),
+        pytest.param(10_000, 3, marks=pytest.mark.long),
+        pytest.param(10_000, 50, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.timeout(1800)
+def test_what_was_resolved_at_once_is_good_a_second_later(start: Start, count: int, rounds: int) -> None:
+    """The registry is killed at a random moment later than a second after `loads_many` returned: all references are good.
+
+    And when they are dropped, the store is empty within three seconds.
+    """
+    registry = start(1, 1)
+    chance = random.Random(count + rounds)  # noqa: S311 # only a seed's draws can be drawn again
+    for _ in range(rounds):
+        reader = as_actor(Resolver).remote()
+        payloads = safe_refs.dumps_many([ray.put(number) for number in range(count)])
+        ray.get(reader.load.remote(payloads), timeout=120)
+        time.sleep(SAFE_S + 2 * chance.random())
+        kill(registry, 0)
+        assert ray.get(reader.lost.remote(), timeout=300) == 0
+        ray.get(reader.drop.remote(), timeout=60)
+        assert is_empty(EMPTY_S)
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[] if way in ("loads", "aio.resolve") else pytest.mark.long) for way in WAYS]
+)
+def test_anchored_returns_when_it_is_good(start: Start, way: str) -> None:
+    """With `anchored=True` the registry may be killed at once."""
+    registry = start(1, 1)
+    reader = as_actor(Resolver).remote()
+    payloads = [safe_refs.dumps(ray.put(number)) for number in range(20)]
+    ray.get(reader.load_in_way.remote(payloads, way, {"SAFE_REFS_REGISTRY": registry}), timeout=120)
+    kill(registry, 0)
+    assert ray.get(reader.lost.remote(), timeout=120) == 0
+    ray.get(reader.drop.remote(), timeout=60)
+
+
+def test_a_burst_that_is_released_leaves_the_store_empty_at_once(start: Start) -> None:
+    """A release waits for no anchoring: what was resolved, dropped and released a moment ago is gone within three seconds."""
+    start(1, 1)
+    reader = as_actor(Resolver).remote()
+    payloads = safe_refs.dumps_many([ray.put(number) for number in range(2_000)])
+    ray.get(reader.load.remote(payloads), timeout=120)
+    ray.get(reader.drop.remote(), timeout=60)
+    assert safe_refs.release(payloads) == len(payloads)
+    assert is_empty(EMPTY_S)
+    wait_until(anchored, 5)
+
+
+def test_anchored_needs_a_registry_that_anchors(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it says so at once, and the use of the lease is given back."""
+    with monkeypatch.context() as patch:
+        patch.setenv("SAFE_REFS_REGISTRY", "unanchored")
+        patch.setenv("SAFE_REFS_ANCHORING", "0")
+        safe_refs.init()
+        payload = safe_refs.dumps(ray.put(1), uses=1)
+        begun = time.monotonic()
+        with pytest.raises(RegistryUnavailableError, match="does not anchor"):
+            safe_refs.loads(payload, anchored=True)
+        assert time.monotonic() - begun < 5
+        assert ray.get(safe_refs.loads(payload), timeout=20) == 1
+    settings.forget()
+    safe_refs.shutdown("unanchored", timeout=30)
+
+
+def test_anchored_ends_in_time_and_stats_say_how_far_behind(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that can't anchor just now: the wait ends with the call's timeout; `stats` shows for how long it goes on."""
+    registry = start(1, 1)
+    payload = safe_refs.dumps(ray.put(1))
+    safe_refs.loads(payload, anchored=True)
+    with stopped(registry, 0):
+        begun = time.monotonic()
+        with pytest.raises(RegistryUnavailableError):
+            safe_refs.loads(payload, anchored=True, timeout=1)
+        assert time.monotonic() - begun < 2
+    safe_refs.loads(payload)
+    seen = [found.anchoring_behind_s for _ in range(20) if (found := safe_refs.stats()) is not None]
+    assert 0 < max(seen) < 5
+    wait_until(anchored, 10)
+    found = safe_refs.stats()
+    assert found is not None
+    assert found.anchoring_behind_s == 0
+    safe_refs.release(payload)
