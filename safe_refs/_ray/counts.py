@@ -248,6 +248,11 @@ def counted(ids: Iterable[bytes]) -> list[bytes]:
     return [id_ for id_ in ids if id_.hex().encode() in counts or (stands_for_actor(id_) and has_owner(id_))]
 
 
+def remembered() -> int:
+    """How many objects this process knows anything of, even if only who else holds them. Private: see `counted`."""
+    return len(core_worker().get_all_reference_counts())
+
+
 def still_counted(ids: Iterable[bytes]) -> set[bytes]:
     """Those of these objects to which this process still has references. Actors are left out. Private: see `counted`."""
     counts = core_worker().get_all_reference_counts()

@@ -8,11 +8,11 @@ How: another process, a relay, holds the reference for some milliseconds, so tha
 (hold, touch zero, give back: `relays` shows the three steps).
 
 What it costs. A `dumps` of a borrowed reference takes 1.7 times that of an owned one, 2.2 times in a tight loop. A shard anchors
-about 500 leases of one reference a second, or 5,500 references a second in leases of 100. Each round stops all calls to the shard
-for 2 to 5 ms, for 128 references at most. Two relay actors of 50 MB run while a shard has something to anchor and for 20 s more, a
-third while borrowers pin, and two spare ones when one of them does not respond; who starts one waits a second or two. A `dumps` of
-owned references and a `loads` cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where the registry starts and where `dumps` is
-called, turns it off; so does a Ray without the private calls that it needs (`_ray.counts.can_anchor`).
+some thousand references a second, whether in leases of one or of a hundred; `loads` waits where it is more than a second behind. Each
+round stops all calls to the shard for about 4 ms, for 256 references at most. Two relay actors of 50 MB run while a registry holds
+leases, and for 20 s more, a third while borrowers pin, and two spare ones when one of them does not respond; who starts one waits a
+second or two. A `dumps` of owned references and a `loads` cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where the registry starts
+and where `dumps` is called, turns it off; so does a Ray without the private calls that it needs (`_ray.counts.can_anchor`).
 
 A borrower B pins, and then a reader R resolves:
 
@@ -32,7 +32,9 @@ A borrower B pins, and then a reader R resolves:
 | `relays` | the method; the actor `SafeRefsRelay`; how a process calls relays |
 | `part` | `Anchoring`, the shard's part: events, and the calls `anchor_now`, `give_back`, `touch` |
 | `unanchored`, `handed_out` | pure: which leases are due when; which objects have been handed out |
-| `rounds`, `touching`, `returning` | the shard's threads: a round; the loan and the touch in the shard's turn; step 3 |
+| `pace` | pure: whether readers have to wait |
+| `rounds`, `touching`, `returning` | the shard's threads: a round; the loan and the touch; step 3 |
+| `outcomes` | what a round has found for its leases |
 | `borrower` | `Borrower`, the client's part: before and after a pin |
 | `reports`, `dependents` | pure: what was reported when; which leases depend on this process |
 | `holders`, `loans` | what a borrower asks of shards; the thread that takes its loans back |

@@ -255,6 +255,8 @@ class Borrower(ClientPart):
             self._reports.acquaint(workers.owner_of(ref) for ref in loan.refs if ref.binary() in confirmed)
         else:
             self._reports.note_said(reported, life)
+        if left := set(lent.ids).difference(reported):
+            self._loans.look_later(lent._replace(ids=tuple(left)), life.mark)
         self._exit.dependents.anchored(id_ for id_ in lent.ids if id_ not in unreported)
         return unreported
 

@@ -22,7 +22,7 @@ respond: Ray may take half a minute to see that a node is gone. All run on the h
 never idle, and when the head node dies, so does the cluster.
 
 What always holds: a relay keeps nothing longer than a loan takes; relays are the cluster's, whichever registry uses them; they start
-when somebody needs them, and end when nobody has for 20 s. Another shard can't be a shard's relay: it may hold the same object
+when somebody needs them, and end when nobody has for 20 s; a shard needs its two while it holds leases. Another shard can't be a shard's relay: it may hold the same object
 itself, and then its count does not reach zero.
 """
 
@@ -56,6 +56,7 @@ MAY_HAVE_ENDED_S = STAYS_S / 2  # one that has not answered for longer is looked
 # A shard's hold may be the last, so a relay gives it time; a client has the shard's to go back to.
 _FORGETS_S = {number: 10.0 if number in FOR_SHARDS else 3.0 for number in (*FOR_SHARDS, *FOR_CLIENTS)}
 _TICK_S = 1.0
+_MOST_REMEMBERED = 1000
 _FOUND_S = 1.0  # for Ray's control service, when a relay is looked up or started
 _ENDS_WITHIN_S = 0.01
 
@@ -121,7 +122,7 @@ class SafeRefsRelay:
         """End, unless somebody has asked for something meanwhile."""
         import ray
 
-        if not self._held and time.monotonic() - self._asked_at > STAYS_S:
+        if not self._held and time.monotonic() - self._asked_at > self._stays_s():
             ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
 
     def _keep_time(self) -> None:
@@ -132,6 +133,10 @@ class SafeRefsRelay:
                     return
             except Exception:
                 logger.debug("a relay could not look what it may drop; it looks again", exc_info=True)
+
+    def _stays_s(self) -> float:
+        """How long it waits for work: not for long if it remembers much, as who had lent it was killed right after."""
+        return STAYS_S if counts.remembered() < _MOST_REMEMBERED else _TICK_S
 
     def _tick(self) -> bool:
         """Drop what nobody has asked back; end if nobody needs this relay; whether it ends.
@@ -146,7 +151,7 @@ class SafeRefsRelay:
         for key in [key for key, held in list(self._held.items()) if now - held[0] > self._forgets_s]:
             self._held.pop(key, None)
         if self._ending is None:
-            if now - self._asked_at > STAYS_S:
+            if now - self._asked_at > self._stays_s():
                 self._ending = ray.get_runtime_context().current_actor.end.remote()
             return False
         ready, _ = ray.wait([self._ending], timeout=_ENDS_WITHIN_S)

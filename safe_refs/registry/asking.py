@@ -13,7 +13,7 @@ from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
 from . import late
-from .calls import Call, NoRegistryError, Registry
+from .calls import BEHIND_PAUSE_S, Call, NoRegistryError, Registry
 from .protocols import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Unspent, Wanted
@@ -97,7 +97,7 @@ class Verbs:
         call.late = late.of_rows(rows)
         try:
             while (reply := self.registry.ask({0: call}, deadline)[0]) is NotNow.BEHIND:
-                self.registry.pause(deadline)
+                self.registry.pause(deadline, BEHIND_PAUSE_S)
         except UnopenedActorError:
             return [None] * len(rows)
         if not isinstance(reply, tuple):

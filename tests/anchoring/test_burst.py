@@ -1,4 +1,4 @@
-"""Many references resolved at once, and the registry killed: they are good a second later, or when `loads` returns if asked to wait."""
+"""Many references resolved at once, and the registry killed: they are good a second later, or when `loads` returns if it waits."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def test_a_relay_that_nobody_needs_ends(cluster: str) -> None:
 
 
 @pytest.mark.long
-def test_relays_end_when_all_is_anchored_and_start_again_when_needed(cluster: str) -> None:
-    """A lease at rest needs none. The next pin by the same borrower, of the same object, waits for one to start, and no longer."""
+def test_relays_end_when_no_lease_is_held_and_start_again_when_needed(cluster: str) -> None:
+    """While leases are held, the shards' two stay: who resolves one is to be safe at once. A borrower waits for its relay to start."""
 
     def running() -> set[str]:
         names = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
@@ -77,9 +77,12 @@ def test_relays_end_when_all_is_anchored_and_start_again_when_needed(cluster: st
     payloads = ray.get(maker.dumps_each.remote(1, 0), timeout=60)
     wait_until(anchored, 30)
     assert running()
+    wait_until(lambda: len(running()) == 2, relays.STAYS_S + 40)
+    stays(lambda: len(running()) == 2, 2)
+    safe_refs.release(payloads)
     wait_until(lambda: not running(), relays.STAYS_S + 40)
     begun = time.monotonic()
-    payloads += ray.get(maker.dumps_each.remote(1, 1), timeout=60)
+    payloads = ray.get(maker.dumps_each.remote(1, 1), timeout=60)
     assert time.monotonic() - begun < borrowing._CONFIRMED_S
     wait_until(anchored, 30)
     assert len(running()) <= 3  # none of them a spare
