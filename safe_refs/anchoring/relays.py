@@ -22,8 +22,8 @@ respond: Ray may take half a minute to see that a node is gone. All run on the h
 never idle, and when the head node dies, so does the cluster.
 
 What always holds: a relay keeps nothing longer than a loan takes; relays are the cluster's, whichever registry uses them; they start
-when somebody needs them, and end when nobody has for 20 s; a shard needs its two while it holds leases. Another shard can't be a shard's relay: it may hold the same object
-itself, and then its count does not reach zero.
+when somebody needs them, and end when nobody has for 20 s; a shard needs its two while it holds leases. Another shard can't be a
+shard's relay: it may hold the same object itself, and then its count does not reach zero.
 """
 
 from __future__ import annotations

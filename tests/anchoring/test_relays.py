@@ -65,7 +65,7 @@ def test_a_relay_that_nobody_needs_ends(cluster: str) -> None:
 
 @pytest.mark.long
 def test_relays_end_when_no_lease_is_held_and_start_again_when_needed(cluster: str) -> None:
-    """While leases are held, the shards' two stay: who resolves one is to be safe at once. A borrower waits for its relay to start."""
+    """While leases are held, the shards' two stay: who resolves one is to be safe soon. A borrower waits for its own to start."""
 
     def running() -> set[str]:
         names = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
