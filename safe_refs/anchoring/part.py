@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, workers
 from .._ray.counts import Touch
+from ..bounds import LeaseId, ObjectId
 from ..registry.calls import Call
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.wire import NotNow, ResolveRow
 from .handed_out import HandedOut
-from .relays import Relays
+from .relays import RelayNumber, Relays
 from .rounds import Rounds
 from .unanchored import Unanchored
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 class GiveBack(NamedTuple):
     """Give objects back in a relay's stead: their ids, and the relay's number."""
 
-    ids: Sequence[bytes]
-    relay: int
+    ids: Sequence[ObjectId]
+    relay: RelayNumber
 
 
 class Anchoring(ShardPart):
@@ -129,7 +130,7 @@ class Anchoring(ShardPart):
     # Calls from other processes, and from the rounds' thread.
 
     @remote
-    def anchor_now(self, leases: Sequence[bytes]) -> list[bytes]:
+    def anchor_now(self, leases: Sequence[LeaseId]) -> list[bytes]:
         """Anchor these leases soon; which of them are unanchored still."""
         with self._lock:
             waiting = [lease for lease in leases if self._unanchored.hasten(lease)]
