@@ -131,7 +131,9 @@ class _Plan:
             ValueError: one is out of bounds.
         """
         if kwargs or len(args) != len(self._names):
-            args = self._signature.bind(None, *args, **kwargs).args[1:]
+            bound = self._signature.bind(None, *args, **kwargs)
+            bound.apply_defaults()
+            args = bound.args[1:]
         place, found = 0, list(args)
         try:
             for place, check in enumerate(self._checks):
