@@ -74,10 +74,11 @@ class SafeRefsExitDelay:
         import ray
 
         me = ray.get_runtime_context().current_actor
-        while True:  # until a call to end, in which nobody has asked meanwhile, ends the process
+        while True:  # until the call to end finds that nobody has asked meanwhile, and ends the process
             await asyncio.sleep(_TIDY_S)
-            if time.monotonic() - self._asked_at >= relays.STAYS_S:
-                me.end.remote()
+            with contextlib.suppress(Exception):
+                if time.monotonic() - self._asked_at >= relays.STAYS_S:
+                    await me.end.remote()  # one at a time: see `relays.SafeRefsRelay`
 
 
 class Delaying(Protocol):

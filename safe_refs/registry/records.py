@@ -283,3 +283,8 @@ class Query(NamedTuple):
     after: tuple[Order, int] | None = None
     limit: Annotated[int, Range(1, MOST_ROWS)] = 1000
     marks: frozenset[Mark] | None = None
+
+    @property
+    def chooses_all(self) -> bool:
+        """Whether it leaves out no lease."""
+        return self.label is None and self.job is None and not self.min_age_s and self.marks is None

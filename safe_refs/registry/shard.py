@@ -172,6 +172,8 @@ class Shard:
     @checked
     def release_where(self, call: ReleaseWhereCall) -> tuple[list[bytes], tuple[float, int] | None] | NotNow:
         """End a page of the leases that a query chooses: the marks of those that this ended, and where the next page begins."""
+        if call.query.chooses_all:
+            raise ValueError("release_where: this query leaves out no lease; `close` ends them all")
         return self._take(call.version, call, steps.release_where)
 
     @checked

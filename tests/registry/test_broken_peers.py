@@ -19,9 +19,9 @@ from safe_refs.durability.part import Durability
 from safe_refs.durability.wire import CopyCall, DurableCall, DurableRow
 from safe_refs.registry.calls import Call
 from safe_refs.registry.hooks import Loop
-from safe_refs.registry.records import NO_TERMS, Identity, Terms
+from safe_refs.registry.records import NO_TERMS, Identity, Query, Terms
 from safe_refs.registry.shard import Shard, actor_name
-from safe_refs.registry.wire import PinCall, PinRow, ReleaseCall, RenewCall
+from safe_refs.registry.wire import PinCall, PinRow, ReleaseCall, ReleaseWhereCall, RenewCall
 from safe_refs.replication.part import Replication
 from safe_refs.replication.records import Record, Records
 from tests.support.rules import ME
@@ -168,6 +168,12 @@ def test_limits_that_are_none_are_refused(peer: Peer) -> None:
     for changes in ({"sweep_s": math.nan}, {"max_leases": -5}, {"max_leases": 1.5}, {"no_limit": 1}, {"sweep_s": None}):
         peer.refuses(Call(Replication.change_limits, changes))
     peer.refuses(Call(Shard.hold_off, 1e9))
+
+
+def test_a_query_that_says_nothing_ends_nothing(peer: Peer) -> None:
+    """Whoever ends leases by a query says which: one in which nothing was set ended all of everybody's."""
+    for query in (Query(), Query(min_age_s=0.0), Query(sort="bytes", min_bytes=0.0)):
+        peer.refuses(Call(Shard.release_where, ReleaseWhereCall(0, query, ME, dry_run=False)))
 
 
 def test_a_call_is_refused_as_a_whole(peer: Peer) -> None:

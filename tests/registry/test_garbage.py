@@ -100,6 +100,8 @@ def send(actors: dict[str, tuple[type, Any]], count: int, seed: int) -> Counter[
     for number in range(count):
         draws, handle = drawn[list(drawn)[number % len(drawn)]]
         name, args = next(draws)
+        if number % 500 == 0:  # they end when nobody needs them, and a call that was refused needs nobody
+            ray.get([actors["relay"][1].hello.remote(), actors["exit delay"][1].wait.remote(0.0)], timeout=60)
         try:
             reply = getattr(handle, name).remote(*args)
         except Exception:
@@ -161,7 +163,7 @@ def check(registry: str, count: int, seed: int, shards: int = 1) -> None:
 
 def test_some_thousand_garbage_calls_hurt_nobody(registry: str) -> None:
     """Calls of every method of every actor, each wrong somewhere, are refused by name; others' leases are as they should be."""
-    check(registry, 2000, seed=1)
+    check(registry, 1000, seed=1)
 
 
 @pytest.mark.long
