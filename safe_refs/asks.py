@@ -307,6 +307,6 @@ def check_kinds(header: Header) -> None:
     unknown = set(header.kinds) - KINDS
     if unknown:
         raise EnvelopeError(
-            f"the payload holds references of kind {', '.join(sorted(unknown))!r}, which this release of safe_refs doesn't "
+            f"the payload holds references of kind {', '.join(sorted(unknown))[:40]!r}, which this release of safe_refs doesn't "
             "know: install the release that wrote it, or a newer one"
         )

@@ -25,6 +25,8 @@ MACHINERY = (_ASYNCIO, str(_STANDARD / "concurrent") + os.sep, threading.__file_
 # These await something in their caller's task, so that the caller's line comes next.
 _AWAITS = (_ASYNCIO + "tasks.py", _ASYNCIO + "timeouts.py")
 
+_MOST_BYTES = 720
+
 _handed_on: contextvars.ContextVar[str] = contextvars.ContextVar("safe_refs_caller", default="")
 
 
@@ -50,6 +52,15 @@ def line(frame: FrameType | None = None) -> str:
             found = found or here
         frame = frame.f_back
     return found or "unknown"
+
+
+SHORT = 180  # characters; a line of no more is short enough whatever they are
+
+
+def clipped(found: str) -> str:
+    """The end of a long source line, where the file's name is: a shard takes 1 KiB, of which a Ray Client's host needs a part."""
+    data = found.encode("utf-8", "surrogatepass")
+    return found if len(data) <= _MOST_BYTES else "..." + data[-_MOST_BYTES:].decode("utf-8", "ignore")
 
 
 def level() -> int:

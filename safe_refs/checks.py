@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from datetime import timedelta
 from numbers import Real
 from typing import Any
 
 LONGEST_S = 3.2e9  # a century; far longer waits overflow in Ray and in the operating system
 MOST_USES = 2**31 - 1
-MOST_CHARACTERS = 1000  # of a label: each shard keeps it, and each listing and log line shows it
+MOST_BYTES = 1024  # of a label or a name, in UTF-8: each shard keeps it, and each listing and log line shows it
 _MOST = 2**63 - 1  # that travels
 
 
@@ -92,7 +93,7 @@ def flag(value: Any, name: str) -> bool:
 
 
 def label(value: Any, name: str = "label") -> str:
-    """A text for people, of 1,000 characters at most.
+    """A text for people, of 1 KiB at most, in UTF-8.
 
     Raises:
         ValueError: it is longer, or can't be written as UTF-8.
@@ -100,13 +101,36 @@ def label(value: Any, name: str = "label") -> str:
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {type(value).__name__}")
-    if len(value) > MOST_CHARACTERS:
-        raise ValueError(f"{name} must have at most {MOST_CHARACTERS} characters, not {len(value)}")
     try:
-        value.encode()
+        size = len(value.encode())
     except UnicodeEncodeError:
         raise ValueError(f"{name} must be text that can be written as UTF-8, not {_shown(value)}") from None
+    if size > MOST_BYTES:
+        raise ValueError(f"{name} must have at most {MOST_BYTES} bytes in UTF-8, not {size}")
     return value
+
+
+def check_ordered(several: object) -> None:
+    """Refuse what has no order, or of which it isn't plain what is meant.
+
+    Raises:
+        TypeError: it is a set, or a dict.
+    """
+    if isinstance(several, (set, frozenset)):
+        raise TypeError(f"a {type(several).__name__} has no order: pass a list of what is in it")
+    if isinstance(several, Mapping):
+        raise TypeError(f"a {type(several).__name__} may mean its keys or its values: pass list(d) or list(d.values())")
+
+
+def shown(text: str) -> str:
+    """A text that somebody else has written, for people: one line of 1,024 characters at most, its control characters as escapes.
+
+    For errors, log lines and tables: a terminal obeys control characters, and whoever reads a log takes a line for a line.
+    """
+    text = text if len(text) <= MOST_BYTES else text[: MOST_BYTES - 3] + "..."
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _shown(value: Any) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeAlias
 
+from .bounds import Pause, Whole
+from .bounds import Span as Seconds
 from .checks import flag as flag  # others take the checks from here, as they do what can be set
 from .checks import positive as positive
 from .checks import seconds as seconds
@@ -50,15 +52,15 @@ class Limits(NamedTuple):
         sweep_s: seconds between two looks at whether owners still live.
     """
 
-    max_leases: int | None = None
-    max_references: int | None = None
-    max_bytes: int | None = None
-    max_leases_per_job: int | None = None
-    max_references_per_job: int | None = None
-    max_bytes_per_job: int | None = None
-    max_tombstones: int = 100_000
-    tombstone_age_s: float = 86_400.0
-    sweep_s: float = 1.0
+    max_leases: Whole | None = None
+    max_references: Whole | None = None
+    max_bytes: Whole | None = None
+    max_leases_per_job: Whole | None = None
+    max_references_per_job: Whole | None = None
+    max_bytes_per_job: Whole | None = None
+    max_tombstones: Whole = 100_000
+    tombstone_age_s: Seconds = 86_400.0
+    sweep_s: Pause = 1.0
 
     def share(self, shards: int, replicas: int) -> Limits:
         """One shard's share, as leases spread evenly: that part of each limit, rounded up."""

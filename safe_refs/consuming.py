@@ -11,8 +11,8 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, overload
 
-from . import asks, callers, envelope, spending, threads
-from .handle import SafeRef, check_ordered
+from . import asks, callers, checks, envelope, spending, threads
+from .handle import SafeRef
 from .inspecting import is_buffer
 from .loading import load_all, load_async
 
@@ -198,7 +198,7 @@ def consume(
     if not is_one and buffers is not None:
         raise TypeError("buffers belong to one payload: consume one at a time")
     if not is_one:
-        check_ordered(target)
+        checks.check_ordered(target)
     targets = [SafeRef.parse(each) if isinstance(each, str) else each for each in ([target] if is_one else target)]
     for each in targets:
         if not isinstance(each, SafeRef) and not is_buffer(each):

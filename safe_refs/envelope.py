@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from .checks import MOST_BYTES
 from .errors import EnvelopeError
 
 FORMAT_VERSION = 1
@@ -35,7 +36,21 @@ _CHECKSUM_KEY = b"\xa1c\xce"  # msgpack: the one-letter string "c", then the mar
 _CHECKSUM = len(_CHECKSUM_KEY) + 4
 _FIXMAP = [bytes([0x80 | count]) for count in range(16)]  # msgpack: the head of a map of so many keys, at most 15
 _FIRST_LOOK = 1024  # bytes: nearly every header is shorter
-_LARGEST_HEADER = 4 * 2**20  # bytes; one byte a slot, so that millions of slots fit, and no more is read for nothing
+MOST_REFERENCES = 2**20  # of a payload: a header has one byte for each, and nothing else in it is long
+_LONGEST_VALUE = (
+    2**13
+)  # bytes; of all keys but the kinds of the slots. Labels had a thousand characters, and not a thousand bytes
+_LARGEST_HEADER = MOST_REFERENCES + 16 * _LONGEST_VALUE
+# For msgpack: a few bytes may claim that millions of items follow. Without `read_size` it takes a megabyte at once.
+_BOUNDS: Any = {
+    "max_buffer_size": _LARGEST_HEADER,
+    "read_size": _FIRST_LOOK,
+    "max_str_len": MOST_REFERENCES,
+    "max_bin_len": _LONGEST_VALUE,
+    "max_array_len": 64,
+    "max_map_len": 64,
+    "max_ext_len": 0,
+}
 
 
 class LeaseAddress(NamedTuple):
@@ -112,15 +127,21 @@ def unseal(data: memoryview, what: str) -> tuple[dict[str, Any], int]:
     """
     size = _FIRST_LOOK
     while True:
-        unpacker = msgpack.Unpacker(max_buffer_size=_LARGEST_HEADER, strict_map_key=True)
         try:
+            if size > _FIRST_LOOK:
+                _check_lengths(data[:size])
+            unpacker = msgpack.Unpacker(**_BOUNDS)
             unpacker.feed(data[:size])
             fields = unpacker.unpack()
             break
         except msgpack.OutOfData:
-            if size >= len(data) or size >= _LARGEST_HEADER:
+            if size >= len(data):
                 raise EnvelopeError(f"{what} is cut short: it ends within its header; get it again, whole") from None
-            size *= 8
+            if size >= _LARGEST_HEADER:
+                raise EnvelopeError(
+                    f"{what} is altered: its header is longer than any; get it again, unchanged"
+                ) from None
+            size = min(size * 8, _LARGEST_HEADER)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise EnvelopeError(
                 f"{what} is altered: its header can't be read ({type(error).__name__}); get it again, unchanged"
@@ -137,6 +158,21 @@ def unseal(data: memoryview, what: str) -> tuple[dict[str, Any], int]:
     return fields, end
 
 
+def _check_lengths(data: memoryview) -> None:
+    """Whether no key of a map but the kinds of the slots has a long value. Nothing of them is made for that.
+
+    Raises:
+        ValueError: one has.
+    """
+    unpacker = msgpack.Unpacker(**_BOUNDS)
+    unpacker.feed(data)
+    for _ in range(unpacker.read_map_header()):
+        key, begin = unpacker.unpack(), unpacker.tell()
+        unpacker.skip()
+        if key != "k" and unpacker.tell() - begin > _LONGEST_VALUE:
+            raise ValueError
+
+
 def check_version(fields: Mapping[str, Any], what: str) -> None:
     """Refuse a map of a format that this release does not know.
 
@@ -146,7 +182,7 @@ def check_version(fields: Mapping[str, Any], what: str) -> None:
     version = fields.get("v")
     if version != FORMAT_VERSION:
         raise EnvelopeError(
-            f"{what} has format version {version!r}, and this release of safe_refs reads version {FORMAT_VERSION}: "
+            f"{what} has format version {version!r:.40}, and this release of safe_refs reads version {FORMAT_VERSION}: "
             "install the release that wrote it, or a newer one"
         )
 
@@ -174,7 +210,7 @@ def unpack_address(fields: Mapping[str, Any], what: str) -> LeaseAddress:
     get = fields.get
     registry, cluster, epoch, generation, lease = get("r"), get("K"), get("e"), get("g"), get("i")
     if (
-        not isinstance(registry, str)
+        not (isinstance(registry, str) and len(registry) <= MOST_BYTES)
         or not (isinstance(cluster, bytes) and len(cluster) == 28)
         or not (isinstance(epoch, bytes) and len(epoch) == 8)
         or not (type(generation) is int and generation >= 0)
@@ -187,8 +223,14 @@ def unpack_address(fields: Mapping[str, Any], what: str) -> LeaseAddress:
 
 
 def _are_terms(value: Any) -> bool:
-    kinds = {"ttl": float, "uses": int, "label": str}
-    return isinstance(value, dict) and all(type(each) is kinds.get(name, type(each)) for name, each in value.items())
+    if not isinstance(value, dict):
+        return False
+    ttl, uses, label = value.get("ttl", 1.0), value.get("uses", 1), value.get("label", "")
+    return (
+        (type(ttl) is float and 0 < ttl < math.inf)
+        and (type(uses) is int and uses > 0)
+        and (isinstance(label, str) and len(label) <= MOST_BYTES)
+    )
 
 
 def is_payload(data: Any) -> bool:
@@ -281,7 +323,7 @@ def open_body(body: Any) -> Found:
     terms, buffers = terms or {}, buffers or 0
     if (
         not (isinstance(tag, bytes) and len(tag) == 8)
-        or not isinstance(kinds, str)
+        or not (isinstance(kinds, str) and len(kinds) <= MOST_REFERENCES)
         or not (terms == {} or _are_terms(terms))
         or not (isinstance(made_at, float) and math.isfinite(made_at))
         or not (type(size) is int and size >= 0)

@@ -18,6 +18,8 @@ import pickle
 from datetime import datetime, timezone
 from typing import NamedTuple
 
+from .checks import shown
+
 
 def _when(at: float | None) -> str:
     """`at 2026-01-31T12:00:00Z`, or nothing for an unknown time."""
@@ -173,7 +175,7 @@ class LeaseReleasedError(LeaseError):
     @classmethod
     def of(cls, lease: str, registry: str, ended_at: float, by: str) -> LeaseReleasedError:
         """The error for a lease that `by` released."""
-        who = f" by {by}" if by else ""
+        who = f" by {shown(by)}" if by else ""
         return cls(
             f"lease {lease} was released{_when(ended_at)}{who}: a released lease doesn't come back; "
             "ask its maker for a new one, or release it later",
@@ -322,7 +324,7 @@ class LeaseRejectedError(LeaseError):
         """The error for a lease whose pin failed for a `reason` after its maker had passed it on."""
         return cls(
             f"lease {lease} was rejected by registry {registry!r}{_when(ended_at)}, after its maker had passed it on without "
-            f"waiting: {reason}; ask its maker for a new one, made with wait=True",
+            f"waiting: {shown(reason)}; ask its maker for a new one, made with wait=True",
             lease=lease,
             registry=registry,
             ended_at=ended_at,
@@ -471,7 +473,7 @@ class RegistryFullError(SafeRefsError):
         cls, limit: str, allowed: int, used: int, asked: int, largest: tuple[tuple[str, int], ...]
     ) -> RegistryFullError:
         """The error for a pin of `asked` more where `used` of `allowed` are taken."""
-        most = ", ".join(f"{name}: {count}" for name, count in largest)
+        most = ", ".join(f"{shown(name)}: {count}" for name, count in largest)
         return cls(
             f"the registry's {limit} is {allowed}, {used} are in use and {asked} more were asked for "
             f"(most is used by: {most or 'none'}): release leases, give them a ttl, or raise the limit with init()",

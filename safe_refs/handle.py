@@ -10,11 +10,11 @@ import base64
 import binascii
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from . import asks, callers, checks, slots, spending
+from . import asks, callers, checks, envelope, slots, spending
 from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, SafeRefsError
 from .slots import ACTOR, KINDS, OBJECT_REF, Opened
@@ -34,8 +34,7 @@ class SafeRef(Generic[T_co]):
     """Names one reference of one lease. Immutable, hashable, equal by what it names, picklable by any pickler.
 
     Get one from `pin`, from `loads(..., resolve=False)`, or back from its text (`SafeRef.parse(str(handle))`) or bytes
-    (`SafeRef.from_bytes(bytes(handle))`). As a context manager (`async with`, too) it releases its lease at the end. A `SafeRef` of
-    an actor resolves to an `ActorHandle`.
+    (`SafeRef.from_bytes(bytes(handle))`). As a context manager (`async with`, too) it releases its lease at the end.
     """
 
     __slots__ = ("_address", "_kind", "_slot")
@@ -230,7 +229,12 @@ class SafeRef(Generic[T_co]):
         fields, end = unseal(view[len(_MAGIC) :], "the SafeRef")
         check_version(fields, "the SafeRef")
         slot, kind = fields.get("s"), fields.get("k")
-        if type(slot) is not int or slot < 0 or not isinstance(kind, str) or end != len(view) - len(_MAGIC):
+        if (
+            type(slot) is not int
+            or not 0 <= slot < envelope.MOST_REFERENCES
+            or not isinstance(kind, str)
+            or end != len(view) - len(_MAGIC)
+        ):
             raise EnvelopeError(
                 "the SafeRef is altered: it lacks its slot, or has more bytes than it should; get it again, unchanged"
             )
@@ -304,21 +308,17 @@ def mistaken(data: Any) -> EnvelopeError | TypeError | None:
     return None
 
 
-def check_ordered(several: object) -> None:
-    """Refuse what has no order, or of which it isn't plain what is meant.
+class Handles(Sequence[SafeRef[Any]]):
+    """A handle for each reference of a lease, made when it is asked for: a header may name a million that no pickle asks for."""
 
-    Raises:
-        TypeError: it is a set, or a dict.
-    """
-    if isinstance(several, (set, frozenset)):
-        raise TypeError(f"a {type(several).__name__} has no order: pass a list of what is in it")
-    if isinstance(several, Mapping):
-        raise TypeError(f"a {type(several).__name__} may mean its keys or its values: pass list(d) or list(d.values())")
+    def __init__(self, address: LeaseAddress, kinds: str) -> None:
+        self._address, self._kinds = address, kinds
 
+    def __len__(self) -> int:
+        return len(self._kinds)
 
-def handles_of(address: LeaseAddress, kinds: str) -> list[SafeRef[Any]]:
-    """A handle for each reference of a lease, by their kinds."""
-    return [SafeRef[Any](address, number, kind) for number, kind in enumerate(kinds)]
+    def __getitem__(self, number: Any) -> Any:
+        return SafeRef[Any](self._address, number, self._kinds[number])
 
 
 def slot_values(
@@ -336,7 +336,7 @@ def slot_values(
         return asks.resolve_many([header.address for header in headers], timeout, take=take, uses=uses)
     if take:
         raise ValueError("take=True needs resolve=True: handles are made without asking the registry")
-    return [handles_of(header.address, header.kinds) for header in headers]
+    return [Handles(header.address, header.kinds) for header in headers]
 
 
 def _later(payload: Opened, number: int) -> Any:

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard, cast
 
 from . import envelope
+from .checks import shown
 from .envelope import LeaseAddress
 from .errors import EnvelopeError
 from .handle import SafeRef, mistaken
@@ -69,7 +70,7 @@ class PayloadInfo:
             return f"<PayloadInfo no lease, {self.size} bytes>"
         terms = "".join(f", {name}={value!r}" for name, value in self.terms.items())
         held = f"lease {self.lease_id[:8]} of registry {self.registry!r}, {len(self.kinds)} reference(s)"
-        return f"<PayloadInfo {held}, {self.size} bytes{terms}>"
+        return shown(f"<PayloadInfo {held}, {self.size} bytes{terms}>")
 
 
 def inspect(payload: bytes | bytearray | memoryview) -> PayloadInfo:

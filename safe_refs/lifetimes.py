@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import asks, config, envelope, terms
+from . import asks, checks, config, envelope, terms
 from .envelope import LeaseAddress
 from .errors import EnvelopeError
-from .handle import TEXT_PREFIX, SafeRef, check_ordered
+from .handle import TEXT_PREFIX, SafeRef
 from .inspecting import PayloadInfo, has_lease, is_buffer
 from .kinds import kind_of
 from .registry.records import LeaseInfo
@@ -216,7 +216,7 @@ def _each(target: object, depth: int = 0) -> Iterator[Any]:
     elif isinstance(target, Iterable) and depth < _DEEPEST:
         if isinstance(target, Mapping) and any(kind_of(value) is not None for value in target.values()):
             raise TypeError(f"a {type(target).__name__} with references names no lease: {_THE_PAYLOAD}")
-        check_ordered(target)
+        checks.check_ordered(target)
         for each in target:
             yield from _each(each, depth + 1)
     else:

@@ -11,9 +11,9 @@ from datetime import timedelta
 from pickle import loads as unpickle  # as it is now: see `pickling`
 from typing import TYPE_CHECKING, Any
 
-from . import asks, checks, envelope, spending
+from . import _settings, asks, checks, envelope, spending
 from .handle import SafeRef, mistaken, slot_values
-from .spending import Use, new_use, reading, unless_opened
+from .spending import Use, new_use, plainly, reading, unless_opened, within
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -47,6 +47,8 @@ def load_all(
         raise wrong
     found = [envelope.find(data) if envelope.is_payload(data) else None for data in datas]
     headers, since = [each.header for each in found if each is not None], time.monotonic()
+    leases = [header.address.lease for header in headers]
+    resolve, take, timeout, until = within(leases, resolve, take, timeout)
     ids = [new_use(header, take) for header in headers]
     values = list(slot_values(headers, resolve, take, timeout, ids))
     if resolve:
@@ -57,9 +59,11 @@ def load_all(
         with unless_opened(uses, timeout):
             for data, each in zip(datas, found, strict=True):
                 if each is None:
-                    loaded.append(unpickle(data, **how))
+                    with plainly(data, resolve, take, until, uses):
+                        loaded.append(unpickle(data, **how))
                 else:
-                    with reading(each.header, values.pop(), resolve):
+                    said: Any = {"inside": each.inner, "until": until, "uses": uses}
+                    with reading(each.header, values.pop(), resolve, take=take, **said):
                         loaded.append(unpickle(each.inner, **how))
             if anchored and resolve and headers:
                 asks.await_anchored([header.address for header in headers], timeout, since)
@@ -98,19 +102,21 @@ async def load_async(
     """What `loads` returns, awaited; `uses` as for `load_all`."""
     if (wrong := mistaken(data)) is not None:
         raise wrong
-    if not envelope.is_payload(data):
-        return unpickle(data, **how)
-    header, inner = envelope.find(data)
     take, resolve = checks.flag(take, "take"), checks.flag(resolve, "resolve")
+    until = None if timeout is None else _settings.deadline(timeout)
+    if not envelope.is_payload(data):
+        with plainly(data, resolve, take, until):
+            return unpickle(data, **how)
+    header, inner = envelope.find(data)
     if not resolve:
-        with reading(header, slot_values([header], resolve, take, timeout, [b""])[0], resolve):
+        with reading(header, slot_values([header], resolve, take, timeout, [b""])[0], resolve, inside=inner):
             return unpickle(inner, **how)
     asks.check_kinds(header)
     use, since = new_use(header, take), time.monotonic()
     refs = await asks.resolve_async(header.address, timeout, slot=None, take=take, use=use)
     uses.append(Use(header.address, use, take, refs))
     try:
-        with reading(header, refs, resolve):
+        with reading(header, refs, resolve, take=take, inside=inner, until=until, uses=uses):
             loaded = unpickle(inner, **how)
         if anchored:
             await asks.await_anchored_async([header.address], timeout, since)
@@ -130,9 +136,10 @@ def open_payload(body: bytes, buffers: Sequence[Buffer] = ()) -> Any:
         EnvelopeError: and others as from `loads`.
     """
     found = envelope.open_body(body)
-    use = new_use(found.header, take=False)
-    values = slot_values([found.header], resolve=True, take=False, timeout=None, uses=[use])
-    with reading(found.header, values[0], resolve=True, use=use):
+    resolve, take, timeout, until = within([found.header.address.lease], resolve=True, take=False, timeout=None)
+    use = new_use(found.header, take)
+    values = slot_values([found.header], resolve, take, timeout, [use])
+    with reading(found.header, values[0], resolve, use, take, timeout, inside=found.inner, until=until):
         del values  # an error keeps this frame
         return unpickle(found.inner, buffers=buffers or None)
 

@@ -102,10 +102,15 @@ class Transaction:
         """Prepare a lease of these references. The payload is made first, so that running out of memory here leaves nothing pinned.
 
         Raises:
+            ValueError: they are more than a payload can name.
             UnsupportedReferenceError: Ray doesn't know the owner of one.
             RegistryUnavailableError: the registry can't be reached.
         """
         session, asked = self._client, self._asked
+        if len(refs) > envelope.MOST_REFERENCES:
+            raise ValueError(
+                f"a lease has at most {envelope.MOST_REFERENCES} references, not {len(refs)}: make several payloads"
+            )
         registry = session.registries.get(self._registry) or session.registry(self._registry)
         epoch, generation = registry.identity or registry.identify(self.deadline)
         lease = (b"" if pickled is None else pickled.writing.lease) or os.urandom(16)  # drawn with the first reference

@@ -14,12 +14,12 @@ from datetime import timedelta
 from pickle import loads as unpickle  # as it is now: somebody may set the module's own to ours
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import asks, envelope, payloads, places, terms
+from . import _settings, asks, envelope, payloads, places, terms
 from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
 from .handle import mistaken, slot_values
 from .loading import load_many, several
-from .spending import reading
+from .spending import around, plainly, reading
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -191,6 +191,9 @@ def loads(
         anchored: True waits until the references are safe from a crash of the registry. Otherwise they are within a second.
         timeout: seconds to wait for the registry (not for any value); default from `init` or `SAFE_REFS_TIMEOUT`.
 
+    `resolve=False`, `take=True` and the timeout hold for payloads inside the payload, too: those whose bytes are in it, and which a
+    `__setstate__` or the like opens, by whatever `loads`, meanwhile.
+
     Returns:
         The object. Its references are tracked by Ray as if they had been passed in-band.
 
@@ -202,19 +205,24 @@ def loads(
         Exception: what `pickle.loads` raises.
     """
     try:
-        if type(data) is bytes and data[2:4] != _THIRD_OPCODE:
-            # Two bytes show that this is another pickle: the common case.
-            return unpickle(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
-        if not envelope.is_payload(data):
-            return unpickle(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+        # Two bytes show that this is another pickle: the common case.
+        if (type(data) is bytes and data[2:4] != _THIRD_OPCODE) or not envelope.is_payload(data):
+            if resolve and not take and timeout is None:
+                return unpickle(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
+            until = None if timeout is None else _settings.deadline(timeout)
+            with plainly(data, resolve, take, until):
+                return unpickle(data, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
     except Exception:
         if (wrong := mistaken(data)) is None:
             raise
         raise wrong from None
     found, since = envelope.find(data), time.monotonic()
+    if around.how is not None:
+        resolve, take, timeout = around.how.reaching([found.header.address.lease], resolve, take, timeout)
+    until = None if timeout is None else _settings.deadline(timeout)
     use = os.urandom(8) if take or "uses" in found.header.terms else b""  # as `new_use`, which would be one step more
     values = slot_values([found.header], resolve, take, timeout, [use])
-    with reading(found.header, values[0], resolve, use, take, timeout):
+    with reading(found.header, values[0], resolve, use, take, timeout, inside=found.inner, until=until):
         del values  # an error keeps this frame
         loaded = unpickle(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
         if anchored and resolve:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
-from . import payloads, places, terms
+from . import checks, payloads, places, terms
 from .errors import UnsupportedReferenceError
-from .handle import SafeRef, check_ordered, handles_of
+from .handle import Handles, SafeRef
 from .kinds import carried, kind_of, refusal
 from .slots import register
 
@@ -79,7 +79,7 @@ def pin(
     register()
     single = kind_of(ref) is not None
     if not single:
-        check_ordered(ref)
+        checks.check_ordered(ref)
     # A text or bytes are one mistake, and not as many as they have characters.
     refs = (
         list(ref)
@@ -104,7 +104,7 @@ def _pin(refs: list[Any], asked: terms.Asked, single: bool) -> SafeRef[Any] | li
         transaction = payloads.Transaction(asked)
         transaction.prepare(refs)
         transaction.pin()
-        handles = handles_of(transaction.finish()[0].address, kinds)
+        handles = list(Handles(transaction.finish()[0].address, kinds))
         return handles[0] if single else handles
     except BaseException:
         if transaction is not None:

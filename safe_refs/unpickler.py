@@ -15,7 +15,7 @@ from . import checks, envelope
 from .errors import EnvelopeError
 from .handle import slot_values
 from .slots import slot
-from .spending import Use, give_back, new_use, opened, reading
+from .spending import Use, give_back, new_use, opened, reading, within
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -106,11 +106,14 @@ class Unpickler(pickle.Unpickler):
     def _open_payload(self, body: bytes, buffers: Sequence[Buffer] = ()) -> Any:
         self._is_at_payload = False  # what is inside of it may raise anything
         found = envelope.open_body(body)
-        use = new_use(found.header, self._take)
-        values = slot_values([found.header], self._resolve, self._take, self._timeout, [use])
-        if use and self._resolve:
-            self._uses.append(Use(found.header.address, use, self._take, values[0]))
-        with reading(found.header, values[0], self._resolve):
+        lease = found.header.address.lease
+        resolve, take, timeout, until = within([lease], self._resolve, self._take, self._timeout)
+        use = new_use(found.header, take)
+        values = slot_values([found.header], resolve, take, timeout, [use])
+        if use and resolve:
+            self._uses.append(Use(found.header.address, use, take, values[0]))
+        said: Any = {"inside": found.inner, "until": until, "uses": self._uses}
+        with reading(found.header, values[0], resolve, take=take, **said):
             del values  # an error keeps this frame
             around, is_old = self._renames, bytes(found.inner[:1]) != pickle.PROTO or found.inner[1] < 3
             self._renames = is_old and self._how["fix_imports"]

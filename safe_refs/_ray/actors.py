@@ -25,6 +25,15 @@ def is_actor_handle(reference: Any) -> bool:
     return isinstance(reference, ray.actor.ActorHandle)
 
 
+def is_reference(value: Any) -> bool:
+    """Whether it is a reference that a lease can be asked to hold: an object's that names one, or an actor's handle."""
+    import ray
+
+    if isinstance(value, ray.ObjectRef):
+        return not value.is_nil()
+    return isinstance(value, ray.actor.ActorHandle)
+
+
 def is_weak(handle: Any) -> bool:
     """Whether a handle does not keep its actor alive. `ray.get_actor` and `get_runtime_context().current_actor` give such handles.
 

@@ -161,6 +161,14 @@ def _parsed(address: bytes) -> Any:
     return found
 
 
+def is_address(address: bytes) -> bool:
+    """Whether these bytes are the address of some process, as `owner_of` gives it."""
+    try:
+        return bool(_parsed(address).worker_id)
+    except Exception:  # protobuf's own, which is not the same class in all of its versions
+        return False
+
+
 def _new_address() -> Any:
     """Ray's record of a process's address (`common_pb2.Address`), private and seen since Ray 2.52."""
     from ray.core.generated import common_pb2
@@ -256,9 +264,9 @@ def is_surely_dead(owner: bytes) -> bool:
     Private: the layout of an owner's address, seen since Ray 2.52, and `control.worker_row`. Without it, no lease would end because
     its owner died, and whoever loads it would get Ray's own error from `ray.get`.
     """
-    address = _parsed(owner)
-    if not address.worker_id:
+    if not is_address(owner):
         return False  # of what nobody owns
+    address = _parsed(owner)
     try:
         worker = control.worker_row(address.worker_id)
         if worker is None:

@@ -23,10 +23,12 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from .._ray import cluster, requests
+from ..bounds import Range
 from ..errors import RegistryUnavailableError
+from ..registry.received import actor, checked
 from . import relays
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 LOOKS_S = 0.1
 LOOK_UP_S = 1.0
 DELAY_S = 3.0
+MOST_S = 60.0  # of a call; far more than anybody asks for
 _NAME = "exit_delay"
 _TIDY_S = 5.0
 _FAILED_S = 0.01
@@ -42,6 +45,7 @@ _FOUND_S = 1.0  # for Ray's control service, when the exit delay is looked up or
 _AGAIN_S = 0.3  # a call that could not be opened is tried again
 
 
+@actor
 class SafeRefsExitDelay:
     """The actor's class: answers late, so that a process that asks doesn't end before. Async, as many may wait at once."""
 
@@ -49,26 +53,32 @@ class SafeRefsExitDelay:
         self._asked_at = time.monotonic()
         self._leaving: asyncio.Task[None] | None = None
 
-    async def wait(self, seconds: float) -> None:
+    @checked
+    async def wait(self, seconds: Annotated[float, Range(0, MOST_S)]) -> None:
         """Answer after `seconds`."""
         self._asked_at = time.monotonic()
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_task(self._leave())
         await asyncio.sleep(seconds)
 
+    @checked
     async def end(self) -> None:
-        """End, because nobody has asked for a while."""
+        """End, unless somebody has asked for something meanwhile."""
         import ray
 
+        if time.monotonic() - self._asked_at < relays.STAYS_S:
+            return
         ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
 
     async def _leave(self) -> None:
         import ray
 
         me = ray.get_runtime_context().current_actor
-        while time.monotonic() - self._asked_at < relays.STAYS_S:
+        while True:  # until the call to end finds that nobody has asked meanwhile, and ends the process
             await asyncio.sleep(_TIDY_S)
-        me.end.remote()
+            with contextlib.suppress(Exception):
+                if time.monotonic() - self._asked_at >= relays.STAYS_S:
+                    await me.end.remote()  # one at a time: see `relays.SafeRefsRelay`
 
 
 class Delaying(Protocol):

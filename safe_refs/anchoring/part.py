@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, workers
 from .._ray.counts import Touch
+from ..bounds import LeaseId, ObjectId
 from ..registry.calls import Call
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.wire import NotNow, ResolveRow
 from .handed_out import HandedOut
 from .pace import Pace
-from .relays import Relays
+from .relays import RelayNumber, Relays
 from .rounds import Rounds
 from .unanchored import Unanchored
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class GiveBack(NamedTuple):
     """Give objects back in a relay's stead: their ids, and the relay's number."""
 
-    ids: Sequence[bytes]
-    relay: int
+    ids: Sequence[ObjectId]
+    relay: RelayNumber
 
 
 class Anchoring(ShardPart):
@@ -156,7 +157,7 @@ class Anchoring(ShardPart):
         return self._anchors
 
     @remote
-    def anchor_now(self, leases: Sequence[bytes]) -> list[bytes]:
+    def anchor_now(self, leases: Sequence[LeaseId]) -> list[bytes]:
         """Anchor these leases soon; which of them are unanchored still."""
         with self._lock:
             waiting = [lease for lease in leases if self._unanchored.hasten(lease)]

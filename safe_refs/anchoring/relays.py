@@ -33,10 +33,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, NamedTuple, ParamSpec
 
 from .._ray import classes, cluster, counts, objects, packages, requests, workers
+from ..bounds import Key, ObjectId, Range
 from ..errors import RegistryUnavailableError
+from ..registry.received import actor, checked
 
 if TYPE_CHECKING:
     import ray
@@ -55,6 +57,7 @@ STAYS_S = 20.0  # how long a relay waits for work; to start one takes a second o
 MAY_HAVE_ENDED_S = STAYS_S / 2  # one that has not answered for longer is looked up anew
 # A shard's hold may be the last, so a relay gives it time; a client has the shard's to go back to.
 _FORGETS_S = {number: 10.0 if number in FOR_SHARDS else 3.0 for number in (*FOR_SHARDS, *FOR_CLIENTS)}
+RelayNumber = Annotated[int, Range(0, max(*FOR_SHARDS, *FOR_CLIENTS))]
 _TICK_S = 1.0
 _MOST_REMEMBERED = 1000
 _FOUND_S = 1.0  # for Ray's control service, when a relay is looked up or started
@@ -64,10 +67,11 @@ _ENDS_WITHIN_S = 0.01
 class Given(NamedTuple):
     """Objects that a relay gave back: in which life of it (see `SafeRefsRelay.hold`), and their ids."""
 
-    life: bytes
-    ids: list[bytes]
+    life: Key
+    ids: list[ObjectId]
 
 
+@actor
 class SafeRefsRelay:
     """The actor's class.
 
@@ -89,23 +93,27 @@ class SafeRefsRelay:
         classes.serve()
         threading.Thread(target=self._keep_time, name="safe_refs-time", daemon=True).start()
 
+    @checked
     def hello(self) -> bool:
         """Stay, somebody needs you."""
         self._asked_at = time.monotonic()
         return True
 
-    def hold(self, key: bytes, refs: list[Ref], given: list[Given]) -> tuple[bytes, list[bytes]]:
+    @checked
+    def hold(self, key: Key, refs: list[Ref], given: list[Given]) -> tuple[bytes, list[bytes]]:
         """Take references until they are asked for; which life of the relay this is, and what is `unconfirmed` of earlier loans."""
         self._asked_at = time.monotonic()
         self._held[key] = (self._asked_at, refs)
         return self._life, [id_ for each in given for id_ in self.unconfirmed(each)]
 
-    def give(self, keys: list[bytes]) -> tuple[list[Ref], bytes]:
+    @checked
+    def give(self, keys: list[Key]) -> tuple[list[Ref], bytes]:
         """Give references back, and drop them; as a result of its own, which life this is, or nothing if some weren't here."""
         self._asked_at = time.monotonic()
         found = [self._held.pop(key, (0.0, []))[1] for key in keys]
         return [ref for refs in found for ref in refs], self._life if all(found) else b""
 
+    @checked
     def unconfirmed(self, given: Given) -> list[bytes]:
         """Those of these objects that this relay still counts: their owners have not yet asked for its report.
 
@@ -114,10 +122,12 @@ class SafeRefsRelay:
         """
         return given.ids if given.life != self._life else counts.counted(given.ids)
 
+    @checked
     def where(self) -> tuple[str, int]:
         """The node that it runs on, and its process id."""
         return workers.node_and_process()
 
+    @checked
     def end(self) -> None:
         """End, unless somebody has asked for something meanwhile."""
         import ray

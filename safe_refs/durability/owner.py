@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .._ray import classes, cluster, workers
 from ..errors import RegistryUnavailableError
 from ..registry.calls import Call
+from ..registry.received import actor, checked
 from ..registry.shard import Shard, actor_name
 from .nodes import Nodes, OwnedCopies
 from .part import Durability
@@ -87,6 +88,7 @@ def find(registry: str, shard: int) -> CopyOwner:
     return CopyOwner(cluster.named_actor(owner_name(registry, shard), SafeRefsCopyOwner))
 
 
+@actor
 class SafeRefsCopyOwner:
     """The actor's class. Its calls only leave work for its thread, `safe_refs-copies`, or look.
 
@@ -113,7 +115,8 @@ class SafeRefsCopyOwner:
         classes.serve()
         threading.Thread(target=self._work, name="safe_refs-copies", daemon=True).start()
 
-    async def make_copies(self, call: CopyCall, refs: list[Any]) -> bytes:
+    @checked
+    async def make_copies(self, call: CopyCall, refs: list[Ref]) -> bytes:
         """Copy what a lease holds, and give the copies to the shard.
 
         Called by the shard, or by the lease's maker while its pin is on its way to the shard. If the same lease is under way already,
@@ -136,20 +139,24 @@ class SafeRefsCopyOwner:
         del running
         return await over
 
+    @checked
     def retire(self) -> None:
         """The registry ends. So does this, when no process has a copy any more."""
         with self._changed:
             self._retires = True
             self._changed.notify_all()
 
+    @checked
     def where(self) -> tuple[str, int]:
         """The node that it runs on, and its process id."""
         return workers.node_and_process()
 
+    @checked
     def copying(self) -> int:
         """How many leases it makes copies for now."""
         return len(self._jobs)
 
+    @checked
     def owned(self) -> int:
         """How many copies it owns that some process has."""
         return self._owned.count()

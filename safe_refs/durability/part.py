@@ -10,12 +10,14 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._ray import actors, objects, packages, workers
+from ..bounds import LeaseId
 from ..errors import RegistryUnavailableError, SafeRefsError
 from ..registry.hooks import Began, Loop, ShardPart, remote
+from ..registry.received import examine
 from ..registry.shard import Shard
 from ..registry.wire import Granted, NotNow, ResolveRow
 from .copying import mortal_actor
@@ -82,6 +84,12 @@ class Durability(ShardPart):
             is_sent = self._shard.number in request.sent_to
             self._requests.note(lease, sys.intern(request.env), request.ttl, is_sent=is_sent)  # many have the same env
             self._wake.set()
+
+    def examine(self, extras: Mapping[str, Any]) -> None:
+        """The maker's request, if it has one; it has travelled as a tuple."""
+        if (wanted := extras.get(WING)) is not None:
+            examine(WING, Sequence[Any], wanted)
+            examine(WING, CopyRequest, CopyRequest(*wanted))  # raises TypeError if these are too many, or too few
 
     def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
         """Keep nothing of it."""
@@ -159,13 +167,13 @@ class Durability(ShardPart):
     # Calls from the copy owner.
 
     @remote
-    def still_wanted(self, leases: Sequence[bytes]) -> list[bytes]:
+    def still_wanted(self, leases: Sequence[LeaseId]) -> list[bytes]:
         """The copy owner is at these leases: which of them are still wanted."""
         with self._shard.lock:
             return self._requests.still(leases)
 
     @remote
-    def take_copies(self, lease: bytes, result: list[Ref] | NotCopyable) -> bytes:
+    def take_copies(self, lease: LeaseId, result: list[Ref] | NotCopyable) -> bytes:
         """The copy owner has made copies of what a lease holds, slot by slot, or could not.
 
         Returns:
@@ -182,8 +190,7 @@ class Durability(ShardPart):
         sizes = shard.weigh(copies)
         with shard.lock:
             held = shard.table.find(lease)
-            done = self._requests.done(lease)
-            if held is None or done is None:
+            if held is None or len(held.items) != len(copies) or (done := self._requests.done(lease)) is None:
                 return b""
             env, ttl = done
             shard.table.usage.learn(sizes)
@@ -196,7 +203,7 @@ class Durability(ShardPart):
             return shard.table.identity.to_bytes()
 
     @remote
-    def copies_lost(self, leases: Sequence[bytes]) -> None:
+    def copies_lost(self, leases: Sequence[LeaseId]) -> None:
         """A node has died, and with it copies that these leases hold, or copies inside those."""
         shard = self._shard
         with shard.lock:

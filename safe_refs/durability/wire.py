@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
+from ..bounds import Environment, LeaseId, ShardNumber, Span
 from ..errors import SafeRefsError
 from ..registry.records import Identity
 from ..registry.wire import NotNow
@@ -50,9 +51,9 @@ class CopyRequest(NamedTuple):
         sent_to: shards whose copy owners have got the request from the maker itself.
     """
 
-    env: str
-    ttl: float | None
-    sent_to: Sequence[int] = ()
+    env: Environment
+    ttl: Span | None
+    sent_to: Sequence[ShardNumber] = ()
 
 
 class DurableRow(NamedTuple):
@@ -65,9 +66,9 @@ class DurableRow(NamedTuple):
         failed: the shard's copy owner got the request and did not deliver: the shard has to send it again.
     """
 
-    lease: bytes
+    lease: LeaseId
     asked: Identity
-    ttl: float | None
+    ttl: Span | None
     failed: bool
 
 
@@ -76,7 +77,7 @@ class DurableCall(NamedTuple):
 
     version: int
     rows: Sequence[DurableRow]
-    env: str
+    env: Environment
 
 
 # Whether the lease is durable, or why it can't be.
@@ -97,8 +98,8 @@ class CopyCall(NamedTuple):
         ready: whether all objects are known to exist, so that none needs to be waited for.
     """
 
-    lease: bytes
-    env: str
+    lease: LeaseId
+    env: Environment
     at_home: bool
     ready: bool = False
 

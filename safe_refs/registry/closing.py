@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+from ..bounds import Range
 from .hooks import Parts
 from .leases import LeaseTable
 from .owners import Owners
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import ray
 
     Ref = ray.ObjectRef[Any]
+
+MOST_S = 3600.0  # that a shard may be asked to refuse leases for; whoever has longer asks again
+MayRefuse = Annotated[float, Range(0, MOST_S)]
 
 logger = logging.getLogger("safe_refs.registry")
 

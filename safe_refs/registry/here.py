@@ -63,6 +63,8 @@ class Here:
             source = callers.line(caller)  # not always, as it would be one more step on the way of each reference
         else:
             source = f"{caller.f_code.co_filename}:{caller.f_lineno} in {caller.f_code.co_name}"
+        if len(source) > callers.SHORT:
+            source = callers.clipped(source)
         if self.connection.client:
             source = by_client(source, ray_client.host())
         return Origin(self.connection.job, self.node, self.pid, source)

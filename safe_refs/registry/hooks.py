@@ -6,12 +6,16 @@ never calls another wing, and what a part keeps about a lease goes when `ended` 
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from ..checks import shown
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import SafeRefsError
+from .received import checked
 from .records import Identity
 from .requests import Plan
 from .wire import Granted, NotNow, ResolveRow
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
     import ray
 
     Ref = ray.ObjectRef[Any]
+
+logger = logging.getLogger("safe_refs.registry")
+_AGAIN_S = 1.0  # before a thread that has failed starts again
 
 A = TypeVar("A")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,11 +55,22 @@ class Loop(NamedTuple):
     name: str
     run: Callable[[], None]
 
+    def keep_running(self) -> None:
+        """Run it; one that fails, whatever the error, must not end all that it has to do."""
+        while True:
+            try:
+                self.run()
+                return
+            except BaseException:
+                logger.warning(f"safe_refs-{self.name} failed; it starts again", exc_info=True)
+                time.sleep(_AGAIN_S)
+
 
 def remote(method: F) -> F:
-    """Mark a method of a `ShardPart` that other processes call, as `Call(ThePart.the_method, …)`."""
-    method.is_remote = True  # type: ignore[attr-defined] # a function may have any attribute
-    return method
+    """A method of a `ShardPart` that other processes call, as `Call(ThePart.the_method, …)`; its arguments are `checked`."""
+    found = checked(method)
+    found.is_remote = True  # type: ignore[attr-defined] # a function may have any attribute
+    return found
 
 
 class ShardPart:
@@ -100,6 +118,9 @@ class ShardPart:
         """Whether a call may be carried out that goes by that version of the topology; if not, the answer."""
         return None
 
+    def examine(self, extras: Mapping[str, Any]) -> None:
+        """A lease is to begin with these extras (see `PinRow`). Raises `TypeError` or `ValueError` if this part's own are wrong."""
+
     def pinning(self, borrower: bytes, refs: Sequence[Ref]) -> None:
         """A call brings references, for a lease that begins or lives again, or holds them already.
 
@@ -138,6 +159,19 @@ class Parts:
     def named(self, name: str) -> ShardPart:
         """The part of the class of that name."""
         return next(part for part in self._parts if type(part).__name__ == name)
+
+    def remote(self, name: str) -> Callable[..., Any]:
+        """A part's method that other processes call, by its name: `Class.method`.
+
+        Raises:
+            ValueError: no part has it, or it is not marked as `remote`.
+        """
+        class_name, _, method = name.partition(".")
+        for part in self._parts:
+            if type(part).__name__ == class_name and getattr(getattr(type(part), method, None), "is_remote", False):
+                found: Callable[..., Any] = getattr(part, method)
+                return found
+        raise ValueError(f"part: no part of this shard has a method {shown(name)!r} for other processes")
 
     def pinned(self, lease: bytes, began: Began) -> None:
         """See `ShardPart`, as for all below."""
@@ -189,6 +223,11 @@ class Parts:
     def admit(self, version: int) -> NotNow | None:
         """Whether a call may be carried out."""
         return next((answer for part in self._parts if (answer := part.admit(version)) is not None), None)
+
+    def examine(self, extras: Mapping[str, Any]) -> None:
+        """A lease is to begin with these extras."""
+        for part in self._parts if extras else ():
+            part.examine(extras)
 
     def pinning(self, borrower: bytes, refs: Sequence[Ref]) -> None:
         """A lease is about to begin."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from ..bounds import AnySpan, Environment, Epoch, Mark, Name, OneOf, Order, Range, Whole
+from ..bounds import Span as Seconds
+from ..checks import shown
 from ..config import Span
 
 
@@ -21,8 +24,8 @@ class Identity(NamedTuple):
         generation: counts the epochs, from 1; for people.
     """
 
-    epoch: bytes
-    generation: int
+    epoch: Epoch
+    generation: Annotated[int, Range(0, 2**64 - 1)]
 
     def to_bytes(self) -> bytes:
         """16 bytes, as Ray passes bytes quickest."""
@@ -44,10 +47,10 @@ class Terms(NamedTuple):
         durable: of a lease that holds the registry's own copies: the environment that the copying tasks need, as JSON.
     """
 
-    ttl: float | None = None
-    uses: int | None = None
-    label: str | None = None
-    durable: str | None = None
+    ttl: Seconds | None = None
+    uses: Whole | None = None
+    label: Name | None = None
+    durable: Environment | None = None
 
 
 NO_TERMS = Terms()
@@ -62,9 +65,9 @@ class Renewal(NamedTuple):
         given_s: seconds that the lease has left from this moment; None without a limit.
     """
 
-    number: int
-    ttl: float | None
-    given_s: float | None
+    number: Whole
+    ttl: Seconds | None
+    given_s: AnySpan | None
 
 
 class Origin(NamedTuple):
@@ -73,19 +76,19 @@ class Origin(NamedTuple):
     For a Ray Client the job and the node are its server's; its process runs on a machine that `source` names.
     """
 
-    job: str
-    node: str
-    pid: int
-    source: str
+    job: Name
+    node: Name
+    pid: Whole
+    source: Name
 
     @property
     def process(self) -> str:
         """The process that must live: `pid 4711 on node 1a2b3c4d`; of a Ray Client, its server."""
         name = f"the Ray Client server of job {self.job}" if is_by_client(self.source) else f"pid {self.pid}"
-        return f"{name} on node {self.node[:8]}"
+        return shown(f"{name} on node {self.node[:8]}")
 
     def __str__(self) -> str:
-        return f"pid {self.pid} on node {self.node[:8]}, job {self.job} ({self.source})"
+        return shown(f"pid {self.pid} on node {self.node[:8]}, job {self.job} ({self.source})")
 
 
 def by_client(source: str, host: str) -> str:
@@ -257,6 +260,10 @@ class RegistryStats:
         return self.unanchored
 
 
+ORDERS = frozenset({"age", "expires", "references", "bytes"})
+MOST_ROWS = 10_000  # of a page
+
+
 class Query(NamedTuple):
     """Which live leases to list, and in which order. None is any.
 
@@ -271,11 +278,16 @@ class Query(NamedTuple):
         limit: rows of a page.
     """
 
-    label: str | None = None
-    job: str | None = None
-    min_age_s: float | None = None
-    min_bytes: float | None = None
-    sort: str = "age"
-    after: tuple[float, int] | None = None
-    limit: int = 1000
-    marks: frozenset[bytes] | None = None
+    label: Name | None = None
+    job: Name | None = None
+    min_age_s: Seconds | None = None
+    min_bytes: Order | None = None
+    sort: Annotated[str, OneOf(ORDERS)] = "age"
+    after: tuple[Order, int] | None = None
+    limit: Annotated[int, Range(1, MOST_ROWS)] = 1000
+    marks: frozenset[Mark] | None = None
+
+    @property
+    def chooses_all(self) -> bool:
+        """Whether it leaves out no lease."""
+        return self.label is None and self.job is None and not self.min_age_s and self.marks is None

@@ -10,21 +10,23 @@ What always holds: every part learns of whatever happens to a lease; a thread th
 from __future__ import annotations
 
 import dataclasses
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._ray import actors, classes, workers
+from ..bounds import Name
 from ..config import Limits
 from ..errors import SafeRefsError
 from . import closing, steps, taking_back
+from .arriving import arrived
 from .clock import Clock
-from .hooks import Loop, Parts, ShardPart
+from .hooks import Parts, ShardPart
 from .leases import LeaseTable
 from .listing import page
 from .owners import Owners
+from .received import actor, checked
 from .records import Identity, LeaseInfo, RegistryStats, Renewal
 from .wire import (
     CloseCall,
@@ -40,7 +42,6 @@ from .wire import (
     RenewCall,
     ResolveCall,
     ResolveRow,
-    unpacked,
 )
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 C = TypeVar("C")
-logger = logging.getLogger("safe_refs.registry")
-_AGAIN_S = 1.0  # before a thread that has failed starts again
 
 
 def actor_name(registry: str, shard: int = 0) -> str:
@@ -59,8 +58,9 @@ def actor_name(registry: str, shard: int = 0) -> str:
     return f"registry:{registry}:{shard}" if shard else f"registry:{registry}"
 
 
+@actor
 class Shard:
-    """The actor's class. Other processes call the methods from `hello` to `close`; all else is for parts.
+    """The actor's class. Other processes call the methods from `hello` to `close` (see `received`); all else is for parts.
 
     Args:
         registry: name of the registry that it is a part of.
@@ -98,51 +98,46 @@ class Shard:
         classes.serve()
         self.parts = Parts([Clock(self.table, self.lock), self.owners, *parts])
         for loop in self.parts.threads():
-            threading.Thread(target=self._run, args=(loop,), name=f"safe_refs-{loop.name}", daemon=True).start()
+            threading.Thread(target=loop.keep_running, name=f"safe_refs-{loop.name}", daemon=True).start()
 
     # Calls from other processes.
 
+    @checked
     def hello(self) -> bytes:
         """The registry's identity, 16 bytes."""
         return self.table.identity.to_bytes()
 
+    @checked
     def where(self) -> tuple[str, int]:
         """The node that it runs on, and its process id."""
         return workers.node_and_process()
 
-    def part(self, name: str, *args: Any) -> Any:
+    @checked
+    def part(self, name: Name, *args: Any) -> Any:
         """A call to a part: the name is `Class.method`, of one that is marked as remote."""
-        class_name, method = name.split(".")
-        return getattr(self.parts.named(class_name), method)(*args)
+        return self.parts.remote(name)(*args)
 
-    @unpacked(PinCall.unpack)
+    @checked
     def pin(self, call: PinCall, refs: list[Ref]) -> bytes | list[bytes | SafeRefsError] | NotNow:
         """Begin leases: the registry's identity, 16 bytes, if it holds them all; else of each that, or why it isn't held."""
         not_now = self.refuses() or self.parts.admit(call.version)
         if not_now is not None:
             return not_now
-        answers: list[bytes | SafeRefsError] = []
-        at = 0
         for row in call.rows:
-            answers.append(self._pin(row, actors.interned(refs[at : at + row.size])))
-            at += row.size
+            self.parts.examine(row.extras)
+        answers = [each if isinstance(each, SafeRefsError) else self._pin(*each) for each in arrived(call.rows, refs)]
         # Ray passes bytes as they are. A list it pickles, which costs a twentieth of a whole call.
         first = answers[0] if answers else None
         return first if isinstance(first, bytes) and answers.count(first) == len(answers) else answers
 
-    def _pin(self, row: PinRow, refs: list[Ref]) -> bytes | SafeRefsError:
-        if (refused := actors.refused(refs)) is not None:
-            return refused
-        owners = [workers.owner_of(ref) for ref in refs]
-        if row.borrower and workers.owns_all(row.borrower, owners):
-            row = row._replace(borrower=b"")  # a Ray Client, which did not know
+    def _pin(self, row: PinRow, refs: list[Ref], owners: list[bytes]) -> bytes | SafeRefsError:
         self.parts.pinning(row.borrower, refs)
         sizes = self.weigh(refs)
         with self.lock:
             self.table.usage.learn(sizes)
             return steps.pin(self.table, self.parts, row, refs, owners)
 
-    @unpacked(ResolveCall.unpack)
+    @checked
     def resolve(self, call: ResolveCall) -> tuple[list[int | SafeRefsError | Granted | NotNow], list[Ref]] | NotNow:
         """What leases hold: of each how many references, or why it has none; and all references, in order."""
         if (not_now := self.parts.admit(call.version) or self.parts.crowded()) is not None:
@@ -169,22 +164,29 @@ class Shard:
         with self.lock:
             return steps.resolve(self.table, self.parts, row)
 
+    @checked
     def release(self, call: ReleaseCall) -> list[int] | NotNow:
         """End leases; for each whether that ended it."""
         return self._take(call.version, call, steps.release)
 
+    @checked
     def release_where(self, call: ReleaseWhereCall) -> tuple[list[bytes], tuple[float, int] | None] | NotNow:
         """End a page of the leases that a query chooses: the marks of those that this ended, and where the next page begins."""
+        if call.query.chooses_all:
+            raise ValueError("release_where: this query leaves out no lease; `close` ends them all")
         return self._take(call.version, call, steps.release_where)
 
+    @checked
     def give_back(self, call: GiveBackCall, refs: list[Ref]) -> list[bool | NotNow] | NotNow:
         """Uses whose readers could not open what they got: for each whether its lease lives again by that."""
         return taking_back.carry_out(self, call, refs)
 
+    @checked
     def renew(self, call: RenewCall) -> Renewal | SafeRefsError | Granted | NotNow:
         """Give a lease a new time to live: the renewal, for the other holders."""
         return self._take(call.version, call, steps.renew)
 
+    @checked
     def expires_in_s(self, call: ExpiresCall) -> tuple[float | None] | SafeRefsError | Granted | NotNow:
         """Seconds until a lease's ttl runs out; (None,) without one."""
         return self._take(call.version, call, steps.expires_in_s)
@@ -195,6 +197,7 @@ class Shard:
         with self.lock:
             return step(self.table, self.parts, call)
 
+    @checked
     def leases(self, call: ListCall) -> tuple[list[LeaseInfo], tuple[float, int] | None, float]:
         """One page of live leases, where the next page begins, and when that was, since the epoch."""
         sizes: dict[Ref, int] | None = None
@@ -215,11 +218,13 @@ class Shard:
             infos = [dataclasses.replace(info, size_bytes=each) for info, each in zip(infos, weights, strict=True)]
         return infos, found.after, now
 
+    @checked
     def stats(self) -> RegistryStats:
         """This shard's figures since its start."""
         with self.lock:
             return dataclasses.replace(self.table.stats(), **self.parts.figures())
 
+    @checked
     def set_limits(self, limits: Limits) -> None:
         """Take other limits from now on; what is held stays."""
         with self.lock:
@@ -227,10 +232,12 @@ class Shard:
             self.table.set_limits(limits)
             self.parts.limits_changed()
 
-    def hold_off(self, for_s: float) -> bool:
+    @checked
+    def hold_off(self, for_s: closing.MayRefuse) -> bool:
         """Refuse new leases for so many seconds, as the registry may be shut down."""
         return closing.hold_off(self, for_s)
 
+    @checked
     def close(self, call: CloseCall) -> int | NotNow:
         """Let go of everything; how many leases that were."""
         return closing.close(self, call)
@@ -246,13 +253,3 @@ class Shard:
     def weigh(self, refs: Sequence[Ref]) -> dict[Ref, int]:
         """Sizes of objects, where there are limits in bytes. For parts, too, without the lock."""
         return self.owners.weigh(refs) if self.table.usage.limits.weighs else {}
-
-    def _run(self, loop: Loop) -> None:
-        """A thread of this shard: one that fails must not end all that it has to do."""
-        while True:
-            try:
-                loop.run()
-                return
-            except Exception:
-                logger.warning(f"safe_refs-{loop.name} failed; it starts again", exc_info=True)
-                time.sleep(_AGAIN_S)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._ray import actors, workers
 from . import steps
+from .arriving import arrived
 from .hooks import Parts
 from .leases import LeaseTable
 from .wire import GiveBackCall, GiveBackRow, NotNow
@@ -41,18 +41,11 @@ def carry_out(shard: Shard, call: GiveBackCall, refs: list[Ref]) -> list[bool | 
     not_now = shard.refuses() or shard.parts.admit(call.version)
     if not_now is not None:
         return not_now
-    answers: list[bool | NotNow] = []
-    at = 0
-    for row in call.rows:
-        answers.append(_take_back(shard, row, actors.interned(refs[at : at + row.size])))
-        at += row.size
-    return answers
+    # Something that can't be held is none of what the reader has got.
+    return [False if isinstance(each, Exception) else _take_back(shard, *each) for each in arrived(call.rows, refs)]
 
 
-def _take_back(shard: Shard, row: GiveBackRow, refs: list[Ref]) -> bool | NotNow:
-    owners = [workers.owner_of(ref) for ref in refs]
-    if row.borrower and workers.owns_all(row.borrower, owners):
-        row = row._replace(borrower=b"")  # a Ray Client, which did not know
+def _take_back(shard: Shard, row: GiveBackRow, refs: list[Ref], owners: list[bytes]) -> bool | NotNow:
     shard.parts.pinning(row.borrower, refs)
     sizes = shard.weigh(refs)
     with shard.lock:

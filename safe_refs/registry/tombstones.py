@@ -24,6 +24,7 @@ from ..errors import (
 from .lease import Lease
 from .records import Terms
 
+HOW = frozenset({"released", "expired", "used_up", "owner_gone", "rejected"})
 _MOST_SPENT = 50_000  # what is kept of spent leases, in all: 4 for each, and 1 for each of its uses
 
 
@@ -31,8 +32,8 @@ class End(NamedTuple):
     """How a lease ended.
 
     Attributes:
-        how: `released`, `expired`, `used_up` or `owner_gone`: the counter of `RegistryStats` that it belongs to; or `rejected`, if
-            its pin has failed after its maker had passed it on.
+        how: one of `HOW`: the counter of `RegistryStats` that it belongs to; or `rejected`, if its pin has failed after its maker had
+            passed it on.
         since: when, by the table's monotonic clock.
         at: when, in seconds since the epoch; for people.
         by: who ended it, for people; empty where nobody did. Of a rejected one, why.

@@ -10,6 +10,7 @@ Raises everywhere: `RegistryUnavailableError` where there is no Ray connection o
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from .. import threads
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
-from ..errors import LeaseError, LeaseLostError, OwnerGoneError, SafeRefsError
+from ..errors import LeaseError, LeaseLostError, OwnerGoneError, RegistryUnavailableError, SafeRefsError
 from .calls import Call, NoRegistryError, Registry
 from .here import Here
 from .protocols import Asks
@@ -38,6 +39,7 @@ A = TypeVar("A")
 
 COMES_S = 5.0  # how long a reader waits for a pin that its maker didn't wait for
 _COMES_PAUSE_S = 0.01
+_SAYS_SO_S = 0.1  # before the deadline: whoever waits for this in another thread has the same one
 
 
 def wanted(
@@ -197,16 +199,24 @@ def _until(
 
 
 def _live(registry: Registry, question: Question[A], deadline: Deadline) -> A:
-    """Ask about a lease. If its maker did not wait for the pin and it isn't there, wait for it, a little."""
-    comes_by = min(deadline.at, time.monotonic() + COMES_S)
+    """Ask about a lease. If its maker did not wait for the pin and it isn't there, wait for it, a little.
+
+    A registry that has said that it isn't there has answered: if it has no time to say so again, that is the answer.
+    """
+    comes_by = min(deadline.at - min(_SAYS_SO_S, deadline.timeout_s / 10), time.monotonic() + COMES_S)
+    error: SafeRefsError | None = None
     while True:
         try:
             return _until(registry, lambda verbs: verbs.ask_once(question, deadline), deadline, start=False)
         except NoRegistryError:
             registry.forget()
-            error: SafeRefsError = lost(question.address)
+            error = lost(question.address)
         except LeaseError as refusal:
             error = refusal
+        except RegistryUnavailableError:
+            if error is None:
+                raise
+            comes_by = -math.inf
         if not question.awaits(error) or time.monotonic() >= comes_by:
             try:
                 raise error.with_traceback(None) from None

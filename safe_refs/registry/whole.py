@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from ..config import Deadline, Limits
+from . import closing
 from .calls import Call, NoRegistryError, Registry, Silence
 from .records import LeaseInfo, Query, RegistryStats
 from .shard import Shard
@@ -215,7 +216,9 @@ def _hold_off(registry: Registry, shards: Iterable[int], deadline: Deadline) -> 
     waiting = asked = set(shards)
     try:
         while waiting:
-            replies = registry.ask(dict.fromkeys(waiting, Call(Shard.hold_off, max(deadline.left_s(), 0.0))), deadline)
+            replies = registry.ask(
+                dict.fromkeys(waiting, Call(Shard.hold_off, min(deadline.left_s(), closing.MOST_S))), deadline
+            )
             if Silence.LATE in replies.values():
                 raise registry.no_answer(deadline)
             waiting = {shard for shard, reply in replies.items() if reply is Silence.DEAD}

@@ -1,25 +1,21 @@
 """What travels between a process and a shard: a NamedTuple for each call, an enum for answers that are none.
 
 A caller names the shard's method itself (`Call(Shard.pin, PinCall(…), refs)`, see `calls`), so that mypy checks both ends. Calls on
-the hot path travel as msgpack bytes: a tuple of eight small values costs Ray's pickler a tenth of a whole call.
+the hot path travel as msgpack bytes: a tuple of eight small values costs Ray's pickler a tenth of a whole call. The shard checks each
+field by its type here (see `received`).
 """
 
 from __future__ import annotations
 
 import enum
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgpack
 
+from ..bounds import Address, AnySpan, LeaseId, Name, Span, UseId, Whole
 from ..errors import SafeRefsError
 from .records import Identity, Origin, Query, Renewal, Terms
-
-S = TypeVar("S")
-C = TypeVar("C")
-P = ParamSpec("P")
-R = TypeVar("R")
 
 NOT_TEXT = "surrogatepass"  # names of files may hold bytes that are no text
 
@@ -71,12 +67,12 @@ class PinRow(NamedTuple):
         extras: what a wing of the caller says to the same wing of the shard, by the wing's name.
     """
 
-    lease: bytes
-    size: int
+    lease: LeaseId
+    size: Whole
     terms: Terms
     maker: Origin
-    borrower: bytes
-    extras: Mapping[str, Any]
+    borrower: Address
+    extras: Mapping[Name, Any]
 
 
 class PinCall(NamedTuple):
@@ -104,12 +100,12 @@ class ResolveRow(NamedTuple):
         use: id of this use, the same whichever shard is asked, and however often; empty while several shards are asked at once.
     """
 
-    lease: bytes
+    lease: LeaseId
     asked: Identity
-    slot: int | None
+    slot: Whole | None
     take: bool
     asker: Origin
-    use: bytes
+    use: UseId
 
 
 class ResolveCall(NamedTuple):
@@ -130,7 +126,7 @@ class ReleaseCall(NamedTuple):
     """End leases: rows of ids, each row with who ends them; and the reason, if that is that their pins have failed."""
 
     version: int
-    rows: Sequence[tuple[Sequence[bytes], Origin]]
+    rows: Sequence[tuple[Sequence[LeaseId], Origin]]
     reason: str = ""
 
 
@@ -155,12 +151,12 @@ class GiveBackRow(NamedTuple):
         borrower: as of `PinRow`, of the process that gives it back.
     """
 
-    lease: bytes
-    use: bytes
+    lease: LeaseId
+    use: UseId
     take: bool
-    size: int
+    size: Whole
     reader: Origin
-    borrower: bytes
+    borrower: Address
 
 
 class GiveBackCall(NamedTuple):
@@ -174,9 +170,9 @@ class RenewCall(NamedTuple):
     """Give a lease another ttl, in seconds from now (None: no limit); `lengthens` and `decided` as for `LeaseTable.renew`."""
 
     version: int
-    lease: bytes
+    lease: LeaseId
     asked: Identity
-    ttl: float | None
+    ttl: Span | None
     lengthens: bool
     decided: Renewal | None
 
@@ -185,7 +181,7 @@ class ExpiresCall(NamedTuple):
     """Ask when a lease's ttl runs out."""
 
     version: int
-    lease: bytes
+    lease: LeaseId
     asked: Identity
 
 
@@ -200,26 +196,11 @@ class CloseCall(NamedTuple):
     """Let go of everything. Who says so, and how many seconds the shard may take until Ray has seen it."""
 
     origin: Origin
-    patience_s: float
+    patience_s: AnySpan
 
 
 # The calls that travel as bytes, packed by `calls.Call`.
 PACKED = frozenset({PinCall, ResolveCall})
-
-
-def unpacked(
-    unpack: Callable[[bytes], C],
-) -> Callable[[Callable[Concatenate[S, C, P], R]], Callable[Concatenate[S, C, P], R]]:
-    """Make a method that takes a call take it as bytes, too. For mypy it takes what it says."""
-
-    def decorate(method: Callable[Concatenate[S, C, P], R]) -> Callable[Concatenate[S, C, P], R]:
-        @functools.wraps(method)
-        def take(self: S, call: C, *args: P.args, **kwargs: P.kwargs) -> R:
-            return method(self, unpack(call) if isinstance(call, bytes) else call, *args, **kwargs)
-
-        return cast("Callable[Concatenate[S, C, P], R]", take)
-
-    return decorate
 
 
 def split(answers: Sequence[Any], refs: list[Any]) -> list[list[Any] | None]:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from .._ray import control, requests
 from ..config import Deadline, Limits, with_limits
+from ..registry.received import examine
 from ..registry.records import Identity
 from .topology import Topology
 
@@ -105,14 +106,26 @@ def begin_limits(registry: str, limits: Limits, deadline: Deadline | None = None
 
 
 def change_limits(registry: str, changes: Mapping[str, Any]) -> tuple[Limits, Limits] | None:
-    """Change limits of a registry that runs: all its limits before and then; None if it doesn't run any more. For shard 0 alone."""
+    """Change limits of a registry that runs: all its limits before and then; None if it doesn't run any more. For shard 0 alone.
+
+    Raises:
+        ValueError: there is no such limit, or it can't have that value.
+        TypeError: likewise.
+    """
     found = control.kv_get(f"limits:{registry}")
     if found is None:
         return None
     before = Limits.from_bytes(found)
     now = with_limits(before, changes)
+    examine("limits", Limits, now)
     control.kv_put(f"limits:{registry}", now.to_bytes())
     return before, now
+
+
+def identity(registry: str, deadline: Deadline | None = None) -> Identity | None:
+    """The registry's identity; None if it isn't running."""
+    found = control.kv_get(f"epoch:{registry}", deadline)
+    return None if found is None else Identity.from_bytes(found)
 
 
 def new_epoch(registry: str, deadline: Deadline | None = None) -> Identity:

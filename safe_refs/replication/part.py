@@ -10,21 +10,22 @@ import enum
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .._ray import actors, workers
-from ..config import Limits
+from .._ray import actors, cluster, requests, workers
+from ..bounds import LeaseId, Name, Order, Range, ShardNumber
+from ..config import MOST_SHARDS, Limits
 from ..errors import RegistryUnavailableError, SafeRefsError
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.lease import Lease
 from ..registry.records import Identity
-from ..registry.shard import Shard
+from ..registry.shard import Shard, actor_name
 from ..registry.wire import Granted, NotNow
 from . import control_store
 from .control_store import Joined
 from .peers import Peers
-from .records import Records
+from .records import Records, check_sizes
 from .rules import Rules
 from .topology import Topology
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("safe_refs.registry")
 
 _WRITES_WITHIN_S = 1.0  # another thread's write of the topology
+_FOUND_S = 1.0  # for Ray's control service, when a shard is looked up
 
 
 class Growth(enum.Enum):
@@ -124,8 +126,9 @@ class Replication(ShardPart):
     # Calls from processes.
 
     @remote
-    def repair(self, leases: Sequence[bytes], shards: Sequence[int]) -> bool:
+    def repair(self, leases: Sequence[LeaseId], shards: Sequence[ShardNumber]) -> bool:
         """Those shards don't have these leases, or have lost them: this one passes them on as soon as it can."""
+        self._check_others(shards)
         living = self._with_living_copies(leases)
         with self._shard.lock:
             self._rules.missed(living, shards)
@@ -133,14 +136,14 @@ class Replication(ShardPart):
         return True
 
     @remote
-    def grow(self, shards: int) -> Growth:
+    def grow(self, shards: Annotated[int, Range(1, MOST_SHARDS)]) -> Growth:
         """Let the registry grow to so many shards, which run already. Only shard 0 is asked, again and again until it is DONE."""
         if not self.look():
             return Growth.WAIT
         topology = self._rules.topology
         if topology.shards >= shards:
             return Growth.UNDER_WAY if topology.before else Growth.DONE
-        if self._rules.is_recovering:
+        if self._rules.is_recovering or not self._run(range(topology.shards, shards)):
             return Growth.WAIT
         with self._shard.lock:
             new = self._rules.grow(shards)
@@ -154,13 +157,14 @@ class Replication(ShardPart):
         return self.look()
 
     @remote
-    def shared_with(self, shard: int) -> tuple[list[bytes], bool]:
+    def shared_with(self, shard: ShardNumber) -> tuple[list[bytes], bool]:
         """For a shard that came back: ids of what it should hold, and whether that is all that this one ever shared with it."""
+        self._check_others([shard])
         with self._shard.lock:
             return self._rules.shared_with(shard)
 
     @remote
-    def records(self, leases: Sequence[bytes]) -> Records:
+    def records(self, leases: Sequence[LeaseId]) -> Records:
         """What there is to say of some leases; nothing of those that the asking shard could not open."""
         openable = self._openable(leases)
         with self._shard.lock:
@@ -169,7 +173,7 @@ class Replication(ShardPart):
         return found
 
     @remote
-    def peer_is_complete(self, shard: int) -> bool:
+    def peer_is_complete(self, shard: ShardNumber) -> bool:
         """A shard that came back has taken all that it should hold."""
         with self._shard.lock:
             self._rules.shared_all(shard)
@@ -177,14 +181,22 @@ class Replication(ShardPart):
 
     @remote
     def receive(self, records: Records, identity: Identity) -> bool:
-        """News from another shard, and the registry's identity as it knows it."""
+        """News from another shard, and the registry's identity as it knows it: if that is a newer one, it is looked up."""
+        if not self._rules.others():
+            self._check_others([1])
+        check_sizes(records)
+        if identity.generation > self._shard.table.identity.generation:
+            try:
+                identity = control_store.identity(self._shard.registry) or self._shard.table.identity
+            except RegistryUnavailableError:
+                return False
         self._shard.parts.pinning(b"", [item for record in records.live for item in record.items])
         with self._shard.lock:
             self.unpack(records, identity)
         return True
 
     @remote
-    def has_moved(self, shard: int, version: int) -> int:
+    def has_moved(self, shard: ShardNumber, version: int) -> int:
         """A shard has moved all leases for the growth of that version; the version that this shard, the first, goes by."""
         with self._shard.lock:
             new = self._rules.has_moved(shard, version)
@@ -193,7 +205,7 @@ class Replication(ShardPart):
         return self._rules.topology.version
 
     @remote
-    def change_limits(self, changes: Mapping[str, Any]) -> tuple[Limits, Limits] | NotNow:
+    def change_limits(self, changes: Mapping[Name, Order | None]) -> tuple[Limits, Limits] | NotNow:
         """The first shard changes the registry's limits: all of them, as they were and as they are then."""
         if not self._writing.acquire(timeout=_WRITES_WITHIN_S):
             return NotNow.RECOVERING
@@ -274,6 +286,28 @@ class Replication(ShardPart):
                 if held is not None and matters(held):
                     owners[lease] = set(filter(None, held.owners))
         return owners, {owner for owner in set[bytes]().union(*owners.values()) if workers.is_surely_dead(owner)}
+
+    def _check_others(self, shards: Sequence[int]) -> None:
+        """Whether these are other shards of this registry, by what the control store says if not by what this one knows.
+
+        Raises:
+            ValueError: one is not.
+        """
+        if not set(shards) <= set(self._rules.others()):
+            self.look()
+        if not set(shards) <= set(self._rules.others()):
+            raise ValueError(
+                f"shard {self._shard.number} has no such peer: its registry has {len(self._rules.others()) + 1}"
+            )
+
+    def _run(self, shards: Iterable[int]) -> bool:
+        """Whether these shards run, as far as Ray's control service answers."""
+        try:
+            for number in shards:
+                cluster.named_actor(actor_name(self._shard.registry, number), Shard, requests.soon(_FOUND_S))
+        except (ValueError, RegistryUnavailableError):
+            return False
+        return True
 
     def _write(self, new: Topology) -> bool:
         """Write the next topology, and go by it; False if another is next, or the registry is being shut down."""

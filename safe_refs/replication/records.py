@@ -8,13 +8,14 @@ times, and all shards that have merged the same ones agree.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+from ..bounds import Address, AnySpan, LeaseId, OneOf, Reference, Time, UseId, Whole
 from ..registry import unspent
 from ..registry.lease import Lease
 from ..registry.leases import MOST_USES_REMEMBERED, LeaseTable
 from ..registry.records import Origin, Renewal, Terms
-from ..registry.tombstones import End, Spent
+from ..registry.tombstones import HOW, End, Spent
 
 T = TypeVar("T")
 
@@ -36,17 +37,17 @@ class Record(NamedTuple):
         returned: ids of those that were given back.
     """
 
-    lease: bytes
-    items: tuple[Any, ...]
-    owners: tuple[bytes, ...]
+    lease: LeaseId
+    items: tuple[Reference, ...]
+    owners: tuple[Address, ...]
     terms: Terms
     origin: Origin
-    age_s: float
-    left_s: float | None
-    renewals: int
-    given_s: float | None
-    used: frozenset[bytes]
-    returned: frozenset[bytes] = frozenset()
+    age_s: AnySpan
+    left_s: AnySpan | None
+    renewals: Whole
+    given_s: AnySpan | None
+    used: frozenset[UseId]
+    returned: frozenset[UseId] = frozenset()
 
 
 class ByUse(NamedTuple):
@@ -64,15 +65,15 @@ class ByUse(NamedTuple):
         size: how many items it held.
     """
 
-    used: frozenset[bytes]
-    takes: frozenset[bytes]
-    returned: frozenset[bytes]
+    used: frozenset[UseId]
+    takes: frozenset[UseId]
+    returned: frozenset[UseId]
     origin: Origin
-    age_s: float
-    left_s: float | None
-    renewals: int
-    given_s: float | None
-    size: int
+    age_s: AnySpan
+    left_s: AnySpan | None
+    renewals: Whole
+    given_s: AnySpan | None
+    size: Whole
 
 
 class EndRecord(NamedTuple):
@@ -89,13 +90,13 @@ class EndRecord(NamedTuple):
         by_use: the use that ended it, unless the end is final.
     """
 
-    lease: bytes
-    how: str
-    ago_s: float
-    at: float
+    lease: LeaseId
+    how: Annotated[str, OneOf(HOW)]
+    ago_s: AnySpan
+    at: Time
     by: str
     terms: Terms
-    uses: tuple[bytes, ...] = ()
+    uses: tuple[UseId, ...] = ()
     by_use: ByUse | None = None
 
 
@@ -110,7 +111,17 @@ class Records(NamedTuple):
 
     live: list[Record]
     ended: list[EndRecord]
-    sender: bytes = b""
+    sender: Address = b""
+
+
+def check_sizes(records: Records) -> None:
+    """Whether each item has an owner, and each owner an item.
+
+    Raises:
+        ValueError: it isn't so.
+    """
+    if any(len(record.items) != len(record.owners) for record in records.live):
+        raise ValueError("a record names more owners than items, or fewer")
 
 
 def record_of(table: LeaseTable[Any], lease: bytes) -> Record | None:

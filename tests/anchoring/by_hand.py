@@ -21,6 +21,7 @@ from safe_refs.registry.hooks import Parts
 from safe_refs.registry.records import Identity, Origin, Terms
 from safe_refs.registry.shard import Shard
 from safe_refs.registry.wire import PinCall, PinRow, ReleaseCall, ResolveCall, ResolveRow
+from tests.support import stand_ins
 
 IDENTITY = Identity(b"epoch678", 1)
 ORIGIN = Origin("01000000", "node", 1, "a test")
@@ -109,6 +110,7 @@ class ByHand:
         self.touches = Touches()
         self.relays = Relays()
         self.dead: set[bytes] = set()
+        stand_ins.allow(monkeypatch)
         monkeypatch.setattr(counts, "touch_held", self.touches)
         monkeypatch.setattr(workers, "owner_of", lambda _: OWNER)
         monkeypatch.setattr(workers, "owns_all", lambda process, owners: False)

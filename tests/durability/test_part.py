@@ -16,6 +16,7 @@ from safe_refs.registry.hooks import Began, Parts, ShardPart
 from safe_refs.registry.records import Identity, Origin, Terms
 from safe_refs.registry.shard import Shard
 from safe_refs.registry.wire import Granted, NotNow, ResolveRow
+from tests.support import stand_ins
 
 A, B = b"a" * 16, b"b" * 16
 ENV = "{}"
@@ -117,6 +118,7 @@ class House:
 
 @pytest.fixture
 def house(monkeypatch: pytest.MonkeyPatch) -> House:
+    stand_ins.allow(monkeypatch)
     monkeypatch.setattr(workers, "owner_of", lambda ref: COPIES_OWNER if "copy" in ref else OWNER)
     return House()
 

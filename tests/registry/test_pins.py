@@ -10,6 +10,7 @@ from safe_refs.errors import RegistryFullError
 from safe_refs.registry.records import Identity, Terms
 from safe_refs.registry.shard import Shard
 from safe_refs.registry.wire import PinCall, PinRow
+from tests.support import stand_ins
 from tests.support.rules import ME
 
 HELD = Identity(b"epoch..1", 1)
@@ -18,6 +19,7 @@ HELD = Identity(b"epoch..1", 1)
 @pytest.fixture
 def shard(monkeypatch: pytest.MonkeyPatch) -> Shard:
     """One that may hold three leases, and that has no part."""
+    stand_ins.allow(monkeypatch)
     monkeypatch.setattr(workers, "owner_of", lambda ref: b"owner")
     return Shard("any", HELD, Limits(max_leases=3))
 

@@ -66,7 +66,7 @@ ROOMS = (
     Room(
         "ground",
         "what everybody uses",
-        ("callers", "checks", "config", "envelope", "errors", "logs", "threads", "_version"),
+        ("bounds", "callers", "checks", "config", "envelope", "errors", "logs", "threads", "_version"),
     ),
 )
 

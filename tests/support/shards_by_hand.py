@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from safe_refs._ray import control, workers
+from safe_refs._ray import cluster, control, workers
 from safe_refs.config import Limits
 from safe_refs.registry.calls import Call
 from safe_refs.registry.hooks import Parts
 from safe_refs.registry.records import Terms
-from safe_refs.registry.shard import Shard
+from safe_refs.registry.shard import Shard, actor_name
 from safe_refs.replication import control_store
 from safe_refs.replication.part import Replication
 
+from . import stand_ins
 from .rules import ME
 
 NAME = "by-hand"
@@ -55,6 +56,8 @@ class Registry:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, shards: int, replicas: int) -> None:
         self.store = Store(monkeypatch)
+        stand_ins.allow(monkeypatch)
+        monkeypatch.setattr(cluster, "named_actor", self._named)
         monkeypatch.setattr(workers, "own_address", lambda: b"sender")
         control_store.begin(NAME, shards, replicas)
         self.shards: dict[int, Shard] = {}
@@ -80,10 +83,16 @@ class Registry:
         assert isinstance(found, Replication)
         return found
 
+    def _named(self, name: str, *_: object) -> Shard:
+        found = {actor_name(NAME, number): shard for number, shard in self.shards.items()}
+        if name not in found:
+            raise ValueError(name)
+        return found[name]
+
     def run(self, number: int) -> threading.Thread:
         """Start a shard's peers' thread."""
         (loop,) = self.part(number).threads()
-        thread = threading.Thread(target=self.shards[number]._run, args=(loop,), daemon=True)
+        thread = threading.Thread(target=loop.keep_running, daemon=True)
         self.threads.append(thread)
         thread.start()
         return thread

@@ -87,7 +87,7 @@ NAME = [
 LABEL = [
     *_wrongs(TypeError, r"^{} must be a string, not ", 5, b"x", ["x"], True),
     *_wrongs(ValueError, r"^{} must be text that can be written as UTF-8", "\ud800"),
-    *_wrongs(ValueError, r"^{} must have at most 1000 characters, not 10000000", "x" * 10_000_000),
+    *_wrongs(ValueError, r"^{} must have at most 1024 bytes in UTF-8, not 10000000", "x" * 10_000_000),
 ]
 PROTOCOL = [
     *_wrongs(ValueError, r"pickle protocol must be <= 5", 99, 6),
