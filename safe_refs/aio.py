@@ -16,7 +16,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import admin, asks, lifetimes, payloads, pickling, pinning, pipelines, places, putting, spending, terms
+from . import admin, asks, checks, lifetimes, payloads, pickling, pinning, pipelines, places, putting, spending, terms
 from .awaiting import in_thread, made, made_durably, undoable
 from .consuming import consume
 from .engine import BufferCallback, Pickled, pickle_object
@@ -259,6 +259,7 @@ async def resolve(
     handle: SafeRef[T], *, anchored: bool = False, timeout: float | timedelta | None = None
 ) -> ray.ObjectRef[T]:
     """`SafeRef.resolve`, awaited."""
+    anchored = checks.flag(anchored, "anchored")
     use, since = os.urandom(8), time.monotonic()  # a use that is given back if this is cancelled
     refs = await asks.resolve_async(_checked(handle).address, timeout, slot=handle.slot, take=False, use=use)
     if anchored:

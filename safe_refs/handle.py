@@ -81,8 +81,7 @@ class SafeRef(Generic[T_co]):
     def resolve(self, *, anchored: bool = False, timeout: float | timedelta | None = None) -> ray.ObjectRef[T_co]:
         """Give the reference back, tracked by Ray as if it had been passed in-band. Counts as one use of the lease.
 
-        Returns:
-            The reference; of an actor, its `ActorHandle`.
+        Returns an `ActorHandle` where it was one.
 
         Args:
             anchored: as for `loads`.
@@ -93,6 +92,7 @@ class SafeRef(Generic[T_co]):
             WrongClusterError: it is another cluster's.
             RegistryUnavailableError: no Ray connection, or no answer in time.
         """
+        anchored = checks.flag(anchored, "anchored")
         use, since = os.urandom(8), time.monotonic()  # so that it is given back if a signal handler raises
         found: ray.ObjectRef[T_co] = asks.resolve(self._address, timeout, slot=self._slot, take=False, use=use)[0]
         if anchored:

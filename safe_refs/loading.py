@@ -46,6 +46,7 @@ def load_all(
     for wrong in filter(None, map(mistaken, datas)):
         raise wrong
     found = [envelope.find(data) if envelope.is_payload(data) else None for data in datas]
+    anchored = checks.flag(anchored, "anchored")
     headers, since = [each.header for each in found if each is not None], time.monotonic()
     leases = [header.address.lease for header in headers]
     resolve, take, timeout, until = within(leases, resolve, take, timeout)
@@ -102,7 +103,9 @@ async def load_async(
     """What `loads` returns, awaited; `uses` as for `load_all`."""
     if (wrong := mistaken(data)) is not None:
         raise wrong
-    take, resolve = checks.flag(take, "take"), checks.flag(resolve, "resolve")
+    take, resolve, anchored = (
+        checks.flag(each, name) for each, name in ((take, "take"), (resolve, "resolve"), (anchored, "anchored"))
+    )
     until = None if timeout is None else _settings.deadline(timeout)
     if not envelope.is_payload(data):
         with plainly(data, resolve, take, until):

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pickle import loads as unpickle  # as it is now: somebody may set the module's own to ours
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _settings, asks, envelope, payloads, places, terms
+from . import _settings, asks, checks, envelope, payloads, places, terms
 from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
 from .handle import mistaken, slot_values
@@ -216,7 +216,7 @@ def loads(
         if (wrong := mistaken(data)) is None:
             raise
         raise wrong from None
-    found, since = envelope.find(data), time.monotonic()
+    found, since, anchored = envelope.find(data), time.monotonic(), checks.flag(anchored, "anchored")
     if around.how is not None:
         resolve, take, timeout = around.how.reaching([found.header.address.lease], resolve, take, timeout)
     until = None if timeout is None else _settings.deadline(timeout)
