@@ -19,12 +19,11 @@ from .._ray import actors, classes, workers
 from ..bounds import Name
 from ..config import Limits
 from ..errors import SafeRefsError
-from . import closing, steps, taking_back
+from . import closing, rows, steps, taking_back
 from .arriving import arrived
 from .clock import Clock
 from .hooks import Parts, ShardPart
 from .leases import LeaseTable
-from .listing import page
 from .owners import Owners
 from .received import actor, checked
 from .records import Identity, LeaseInfo, RegistryStats, Renewal
@@ -200,23 +199,7 @@ class Shard:
     @checked
     def leases(self, call: ListCall) -> tuple[list[LeaseInfo], tuple[float, int] | None, float]:
         """One page of live leases, where the next page begins, and when that was, since the epoch."""
-        sizes: dict[Ref, int] | None = None
-        if call.query.sort == "bytes" or call.query.min_bytes is not None:
-            with self.lock:  # to choose by size one has to know them all
-                held = list(set(self.table.items()))
-            sizes = self.owners.weigh(held)
-            held.clear()
-        with self.lock:
-            found, now = page(self.table, call.query, sizes), time.time()
-            infos = list(found.infos)
-            for row, lease in enumerate(found.leases):
-                if self.parts.depends_on(lease):
-                    infos[row] = dataclasses.replace(infos[row], depends_on=self.table.live[lease].giver.process)
-        if sizes is None and call.with_sizes:
-            sizes = self.owners.weigh(list({ref for refs in found.items for ref in refs}))
-            weights = [sum(sizes.get(ref, 0) for ref in set(refs)) for refs in found.items]
-            infos = [dataclasses.replace(info, size_bytes=each) for info, each in zip(infos, weights, strict=True)]
-        return infos, found.after, now
+        return rows.listed(self, call)
 
     @checked
     def stats(self) -> RegistryStats:
