@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -21,7 +22,7 @@ import safe_refs
 from safe_refs._ray.cluster import NAMESPACE
 
 from .processes import lives
-from .waiting import comes
+from .waiting import comes, wait_until
 
 _GB = 2**30
 _STEP_BYTES = 50 * 2**20
@@ -97,6 +98,28 @@ def begin_hog(kind: str, path: str, **options: Any) -> Any:
     return task.options(max_retries=3 if kind == "task" else 0, **options).remote(path)
 
 
+def killed() -> list[str]:
+    """What Ray has killed for memory on this node, by what it ran."""
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_logs_dir_path())
+    text = "".join(path.read_text(errors="replace") for path in logs.glob("raylet*"))
+    return re.findall(r"Selected to kill: .*? task name=([^,]*),", text)
+
+
+def watch_hog(path: str) -> float:
+    """Wait until the hog has been killed; the share of this machine's memory that it had by then."""
+    wait_until(lambda: Path(path).exists() and bool(Path(path).read_text()), 60)
+    pid, taken = int(Path(path).read_text()), [0]
+
+    def is_dead() -> bool:
+        with suppress(OSError):
+            taken.append(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        return not lives(pid)
+
+    wait_until(is_dead, 90)
+    return max(taken) / _memory("MemTotal")
+
+
 def on_one_node(kind: str, replicas: str, path: str) -> None:
     """Print which of our actors' processes, and of two plain actors', live when a hog has been killed for memory."""
     ray.init(
@@ -116,12 +139,11 @@ def on_one_node(kind: str, replicas: str, path: str) -> None:
     newer: Any = ray.remote(num_cpus=0)(Plain).remote()
     pids |= {"newer": _where(newer), **who()}
     hog = begin_hog(kind, path)
-    assert comes(Path(path).exists, 30)
-    pid = int(Path(path).read_text())
-    died = comes(lambda: not lives(pid), 40)
+    taken = watch_hog(path)
     time.sleep(1)
     living = sorted(name for name, each in pids.items() if lives(each))
-    print(json.dumps({"hog died": died, "living": living, "leases": opened(payloads), "of": len(refs)}))
+    found = {"taken": taken, "living": living, "killed": killed(), "leases": opened(payloads), "of": len(refs)}
+    print(json.dumps(found))
     del hog
 
 
@@ -139,11 +161,8 @@ def on_one_of_two_nodes(path: str) -> None:
     refs, payloads = hold()
     pids = {name: pid for name, pid in who().items() if name.startswith("registry:")}
     hog = begin_hog("actor", path, resources={"second": 1})
-    assert comes(Path(path).exists, 30)
-    pid = int(Path(path).read_text())
-    died = comes(lambda: not lives(pid), 40)
-    found = {"hog died": died, "living": [name for name, each in pids.items() if lives(each)], "of": len(refs)}
-    found["leases"] = opened(payloads)
+    found: dict[str, Any] = {"taken": watch_hog(path), "of": len(refs)}
+    found |= {"living": [name for name, each in pids.items() if lives(each)], "leases": opened(payloads)}
 
     def is_whole() -> bool:
         figures = safe_refs.stats()
