@@ -41,7 +41,7 @@ BOUNDS = {
     "lately._old": 4096,
     "objects of safe_refs.slots.Opened": 2 * 4096,
     "._recent": 4096,
-    "objects of safe_refs.anchoring.reports.Recent": 4096,
+    "objects of safe_refs.anchoring.reports.Recent": 4096 + 1,  # and one that stands for none
     "objects of safe_refs.envelope.LeaseAddress": 3 * 4096,  # of the two above
     "dependents._objects_of": 1000,
 }
