@@ -12,6 +12,7 @@
 | `raw` | an object's bytes, to be stored again as they are |
 | `actors` | handles of actors |
 | `counts` | Ray's reference counts, and how to make this process report to an owner |
+| `trial` | a trial of what `counts` needs, before it touches anything |
 | `exits` | how this process learns that it is about to end |
 | `serializing` | Ray's own serialization in this thread, and reducers of ours in its table |
 | `client` | what differs in a Ray Client |

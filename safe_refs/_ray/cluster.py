@@ -99,8 +99,9 @@ def start_actor(
         # Ray starts an actor that asks for no resource at all on any node, whatever its affinity (Ray PR 25360). Each node has one of
         # each such resource without counting it among its own, so that this takes room from nobody, and there always is some.
         "resources": {_RESOURCE: 0.0001},
-        # A crashed one starts anew by itself. Other processes hold what it held.
-        "max_restarts": -1,
+        # Where memory is short, Ray kills first what it may restart, and of that the newest (`LeaseSpecification::IsRetriable` and
+        # `worker_killing_policy_by_time.cc` in Ray's sources). So whoever needs a crashed one starts another.
+        "max_restarts": 0,
         # A call to a dead one fails at once: the caller knows better than Ray whom to ask instead.
         "max_task_retries": 0,
     }

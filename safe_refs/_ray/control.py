@@ -38,7 +38,7 @@ from typing import Any, TypeVar
 
 from ..config import Deadline
 from . import client, environments
-from .native import accessor
+from .native import accessor, unsupported
 from .requests import PATIENCE_S, asked, left_s, opening, silent, soon, this_thread
 
 T = TypeVar("T")
@@ -107,27 +107,31 @@ def _kv(how: str, deadline: Deadline | None, key: bytes, *args: Any, namespace: 
     import ray
     from ray.experimental import internal_kv
 
-    gcs: Any = internal_kv.internal_kv_get_gcs_client()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
-    if gcs is None or client.was_here():
-        by_client: Any = getattr(internal_kv, f"_{how}")
-        answer = asked(functools.partial(by_client, key, *args, namespace=namespace), deadline)
-        return not answer if how == "internal_kv_put" else answer  # there, whether the key had a value
-    rest = (False, namespace) if how == "internal_kv_del" else (*args, namespace)
-    deadline = soon(wait_s := left_s(deadline))
-    # Only where it is brief: a shared request may have begun before the caller's own last write.
-    shared = this_thread.is_brief and how == "internal_kv_get"
-    while True:
-        timeout_s = PATIENCE_S if shared else deadline.left_s()
-        try:
-            return asked(
-                functools.partial(getattr(gcs, how), key, *rest, timeout=timeout_s),
-                deadline,
-                (how, key) if shared else None,
-            )
-        except ray.exceptions.RpcError:  # the time is over, or the control service can't be reached just now
-            if time.monotonic() + _AGAIN_S > deadline.at:
-                raise silent(wait_s) from None
-            time.sleep(_AGAIN_S)
+    try:
+        gcs: Any = internal_kv.internal_kv_get_gcs_client()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+        if gcs is None or client.was_here():
+            by_client: Any = getattr(internal_kv, f"_{how}")
+            answer = asked(functools.partial(by_client, key, *args, namespace=namespace), deadline)
+            return not answer if how == "internal_kv_put" else answer  # there, whether the key had a value
+        ask: Any = getattr(gcs, how)
+        rest = (False, namespace) if how == "internal_kv_del" else (*args, namespace)
+        deadline = soon(wait_s := left_s(deadline))
+        # Only where it is brief: a shared request may have begun before the caller's own last write.
+        shared = this_thread.is_brief and how == "internal_kv_get"
+        while True:
+            timeout_s = PATIENCE_S if shared else deadline.left_s()
+            try:
+                return asked(
+                    functools.partial(ask, key, *rest, timeout=timeout_s), deadline, (how, key) if shared else None
+                )
+            except ray.exceptions.RpcError:  # the time is over, or the control service can't be reached just now
+                if time.monotonic() + _AGAIN_S > deadline.at:
+                    raise silent(wait_s) from None
+                time.sleep(_AGAIN_S)
+    except (AttributeError, TypeError) as error:
+        if not ray.is_initialized():
+            raise  # this process has just left its cluster
+        raise unsupported(f"the control store's {how}", error) from error
 
 
 def named_actor(name: str, namespace: str, deadline: Deadline | None = None) -> Any:

@@ -13,34 +13,37 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import trial
 from .actors import has_owner, is_actor_handle, only_objects, stands_for_actor
-from .native import core_worker
-from .workers import owner_of
+from .native import connected, core_worker, supported
+from .workers import own_address, owner_of
 
 if TYPE_CHECKING:
     import ray
+
+logger = logging.getLogger("safe_refs")
 
 _MOST_HANDLES = 1000  # of one actor, that a process may have
 _LONGEST_WINDOW_S = 1.0  # a window takes milliseconds
 _LOOKS_S = 0.0002
 
-_NEEDED_CALLS = (
-    "add_object_ref_reference",
-    "current_actor_is_asyncio",
-    "current_actor_max_concurrency",
-    "deserialize_and_register_object_ref",
-    "get_all_reference_counts",
-    "get_owner_address",
-    "remove_object_ref_reference",
-    "serialize_object_ref",
-)
+_TRIES = 100
+_AGAIN_S = 0.01
+
+# What of the private calls has failed, here or in their trial; empty if they work; None if nobody has tried them yet. No lock: it is
+# replaced as a whole, and two threads that try them at once find the same.
+_fault: str | None = None
+# References that hold a count in place of a call that failed. Bound: what one touch took, as after that there is no other.
+_held: list[Any] = []
 
 
 class Touch(Enum):
@@ -55,16 +58,49 @@ class Touch(Enum):
     BUSY = 3
 
 
-@functools.lru_cache(maxsize=1)
 def can_anchor() -> bool:
-    """Whether this Ray has the private calls that `touch_zero` needs; seen since Ray 2.52.
+    """Whether this Ray has the private calls that `touch_zero` needs, and they do what is needed. See `trial`; once in a process.
 
-    Without them, a lease that a borrower makes depends on that borrower's life, and the registry says so.
+    Without them, a lease that a borrower makes depends on that borrower's life, and the registry says so. One warning says why.
     """
-    import ray._raylet
+    global _fault
+    for _ in range(_TRIES):
+        if _fault is not None or (core := connected()) is None:
+            break
+        try:
+            found = trial.fault(core, own_address(), _reports)
+        except trial.UndecidedError:
+            time.sleep(_AGAIN_S)
+            continue
+        if connected() is not core:
+            break  # the connection has ended meanwhile
+        if found:
+            _turn_off(found)
+        else:
+            _fault = ""
+    return _fault == ""
 
-    native: Any = ray._raylet  # Ray's types don't know what is in there
-    return all(hasattr(native.CoreWorker, name) for name in _NEEDED_CALLS)
+
+def _reports(ref: Any) -> bool:
+    """Whether a touch of the trial's object is reported, as nobody else has it."""
+    [touch] = touch_zero([ref])
+    if touch is Touch.BUSY and not _fault:
+        raise trial.UndecidedError  # the garbage collector is at work
+    return touch is Touch.REPORTED
+
+
+def _turn_off(fault: str) -> None:
+    """Anchor nothing in this process any more."""
+    global _fault
+    if _fault:
+        return  # whoever found it before has said so
+    _fault = fault
+    logger.warning(
+        "anchoring is off in this process, as a private call of Ray does not do what it needs (%s): leases of references that are "
+        "borrowed here depend on this process (`LeaseInfo.depends_on`). %s",
+        fault,
+        supported(),
+    )
 
 
 def touchable(references: Iterable[Any]) -> list[Any]:
@@ -88,43 +124,92 @@ def touch_zero(refs: Sequence[Any]) -> list[Touch]:
     Private: `get_all_reference_counts` and the calls that `ObjectRef` itself makes when it is created and deleted, seen since Ray
     2.52. Without it, see `can_anchor`.
 
+    What always holds: if a step fails, all counts are taken up again, and nothing is touched in this process any more (one warning
+    says so); everything is BUSY then.
+
     Args:
         refs: each object, or handle of an actor, once. Since the last touch, somebody else must have come to hold each of them, and
             must have confirmed that to this process by answering the call that brought them. Who holds them is what this process has
             to report; and it is by what Ray has left of that after the zero that REPORTED is told from UNKNOWN.
     """
-    import ray
-
     if any(map(is_actor_handle, refs)):
         found = iter(touch_zero(only_objects(refs)))
-        return [_touch_actor(ref) if is_actor_handle(ref) else next(found) for ref in refs]
+        return [_unless_it_fails(_touch_actor, [ref])[0] if is_actor_handle(ref) else next(found) for ref in refs]
+    return _unless_it_fails(_touch_objects, refs)
+
+
+def _unless_it_fails(touch: Callable[[Sequence[Any]], list[Touch]], refs: Sequence[Any]) -> list[Touch]:
+    global _fault
+    core = connected()
+    with _no_collection() as quiet:
+        if not quiet or _fault:
+            return [Touch.BUSY] * len(refs)
+        try:
+            return touch(refs)
+        except _StepError as error:
+            if connected() is not core:
+                raise  # it is not the call's fault
+            _turn_off(f"{error}, in the middle of a touch")
+        except Exception:
+            # Before the first step. It is a signal handler's, unless the calls are other ones by now.
+            if connected() is not core or _fault is None:
+                raise
+            _fault = None
+            if can_anchor():
+                raise
+    return [Touch.BUSY] * len(refs)
+
+
+class _StepError(Exception):
+    """A call of a touch has failed."""
+
+
+class _Step(NamedTuple):
+    """One call of a touch: of which reference (by its number), by how much the call changes its count, and the call."""
+
+    number: int
+    change: int
+    call: functools.partial[Any]
+
+
+def _touch_objects(refs: Sequence[Any]) -> list[Touch]:
+    import ray
+
     core = core_worker()
     nil: Any = ray.ObjectRef.nil()
-    down: list[Callable[[], Any]] = []
-    up: list[Callable[[], Any]] = []
+    down: list[_Step] = []
+    up: list[_Step] = []
     touches: dict[bytes, Touch] = {ref.hex().encode(): Touch.BUSY for ref in refs}
-    with _no_collection() as quiet:
-        counts = core.get_all_reference_counts() if quiet else {}
-        for ref, key in zip(refs, touches, strict=True):
-            mine = counts.get(key)
-            # "submitted" counts the calls in flight that have it as an argument: they would keep the count above zero.
-            if mine is None or mine["submitted"] or not mine["local"]:
-                continue
-            _, owner, status = core.serialize_object_ref(ref)
-            down += [functools.partial(core.remove_object_ref_reference, ref)] * mine["local"]
-            up += [functools.partial(core.add_object_ref_reference, ref)] * mine["local"]
-            # At zero Ray forgot the owner as well.
-            up.append(functools.partial(core.deserialize_and_register_object_ref, ref.binary(), nil, owner, status))
-            touches[key] = Touch.REPORTED
-        del counts
-        if not down:
-            return list(touches.values())
-        # `map` and `list` call the steps from C, with no Python bytecode in between, at which Python would run a signal handler.
-        steps: list[Callable[[], Any]] = [*down, functools.partial(core.get_all_reference_counts), *up]
-        call: Any = functools.partial.__call__
-        remembered = list(map(call, steps))[len(down)]
+    counts = core.get_all_reference_counts()
+    for number, (ref, key) in enumerate(zip(refs, touches, strict=True)):
+        mine = counts.get(key)
+        # "submitted" counts the calls in flight that have it as an argument: they would keep the count above zero.
+        if mine is None or mine["submitted"] or not mine["local"]:
+            continue
+        _, owner, status = core.serialize_object_ref(ref)
+        down += [_Step(number, -1, functools.partial(core.remove_object_ref_reference, ref))] * mine["local"]
+        up += [_Step(number, 1, functools.partial(core.add_object_ref_reference, ref))] * mine["local"]
+        # At zero Ray forgot the owner as well.
+        register = functools.partial(core.deserialize_and_register_object_ref, ref.binary(), nil, owner, status)
+        up.append(_Step(number, 0, register))
+        touches[key] = Touch.REPORTED
+    del counts
+    if not down:
+        return list(touches.values())
+    steps = [*down, _Step(-1, 0, functools.partial(core.get_all_reference_counts)), *up]
+    call: Any = functools.partial.__call__
+    done: list[Any] = []
+    try:
+        # `map` and `extend` call the steps from C, with no Python bytecode in between, at which Python would run a signal handler.
+        done.extend(map(call, [step.call for step in steps]))
+    except BaseException as error:
+        if len(done) == len(steps):
+            raise  # a signal handler's, behind the last step
+        _restore(refs, steps[: len(done)], up)
+        raise _StepError(f"CoreWorker.{steps[len(done)].call.func.__name__}: {error!r}") from error
     # At zero, Ray forgets an object that it has reported. One that it still remembers it keeps for the borrowers that this process
     # has not reported to anybody.
+    remembered = done[len(down)]
     for key, touch in touches.items():
         if touch is Touch.REPORTED and key in remembered:
             touches[key] = Touch.UNKNOWN
@@ -139,62 +224,86 @@ def touch_held(refs: Sequence[Any]) -> list[Touch]:
     forgotten the owner by that. Where it has not, the count was higher, or the object is in use, or Ray remembers it for borrowers
     that were not reported. Then the count is as it was, and `touch_zero` finds out.
 
-    Between the steps an exception, of a signal's handler for instance, leaves a count one too high at worst.
-
     Args:
         refs: as for `touch_zero`.
     """
+    touches = _unless_it_fails(_touch_each, refs)
+    left = [place for place, touch in enumerate(touches) if touch is Touch.BUSY]
+    if left:
+        for place, touch in zip(left, touch_zero([refs[place] for place in left]), strict=True):
+            touches[place] = touch
+    return touches
+
+
+def _touch_each(refs: Sequence[Any]) -> list[Touch]:
+    """For each object whether that has reported it; otherwise BUSY, which says nothing here."""
     import ray
 
     core = core_worker()
     nil: Any = ray.ObjectRef.nil()
     touches = [Touch.BUSY] * len(refs)
-    left: list[int] = []
-    with _no_collection() as quiet:
-        for place, ref in enumerate(refs if quiet else ()):
+    try:
+        for place, ref in enumerate(refs):
             if is_actor_handle(ref):
-                left.append(place)
                 continue
             _, owner, status = core.serialize_object_ref(ref)
-            forgotten = False
+            core.remove_object_ref_reference(ref)
             try:
-                core.remove_object_ref_reference(ref)
-                try:
-                    core.get_owner_address(ref)
-                    left.append(place)
-                except ValueError:
-                    forgotten = True
-                    touches[place] = Touch.REPORTED
+                core.get_owner_address(ref)
+            except ValueError:
+                touches[place] = Touch.REPORTED
             finally:
                 core.add_object_ref_reference(ref)
-                if forgotten:
+                if touches[place] is Touch.REPORTED:
                     core.deserialize_and_register_object_ref(ref.binary(), nil, owner, status)
-    for place, touch in zip(left, touch_zero([refs[place] for place in left]) if left else (), strict=True):
-        touches[place] = touch
+    except Exception as error:  # only a shard calls this, and there are no signal handlers in it
+        raise _StepError(repr(error)) from error
     return touches
 
 
-def _touch_actor(handle: Any) -> Touch:
+def _restore(refs: Sequence[Any], done: Sequence[_Step], up: Sequence[_Step]) -> None:
+    """A step has failed: take up again what `done` took down, and have the owners known again, as far as that can be."""
+    import ray
+
+    missing: Counter[int] = Counter()
+    for step in done:
+        missing[step.number] -= step.change
+    taken = {step.number for step in done if step.change < 0}
+    for step in up:
+        if step.number in taken and (step.change == 0 or missing[step.number] > 0):
+            missing[step.number] -= step.change
+            try:
+                step.call()
+            except Exception:
+                if step.change:
+                    with suppress(Exception):
+                        _held.append(ray.ObjectRef(refs[step.number].binary()))  # which counts, and is never deleted
+
+
+def _touch_actor(handles: Sequence[Any]) -> list[Touch]:
     """`touch_zero` for the one handle that this process has of an actor."""
     import ray
 
     core = core_worker()
-    with _no_collection() as quiet:
-        if not quiet:
-            return Touch.BUSY
-        state, ref = core.serialize_actor_handle(handle._actor_id)
-        for _ in range(2):  # one count is the handle's, the other that of `ref`
-            core.remove_object_ref_reference(ref)
+    removed, touch = 0, Touch.UNKNOWN
+    try:
+        state, ref = core.serialize_actor_handle(handles[0]._actor_id)
         try:
-            core.get_owner_address(ref)
-            touch = Touch.UNKNOWN
-        except ValueError:
-            touch = Touch.REPORTED
-        for _ in range(2):
-            core.add_object_ref_reference(ref)
-        if touch is Touch.REPORTED:
-            core.deserialize_and_register_actor_handle(state, ray.ObjectRef.nil(), False)
-    return touch
+            while removed < 2:  # one count is the handle's, the other that of `ref`
+                core.remove_object_ref_reference(ref)
+                removed += 1
+            try:
+                core.get_owner_address(ref)
+            except ValueError:
+                touch = Touch.REPORTED
+        finally:
+            for _ in range(removed):
+                core.add_object_ref_reference(ref)
+            if touch is Touch.REPORTED:
+                core.deserialize_and_register_actor_handle(state, ray.ObjectRef.nil(), False)
+    except Exception as error:  # only a shard touches actors, and there are no signal handlers in it
+        raise _StepError(repr(error)) from error
+    return [touch]
 
 
 @contextmanager

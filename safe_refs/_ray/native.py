@@ -6,13 +6,16 @@ It is a file of its own so that `actors`, `workers` and `counts` need not import
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any
 
 from ..errors import RegistryUnavailableError
 
 OLDEST = (2, 52)  # as in pyproject.toml
+NEWEST_TRIED = (2, 60)  # as in constraints.txt
 
 
 def global_worker() -> Any:
@@ -55,6 +58,45 @@ def check_version(version: str) -> None:
         raise RegistryUnavailableError(
             f"safe_refs needs Ray 2.52 or newer, and this is Ray {version}: pip install 'ray>=2.52'"
         )
+
+
+def supported() -> str:
+    """Which versions of Ray are supported, and which one this is; a sentence for errors and log lines."""
+    import ray
+
+    (major, oldest), (_, newest) = OLDEST, NEWEST_TRIED
+    return f"safe_refs is tried with Ray {major}.{oldest} to {major}.{newest}, and this is Ray {ray.__version__}"
+
+
+def check_basics(worker: Any) -> None:
+    """Whether this Ray has the calls without which nothing works here. Each is tried, as a name alone proves little; 10 microseconds.
+
+    Private: what `workers` says of each of them, seen since Ray 2.52. The key-value store is tried when it is asked; see `control`.
+
+    Raises:
+        RegistryUnavailableError: one is missing, or another one by now.
+    """
+    import ray
+
+    core, what = worker.core_worker, "CoreWorker.get_worker_id"
+    try:
+        me = core.get_worker_id().binary()
+        what = "Worker.current_cluster_and_job"
+        ids = [each.binary() for each in worker.current_cluster_and_job]
+        what = "CoreWorker.get_owner_address"
+        with suppress(ValueError):  # the right answer for a reference that nobody owns
+            ids = [core.get_owner_address(ray.ObjectRef(os.urandom(len(ray.ObjectRef.nil().binary()))))]
+        if {*map(type, (me, *ids))} != {bytes} or len(ids) != 2:
+            raise TypeError(f"{what} gives something else")
+    except (AttributeError, LookupError, TypeError) as error:  # another may be a signal handler's
+        raise unsupported(what, error) from error
+
+
+def unsupported(what: str, error: Exception) -> RegistryUnavailableError:
+    """The error for a private call that is missing, or that has become another one."""
+    return RegistryUnavailableError(
+        f"safe_refs can't work with this Ray: {what} is not what it needs ({error!r}). {supported()}; install one of these"
+    )
 
 
 def core_worker() -> Any:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import RegistryUnavailableError
 from . import client, control
 from .actors import counted_ref, is_actor_handle, is_detached, is_weak
-from .native import check_version, core_worker, global_worker, is_installed
+from .native import check_basics, check_version, core_worker, global_worker, is_installed
 
 
 class Connection(NamedTuple):
@@ -46,7 +46,8 @@ def connection() -> Connection:
     one cluster to the next, so a payload must say which cluster it belongs to. Without it, no payload could be made or read.
 
     Raises:
-        RegistryUnavailableError: Ray is not initialized in this process, or this is a worker's setup hook.
+        RegistryUnavailableError: Ray is not initialized in this process, or this is a worker's setup hook; or this Ray lacks what
+            safe_refs needs.
     """
     global _known
     ray: Any = sys.modules.get("ray")
@@ -77,6 +78,7 @@ def connection() -> Connection:
             "this worker process is in its setup hook, where Ray can't call actors, so the registry can't be reached: only "
             "safe_refs.init works there; move the rest into the task or actor"
         )
+    check_basics(worker)
     cluster, job = worker.current_cluster_and_job
     found = Connection(cluster.binary(), job.hex())
     if core is not None and not job.is_nil():  # a worker that has no job yet gets one with its first task

@@ -287,8 +287,10 @@ class Registry:
                 self.forget_layout()
                 raise NoRegistryError
             actor, args = self.here.start(self.name, shard)
+            # A crashed one of several starts anew by itself: the others hold what it held. A single one would be empty.
+            options = {"max_restarts": -1 if found is not None and found.shards > 1 else 0}
             try:
-                started = cluster.start_actor(name, actor, args, place=shard, deadline=deadline)
+                started = cluster.start_actor(name, actor, args, place=shard, options=options, deadline=deadline)
                 handle = cluster.methods_known(started, Shard, deadline)
                 break
             except ValueError:

@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+
+_SLACK = 64
 
 
 class Deadlines:
-    """When leases expire, soonest first. A lease that was renewed or has ended leaves its old deadline behind.
+    """When leases expire, soonest first.
 
-    At most twice as long as there are leases that expire, and 64.
+    One for each lease that expires. The heap has old ones, too, of leases that were renewed or have ended: it is at most twice as
+    long, and 64.
     """
 
     def __init__(self) -> None:
+        self._at: dict[bytes, float] = {}
         self._heap: list[tuple[float, bytes]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, at: float, lease: bytes, live: int, all_live: Iterator[tuple[float, bytes]]) -> None:
-        """A lease expires at that time.
-
-        Args:
-            at: by the table's clock.
-            lease: its id.
-            live: how many leases there are.
-            all_live: the deadlines that those have now, for when too many old ones are left behind.
-        """
-        heapq.heappush(self._heap, (at, lease))
-        if len(self._heap) > 2 * live + 64:
-            self._heap = list(all_live)
+    def set(self, lease: bytes, at: float | None) -> None:
+        """A lease expires at that time, by the table's clock; None: it doesn't, or not any more."""
+        if at is None:
+            self._at.pop(lease, None)
+        else:
+            self._at[lease] = at
+            heapq.heappush(self._heap, (at, lease))
+        if len(self._heap) > 2 * len(self._at) + _SLACK:
+            self._heap = [(at, lease) for lease, at in self._at.items()]
             heapq.heapify(self._heap)
 
     def first(self) -> float | None:
-        """The first deadline; None if there is none. It may be one that was left behind."""
+        """The first deadline; None if there is none."""
+        while self._heap and self._at.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def pop(self) -> bytes:
-        """The lease of the first deadline, which is forgotten."""
-        return heapq.heappop(self._heap)[1]
+        """The lease of the deadline that `first` has given, which is forgotten."""
+        lease = heapq.heappop(self._heap)[1]
+        del self._at[lease]
+        return lease
 
 
 class ByOwner:

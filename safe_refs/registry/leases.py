@@ -241,12 +241,8 @@ class LeaseTable(Generic[T]):
         """End leases whose time is over, at most so many of them; how many that were. Forget tombstones that are too old."""
         now, ended = self.clock(), 0
         while (first := self._deadlines.first()) is not None and first <= now and (most is None or ended < most):
-            lease = self._deadlines.pop()
-            held = self.live.get(lease)
-            # A renewed or released lease leaves its old deadline behind: only the one it has now counts.
-            if held is not None and held.expires_at is not None and held.expires_at <= now:
-                self.end(lease, "expired", "")
-                ended += 1
+            self.end(self._deadlines.pop(), "expired", "")
+            ended += 1
         self.tombstones.forget_old()
         return ended
 
@@ -296,7 +292,7 @@ class LeaseTable(Generic[T]):
         held.number = self._begun
         self.live[lease] = held
         self._enlist(lease, held)
-        self._note_deadline(lease, held)
+        self._deadlines.set(lease, held.expires_at)
         return held
 
     def set_time(self, lease: bytes, renewal: Renewal, left_s: float | None) -> None:
@@ -305,7 +301,7 @@ class LeaseTable(Generic[T]):
         held.terms = held.terms._replace(ttl=renewal.ttl)
         held.expires_at = None if left_s is None else self.clock() + left_s
         held.renewals, held.given_s = renewal.number, renewal.given_s
-        self._note_deadline(lease, held)
+        self._deadlines.set(lease, held.expires_at)
 
     def end(self, lease: bytes, how: str, by: str, use: bytes = b"") -> None:
         """End a live lease; `how` and `by` are as in `tombstones.End`, and `use` is the use that has ended it, if it was one."""
@@ -332,6 +328,7 @@ class LeaseTable(Generic[T]):
     def let_go(self, lease: bytes) -> Lease[T]:
         """Stop holding a live lease; remember nothing of it."""
         held = self.live.pop(lease)
+        self._deadlines.set(lease, None)
         self._unlist(lease, held)
         self._gone(lease, held.items)
         return held
@@ -343,8 +340,3 @@ class LeaseTable(Generic[T]):
     def _unlist(self, lease: bytes, held: Lease[T]) -> None:
         self.owners.drop(lease, held.owners)
         self.usage.drop(held.items, held.origin.job)
-
-    def _note_deadline(self, lease: bytes, held: Lease[T]) -> None:
-        if held.expires_at is not None:
-            all_live = ((each.expires_at, id_) for id_, each in self.live.items() if each.expires_at is not None)
-            self._deadlines.add(held.expires_at, lease, len(self.live), all_live)

@@ -108,6 +108,7 @@ CONTAINERS = {
     "_ray.classes._fetched": "one for each thread that opens an answer; each step is atomic",
     "_ray.packages._lacking": "a thousand nodes; each step is atomic",
     "_ray.requests._pending": "the requests of the pool's threads, and those that callers wait for; each step is atomic",
+    "_ray.counts._held": "what one touch took that failed, after which there is none; each step is atomic",
     "_ray.exits._hooks": "one for each wing that has a hook; each step is atomic",
     "anchoring.exits._all": "weak: the borrowers of live sessions; each step is atomic",
     "batching.unacknowledged._live": "weak: live sessions; each step is atomic",

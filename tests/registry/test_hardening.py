@@ -164,6 +164,20 @@ def test_renewing_and_releasing_leave_no_deadlines_behind() -> None:
     assert len(table._deadlines) < 100
 
 
+def test_many_leases_that_end_at_once_leave_no_deadlines_behind() -> None:
+    """Ten thousand of them, however they end, and nothing begins afterwards: what they left is gone at once, not after their ttl."""
+    table: LeaseTable[str] = make_table(Clock())
+    leases = [number.to_bytes(16, "big") for number in range(10_000)]
+    for lease in leases:
+        pin(table, lease, "y", ttl=1e6)
+    for lease in leases[:5_000]:
+        table.release(lease, ME)
+    for lease in leases[5_000:-1]:
+        assert table.lose(lease, "a test")
+    assert len(table._deadlines) < 100
+    assert table.next_deadline_in_s() == 1e6
+
+
 def test_a_lost_lease_stays_lost_after_somebody_released_it() -> None:
     """Releasing a lease of an earlier registry does not make its end look like that release."""
     table: LeaseTable[str] = make_table(Clock())

@@ -92,14 +92,16 @@ def test_it_is_found_from_tasks_and_actors(registry: str) -> None:
 
 
 def test_a_crash_is_reported_as_lost_and_the_next_generation_goes_on(registry: str) -> None:
-    """SIGKILL: Ray restarts it empty; old payloads fail as lost, with both generations, and new ones work at once."""
+    """SIGKILL: old payloads fail as lost; the next `dumps` starts it anew, and from then on old ones name both generations."""
     old = safe_refs.dumps(ray.put(b"o" * MB))
     os.kill(place(registry, 0)[1], signal.SIGKILL)
+    with pytest.raises(safe_refs.LeaseLostError, match="generation 1"):
+        safe_refs.loads(old)
+    new = safe_refs.dumps(ray.put("new"))
+    assert safe_refs.inspect(new).generation == 2
     with pytest.raises(safe_refs.LeaseLostError, match="generation 1") as caught:
         safe_refs.loads(old)
     assert (caught.value.generation, caught.value.current_generation) == (1, 2)
-    new = safe_refs.dumps(ray.put("new"))
-    assert safe_refs.inspect(new).generation == 2
     assert ray.get(safe_refs.loads(new), timeout=20) == "new"
     assert safe_refs.release([old, new]) == 1
 

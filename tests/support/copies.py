@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from safe_refs._ray import cluster
-from safe_refs.durability.owner import SafeRefsCopyOwner, owner_name
+from safe_refs.durability.owner import SafeRefsCopyOwner, owner_name, start
 
 from .waiting import wait_until
 
@@ -36,12 +36,15 @@ def owned(registry: str = "default") -> int:
 
 
 def pid_of_copy_owner(registry: str = "default", shard: int = 0) -> int:
-    """The process that owns a shard's copies, once it answers."""
-    owner, pids = copy_owner(registry, shard), list[int]()
+    """The process that owns a shard's copies, once it answers; it is started if it has died."""
+    pids = list[int]()
 
     def answers() -> bool:
-        with suppress(ray.exceptions.ActorUnavailableError):  # Ray starts it anew
-            pids.append(ray.get(owner.where.remote(), timeout=30)[1])
+        with suppress(ray.exceptions.RayActorError, ValueError):
+            pids.append(ray.get(copy_owner(registry, shard).where.remote(), timeout=30)[1])
+        if not pids:
+            with suppress(ValueError):
+                start(registry, shard)
         return bool(pids)
 
     wait_until(answers, 60)

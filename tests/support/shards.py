@@ -52,7 +52,7 @@ def both(registry: str, name: str) -> tuple[int, int]:
 
 
 def kill(registry: str, *shards: int) -> None:
-    """SIGKILL the processes of some shards, all at once; Ray starts them anew after a second or two."""
+    """SIGKILL the processes of some shards, all at once; one of several Ray starts anew after a second or two."""
     for number in [place(registry, shard)[1] for shard in shards]:
         os.kill(number, signal.SIGKILL)
 
