@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import asks, callers, checks, slots, spending
+from ._ray import objects
 from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, SafeRefsError
 from .slots import ACTOR, KINDS, OBJECT_REF, Opened
@@ -124,7 +125,7 @@ class SafeRef(Generic[T_co]):
             return cast(T_co, refs[0])
         with spending.unless_opened(uses, registry_timeout):
             try:
-                value: T_co = ray.get(refs[0], timeout=timeout)
+                value: T_co = objects.users_value(refs[0], timeout)
             except ray.exceptions.OwnerDiedError:
                 raise OwnerGoneError.of(self.short_id, self._address.registry) from None
         return value
@@ -142,7 +143,7 @@ class SafeRef(Generic[T_co]):
         if self._kind == ACTOR:
             return cast(T_co, refs[0])
         try:
-            value: T_co = await refs[0]
+            value: T_co = await objects.awaited(refs[0])
         except GeneratorExit:
             raise  # the loop is gone
         except BaseException as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .._ray import workers
+from .._ray import leaving, native, workers
+from ..errors import RegistryUnavailableError
 
 if TYPE_CHECKING:
     from .sessions import Session
@@ -43,6 +44,11 @@ def add(session: Session) -> Session:
             gone.append(other)
     for other in gone:
         other.close()
+    if native.is_left(native.connected()) and not session.connection.client:
+        drop(
+            session.connection
+        )  # the process has left meanwhile, and this one came too late to be ended with the others
+        raise native.gone()
     return found
 
 
@@ -51,6 +57,21 @@ def drop(connection: workers.Connection) -> None:
     gone = sessions.pop(connection, None)
     if gone is not None:
         gone.close()
+
+
+def _end(as_client: bool) -> None:
+    """This process leaves its cluster, perhaps as a Ray Client: the session of that connection ends."""
+    mine: list[workers.Connection] = [each for each in list(sessions) if not each.client]
+    if as_client:
+        try:
+            mine = [workers.connection()]
+        except RegistryUnavailableError:  # it has lost its server: its calls end by their own deadlines
+            mine = []
+    for connection in mine:
+        drop(connection)
+
+
+leaving.end_session = _end
 
 
 def _forget() -> None:
