@@ -225,7 +225,7 @@ class KeepAlive:
         self._stop: threading.Event | None = None  # while the block runs
         self._thread: threading.Thread  # from when the block is entered
         self._error: LeaseError | None = None
-        self._failure: Exception | None = None  # an error of another kind, with which the last renewal failed
+        self._failure: BaseException | None = None  # an error of another kind, with which the last renewal failed
 
     def __repr__(self) -> str:
         state = "not renewing" if self._stop is None else "renewing"
@@ -340,9 +340,8 @@ class KeepAlive:
                 except RegistryUnavailableError:
                     if workers.is_connected_by(connection):
                         logger.warning("lease %s could not be renewed now; trying again", address.short_id)
-                except (
-                    Exception
-                ) as error:  # whatever it is, the other leases are to be renewed, and the block gets it at its end
+                # Whatever it is, the other leases are to be renewed, and the block gets it at its end.
+                except BaseException as error:
                     logger.warning("lease %s could not be renewed; trying again", address.short_id, exc_info=True)
                     failure = error.with_traceback(None)
             self._failure = failure

@@ -105,6 +105,9 @@ class _Pinned(_Answer[Identity]):
             except Exception as error:
                 self(None, error.with_traceback(None))
                 return
+            except BaseException:  # whatever ends this thread, somebody awaits the answer
+                self(None, self.registry.no_answer(self.deadline))
+                raise
         self(identity, None)
 
     def undo(self, answer: Identity | None) -> None:
