@@ -37,7 +37,7 @@ def flush(timeout: float | timedelta | None = None) -> None:
     """
     deadline = _settings.deadline(timeout)
     # Not even an import where there is nothing: a forked child may have the lock of an import that a thread of its parent's was in.
-    if known.sessions:
+    if known.has_begun:
         from . import assembly
 
         assembly.flush(deadline)
