@@ -200,7 +200,7 @@ class SafeRef(Generic[T_co]):
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            await callers.to_thread(self.release)
+            await callers.to_thread(self.release, await asks.waits_s(None))
         except SafeRefsError:
             raise
         except BaseException:  # a cancellation, maybe before a thread was free, or a loop that has no threads any more

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from copy import copy
+from functools import partial
 from typing import NoReturn, TypeVar
 
 from . import _settings, asks, callers, payloads
@@ -160,7 +161,7 @@ class Scope(Surrounding):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
             self._leave()
-            await callers.to_thread(self._release)
+            await callers.to_thread(self._release, _settings.timeout_s(self.timeout))
         except RegistryUnavailableError:
             if error is None:
                 raise
@@ -248,12 +249,10 @@ class KeepAlive:
             raise
 
     async def __aenter__(self) -> KeepAlive:
-        import asyncio
-
         stop = threading.Event()
         try:
             self._begin(stop)
-            await asyncio.to_thread(self._start, stop)
+            await callers.to_thread(partial(self._start, stop), await asks.waits_s(self._timeout))
             return self
         except BaseException:  # also a cancellation, while the thread goes on
             self._leave(stop)
@@ -271,13 +270,12 @@ class KeepAlive:
             self._raise()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        import asyncio
-
         stop = self._stop
         try:
             if stop is not None:
                 stop.set()
-                await asyncio.to_thread(self._thread.join, _settings.timeout_s(self._timeout))
+                timeout_s = await asks.waits_s(self._timeout)
+                await callers.to_thread(partial(self._thread.join, timeout_s), timeout_s)
         finally:
             self._leave(stop)
         if error is None:
