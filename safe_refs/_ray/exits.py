@@ -145,7 +145,10 @@ def _first(hook: Callable[..., None], then: Callable[..., Any]) -> Callable[...,
     @functools.wraps(then)
     def both(*args: Any, **kwargs: Any) -> Any:
         hook(*args, **kwargs)
-        return then(*args, **kwargs)
+        found = then(*args, **kwargs)
+        if hook is _before_leaving:
+            leaving.take_down()
+        return found
 
     both.calls_hooks = True  # type: ignore[attr-defined] # a mark, see above
     return both

@@ -9,12 +9,15 @@ reads freed memory, or it ends the process. Afterwards most of Ray's functions s
   Ray, it raises, as soon as this process is leaving. Calls that don't go through the hook stand in `_ray`, and look at `native.left`.
 - Long waits for Ray are made in short pieces (`objects`, `requests`), so that they end soon.
 - `leave` looks at the frames of all threads, and waits for those that are in `_ray`, or in Ray called by us.
+- To drop a reference is a call to Ray, too. Where another thread does so while Ray is taken down, Ray ends the process; a moment
+  later, when there is no core worker any more, it passes over that. So `take_down` removes the core worker first.
 
 What always holds: from `leave` on, nothing of ours calls Ray by the connection that is left, and nothing of ours ever starts a Ray.
 A call that neither ends nor can be ended (the control service is silent) is waited for briefly; then Ray goes nevertheless.
 
 Private: `auto_init_ray`, which `ray._private.auto_init_hook` looks up by name; seen since Ray 2.52. Without it, a call of ours could
-start a Ray in the moment when another thread leaves the cluster. `exits` says what `leave` itself hangs on.
+start a Ray in the moment when another thread leaves the cluster. And `CoreWorker.shutdown_driver`, which `ray.shutdown`
+calls if `Worker.core_worker` is there; seen since the same version. `exits` says what `leave` itself hangs on.
 """
 
 from __future__ import annotations
@@ -59,6 +62,17 @@ def leave() -> None:
     except BaseException:
         native.left = None
         raise
+
+
+def take_down() -> None:
+    """Ray has marked this process as disconnected, and is about to take its native side down: do so where no thread can find it."""
+    import ray
+
+    worker = native.global_worker()
+    core = vars(worker).get("core_worker")
+    if core is not None and core is native.left and worker.mode == ray.SCRIPT_MODE:
+        del worker.core_worker
+        core.shutdown_driver()
 
 
 def leave_as_client() -> None:

@@ -152,7 +152,10 @@ async def awaited(ref: Any) -> Any:
     """`await ref`, which ends when this process leaves its cluster. Ray's own never would; errors as of `users_value`."""
     import asyncio
 
-    core, future = connected(), ref.as_future()
+    core = connected()
+    if is_left(core) or (core is None and not client.was_here()):
+        raise gone()
+    future = ref.as_future()
     try:
         while not (await asyncio.wait([future], timeout=_LOOKS_S))[0]:
             if core is not None and (is_left(core) or connected() is not core):
