@@ -132,7 +132,8 @@ async def dumps_many(
             wait=wait,
             registry=registry,
             timeout=timeout,
-        )
+        ),
+        timeout,
     )
 
 
@@ -174,7 +175,7 @@ async def loads_many(
     load = partial(
         load_all, several(payloads), how, uses, resolve=resolve, take=take, anchored=anchored, timeout=timeout
     )
-    loaded = await undoable(load, lambda _: spending.give_back(uses, timeout))
+    loaded = await undoable(load, lambda _: spending.give_back(uses, timeout), timeout)
     spending.opened(uses)
     return loaded
 
@@ -214,7 +215,8 @@ async def pin(
             wait=wait,
             registry=registry,
             timeout=timeout,
-        )
+        ),
+        timeout,
     )
 
 
@@ -239,7 +241,7 @@ async def put(
     asked = terms.ask(ttl, uses, label, wait, durable, registry, timeout)
     how: dict[str, Any] = {"ttl": ttl, "uses": uses, "durable": durable, "label": label, "wait": wait}
     how |= {"payload": payload, "registry": registry, "timeout": timeout}
-    return await (made_durably if asked.durable else made)(partial(putting.put, value, **how))
+    return await (made_durably if asked.durable else made)(partial(putting.put, value, **how), timeout)
 
 
 async def make_durable(handle: SafeRef[object], *, timeout: float | timedelta | None = None) -> None:
@@ -279,8 +281,8 @@ async def get(handle: SafeRef[T]) -> T:
 
 expires_in_s = in_thread(lifetimes.expires_in_s)
 flush = in_thread(pipelines.flush)
-init = in_thread(admin.init)
-leases = in_thread(admin.leases)
+init = in_thread(admin.init, bounds=False)
+leases = in_thread(admin.leases, bounds=False)
 release = in_thread(lifetimes.release)
 renew = in_thread(lifetimes.renew)
 shutdown = in_thread(admin.shutdown)

@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import _settings, config, terms, threads
+from . import _settings, callers, config, terms, threads
 from ._ray import serializing, workers
 from .config import Deadline
 from .envelope import Header, LeaseAddress
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .registry.sessions import Session
 
 _JOB = re.compile("[0-9a-f]{8}")
+_SETTINGS_S = 2.0  # for the job's settings
 _SLICE = 200  # leases that one call ends, in 2 to 10 ms of the shard's time
 
 
@@ -120,37 +121,37 @@ def resolve_many(
 
 async def reach(asked: terms.Asked) -> None:
     """See to it that this process knows its registry, so that nothing has to wait for that in an event loop."""
-    import asyncio  # takes a while, and most processes never need it
-
     here = known.current() if known.sessions else None
     if here is None or here.registry(asked.registry).identity is None:
         deadline = Deadline(time.monotonic() + asked.timeout_s, asked.timeout_s)
-        await asyncio.to_thread(lambda: client().registry(asked.registry).identify(deadline))
+        await callers.to_thread(lambda: client().registry(asked.registry).identify(deadline), asked.timeout_s)
 
 
 async def know_settings(timeout: float | timedelta | None = None) -> None:
     """See to it that this process knows its settings, so that nothing has to wait for that in an event loop."""
-    import asyncio
-
     if not _settings.is_fresh():
-        await asyncio.to_thread(_settings.current, timeout)
+        within_s = _SETTINGS_S if timeout is None else config.seconds(timeout, "timeout")
+        await callers.to_thread(partial(_settings.current, timeout), min(within_s, _SETTINGS_S))
+
+
+async def waits_s(timeout: float | timedelta | None) -> float:
+    """How long a call with this timeout may wait for the registry, in seconds."""
+    await know_settings(timeout)
+    return _settings.timeout_s(timeout)
 
 
 async def await_anchored_async(
     addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, since: float
 ) -> None:
     """`await_anchored`, awaited."""
-    import asyncio
-
-    await asyncio.to_thread(await_anchored, addresses, timeout, since)
+    within_s = max(0.0, since + await waits_s(timeout) - time.monotonic())
+    await callers.to_thread(partial(await_anchored, addresses, timeout, since), within_s)
 
 
 async def resolve_async(
     address: LeaseAddress, timeout: float | timedelta | None, *, slot: int | None, take: bool, use: bytes = b""
 ) -> list[Any]:
     """`resolve`, awaited."""
-    import asyncio
-
     from .registry.verbs import wanted
 
     try:
@@ -158,7 +159,7 @@ async def resolve_async(
     except RegistryUnavailableError as error:
         raise workers.for_payload(error) from None
     if here is None:
-        here = await asyncio.to_thread(_client)
+        here = await callers.to_thread(_client, await waits_s(timeout))
     await know_settings(timeout)
     return await here.resolve_async(wanted(address, here, slot=slot, take=take, use=use), _settings.deadline(timeout))
 

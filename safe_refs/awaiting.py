@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
+import math
 import threading
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from functools import partial
 from typing import ParamSpec, TypeVar, cast
 
@@ -19,24 +22,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def in_thread(call: Callable[P, T]) -> Callable[P, Coroutine[object, None, T]]:
-    """A function of `safe_refs`, awaitable: a thread calls it."""
+def in_thread(call: Callable[P, T], *, bounds: bool = True) -> Callable[P, Coroutine[object, None, T]]:
+    """A function of `safe_refs`, awaitable: a thread calls it. `bounds`: its `timeout` bounds the whole call."""
+    named = inspect.signature(call)
 
     @functools.wraps(call)
     async def awaited(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await callers.to_thread(call, *args, **kwargs)
+        timeout = named.bind(*args, **kwargs).arguments.get("timeout")
+        within_s = await asks.waits_s(timeout) if bounds else math.inf
+        return await callers.to_thread(partial(call, *args, **kwargs), within_s)
 
     awaited.__doc__, awaited.__module__ = f"`safe_refs.{call.__name__}`, awaited.", f"{__package__}.aio"
     return awaited
 
 
-async def made(make: Callable[[], T]) -> T:
+async def made(make: Callable[[], T], timeout: float | timedelta | None) -> T:
     """Make leases in a thread. Who is cancelled meanwhile doesn't get them, so that they end as soon as they have begun."""
-    return await undoable(make, _end)
+    return await undoable(make, _end, timeout)
 
 
-async def undoable(make: Callable[[], T], undo: Callable[[T], None]) -> T:
-    """What `make` returns, in a thread. Who is cancelled meanwhile doesn't get it, and it is undone in a thread."""
+async def undoable(make: Callable[[], T], undo: Callable[[T], None], timeout: float | timedelta | None) -> T:
+    """What `make` returns, in a thread. Who is cancelled, or gets no answer in time, doesn't get it, and it is undone in a thread."""
     kept: list[T] = []  # at most one; who takes it out sees to its end
     is_gone = False
 
@@ -48,7 +54,7 @@ async def undoable(make: Callable[[], T], undo: Callable[[T], None]) -> T:
         return found
 
     try:
-        return await callers.to_thread(run)
+        return await callers.to_thread(run, await asks.waits_s(timeout))
     except BaseException:
         is_gone = True
         _undo(kept, partial(_later, undo))
@@ -64,8 +70,11 @@ def _undo(made: list[T], undo: Callable[[T], None]) -> None:
         undo(found)
 
 
-async def made_durably(make: Callable[[], T]) -> T:
-    """The same in a thread of its own, as it may take long, and the loop has but a few; who is cancelled has it given up."""
+async def made_durably(make: Callable[[], T], timeout: float | timedelta | None = None) -> T:
+    """The same in a thread of its own, as it may take long, and the loop has but a few; who is cancelled has it given up.
+
+    Nothing there waits for a thread, so that `make` ends by its own deadlines.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     gone = threading.Event()

@@ -10,12 +10,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from .errors import RegistryUnavailableError
+
 T = TypeVar("T")
+
+MARGIN_S = 0.2  # so that a call itself can say first that it got no answer
 
 FOLDER = str(Path(__file__).parent) + os.sep  # of the package
 _STANDARD = Path(threading.__file__).parent
@@ -87,8 +90,25 @@ def context() -> contextvars.Context:
     return found
 
 
-async def to_thread(call: Callable[..., T], *args: object, **kwargs: object) -> T:
-    """`asyncio.to_thread`, for a call that is to name the line that awaits it."""
+async def to_thread(call: Callable[[], T], within_s: float) -> T:
+    """`asyncio.to_thread`, for a call that is to name the line that awaits it, with a deadline of its own.
+
+    An event loop has a few threads only. The call waits no longer than `within_s` once it is begun; but all threads may be busy with
+    others. If nobody awaits it any more when its turn comes, it isn't begun.
+
+    Raises:
+        RegistryUnavailableError: no answer in that time, and a little more.
+    """
     import asyncio  # takes a while, and most processes never need it
 
-    return await asyncio.get_running_loop().run_in_executor(None, partial(context().run, call, *args, **kwargs))
+    future = asyncio.get_running_loop().run_in_executor(None, context().run, call)
+    try:
+        # The loop counts no longer times than some days.
+        if (await asyncio.wait([future], timeout=min(within_s + MARGIN_S, threading.TIMEOUT_MAX)))[0]:
+            return future.result()
+        raise RegistryUnavailableError(
+            f"no answer within {within_s:g} s: the registry does not respond, or the event loop's threads are busy with other calls "
+            "that wait; try again, or allow a longer timeout"
+        )
+    finally:
+        future.cancel()

@@ -84,14 +84,15 @@ class Consuming(Generic[T]):
 
         uses: list[spending.Use] = []
         load = partial(load_all, payloads, self._how, uses, timeout=self._timeout)
-        loaded = await undoable(load, lambda _: spending.give_back(uses, self._timeout))
+        loaded = await undoable(load, lambda _: spending.give_back(uses, self._timeout), self._timeout)
         self._uses += uses
         return loaded
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if kind is None:
             if self._uses:
-                await callers.to_thread(asks.release, self._addresses(), self._timeout)
+                release = partial(asks.release, self._addresses(), self._timeout)
+                await callers.to_thread(release, await asks.waits_s(self._timeout))
             self._uses.clear()
         elif kind is GeneratorExit:
             self._give_back_soon()

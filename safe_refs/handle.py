@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import asks, callers, checks, envelope, slots, spending
+from ._ray import objects
 from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, SafeRefsError
 from .slots import ACTOR, KINDS, OBJECT_REF, Opened
@@ -79,9 +80,7 @@ class SafeRef(Generic[T_co]):
         return self._kind
 
     def resolve(self, *, anchored: bool = False, timeout: float | timedelta | None = None) -> ray.ObjectRef[T_co]:
-        """Give the reference back, tracked by Ray as if it had been passed in-band. Counts as one use of the lease.
-
-        Returns an `ActorHandle` where it was one.
+        """Give the reference (an `ActorHandle`) back, tracked by Ray as if passed in-band. Counts as one use of the lease.
 
         Args:
             anchored: as for `loads`.
@@ -128,7 +127,7 @@ class SafeRef(Generic[T_co]):
             return cast(T_co, refs[0])
         with spending.unless_opened(uses, registry_timeout):
             try:
-                value: T_co = ray.get(refs[0], timeout=timeout)
+                value: T_co = objects.users_value(refs[0], timeout)
             except ray.exceptions.OwnerDiedError:
                 raise OwnerGoneError.of(self.short_id, self._address.registry) from None
         return value
@@ -146,7 +145,7 @@ class SafeRef(Generic[T_co]):
         if self._kind == ACTOR:
             return cast(T_co, refs[0])
         try:
-            value: T_co = await refs[0]
+            value: T_co = await objects.awaited(refs[0])
         except GeneratorExit:
             raise  # the loop is gone
         except BaseException as error:
@@ -203,7 +202,7 @@ class SafeRef(Generic[T_co]):
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            await callers.to_thread(self.release)
+            await callers.to_thread(self.release, await asks.waits_s(None))
         except SafeRefsError:
             raise
         except BaseException:  # a cancellation, maybe before a thread was free, or a loop that has no threads any more

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import envelope, terms
+from . import callers, envelope, terms
 from ._ray import serializing, workers
 from .config import Deadline
 from .engine import Pickled
@@ -254,7 +254,7 @@ async def hold_async(pickled: Pickled, asked: Asked) -> bytes:
         except RuntimeError:  # the loop's threads have ended
             transaction.undo()
         else:
-            await asyncio.shield(undone)
+            await asyncio.wait([undone], timeout=callers.MARGIN_S)  # it goes on, if the loop's threads are busy
         raise
 
 

@@ -10,9 +10,10 @@ import contextvars
 import logging
 from contextlib import ContextDecorator
 from datetime import timedelta
+from functools import partial
 from typing import NoReturn
 
-from . import _settings, config
+from . import _settings, callers, config
 from .payloads import outside
 from .registry import known
 
@@ -37,7 +38,7 @@ def flush(timeout: float | timedelta | None = None) -> None:
     """
     deadline = _settings.deadline(timeout)
     # Not even an import where there is nothing: a forked child may have the lock of an import that a thread of its parent's was in.
-    if known.sessions:
+    if known.has_begun:
         from . import assembly
 
         assembly.flush(deadline)
@@ -105,10 +106,8 @@ class Pipeline(ContextDecorator):
             raise
 
     async def _end_async(self, error: BaseException | None) -> None:
-        import asyncio  # takes a while, and most processes never need it
-
         try:
-            await asyncio.to_thread(flush, self._timeout)
+            await callers.to_thread(partial(flush, self._timeout), _settings.timeout_s(self._timeout))
         except Exception:
             if error is None:
                 raise

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from . import config, payloads, pickling, pinning
+from ._ray import objects
 from .handle import SafeRef
 from .kinds import kind_of
 
@@ -63,12 +64,10 @@ def put(
             f"put takes a value, not {type(value).__name__}, which is a reference already: use pin or dumps"
         )
     as_payload = config.flag(payload, "payload")
-    payloads.client()  # without a connection, ray.put would start a Ray
-    import ray
-
+    payloads.client()  # without a connection, nothing need be put
     make: Callable[..., SafeRef[Any] | bytes] = pickling.dumps if as_payload else pinning.pin
     return make(
-        ray.put(value),
+        objects.put(value),
         ttl=ttl,
         uses=uses,
         durable=durable,

@@ -13,9 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from copy import copy
+from functools import partial
 from typing import NoReturn, TypeVar
 
 from . import _settings, asks, callers, payloads
+from ._ray import workers
 from .envelope import LeaseAddress
 from .errors import LeaseError, RegistryUnavailableError
 from .terms import Surrounding, closed, current, open_scope, opened
@@ -23,6 +25,9 @@ from .terms import Surrounding, closed, current, open_scope, opened
 T = TypeVar("T")
 
 logger = logging.getLogger("safe_refs")
+
+_LOOKS_S = 0.5  # how often a keepalive looks whether this process has left its cluster
+_MOST_NAMED = 5  # leases in a line of the log
 
 
 class Scope(Surrounding):
@@ -156,7 +161,7 @@ class Scope(Surrounding):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
             self._leave()
-            await callers.to_thread(self._release)
+            await callers.to_thread(self._release, _settings.timeout_s(self.timeout))
         except RegistryUnavailableError:
             if error is None:
                 raise
@@ -221,7 +226,7 @@ class KeepAlive:
         self._stop: threading.Event | None = None  # while the block runs
         self._thread: threading.Thread  # from when the block is entered
         self._error: LeaseError | None = None
-        self._failure: Exception | None = None  # an error of another kind, with which the last renewal failed
+        self._failure: BaseException | None = None  # an error of another kind, with which the last renewal failed
 
     def __repr__(self) -> str:
         state = "not renewing" if self._stop is None else "renewing"
@@ -244,12 +249,10 @@ class KeepAlive:
             raise
 
     async def __aenter__(self) -> KeepAlive:
-        import asyncio
-
         stop = threading.Event()
         try:
             self._begin(stop)
-            await asyncio.to_thread(self._start, stop)
+            await callers.to_thread(partial(self._start, stop), await asks.waits_s(self._timeout))
             return self
         except BaseException:  # also a cancellation, while the thread goes on
             self._leave(stop)
@@ -267,13 +270,12 @@ class KeepAlive:
             self._raise()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        import asyncio
-
         stop = self._stop
         try:
             if stop is not None:
                 stop.set()
-                await asyncio.to_thread(self._thread.join, _settings.timeout_s(self._timeout))
+                timeout_s = await asks.waits_s(self._timeout)
+                await callers.to_thread(partial(self._thread.join, timeout_s), timeout_s)
         finally:
             self._leave(stop)
         if error is None:
@@ -288,9 +290,10 @@ class KeepAlive:
         self._error, self._failure, self._stop = None, None, stop
 
     def _start(self, stop: threading.Event) -> None:
+        connection = payloads.client().connection
         for address in self._addresses:
             asks.renew(address, self._ttl, self._timeout, lengthens=True)
-        thread = threading.Thread(target=self._renew, args=(stop,), name="safe_refs-keepalive", daemon=True)
+        thread = threading.Thread(target=self._renew, args=(stop, connection), name="safe_refs-keepalive", daemon=True)
         if self._stop is stop:  # else nobody waits for the entry any more
             self._thread = thread
             thread.start()
@@ -310,23 +313,34 @@ class KeepAlive:
         finally:
             del failure
 
-    def _renew(self, stop: threading.Event) -> None:
+    def _renew(self, stop: threading.Event, connection: workers.Connection) -> None:
         alive = list(self._addresses)
-        pause = self._ttl / 3
-        while alive and not stop.wait(pause):
+        at = time.monotonic() + self._ttl / 3
+        while alive and not stop.wait(min(max(at - time.monotonic(), 0.0), _LOOKS_S)):
+            if not workers.is_connected_by(connection):
+                logger.warning(
+                    "this process has left its Ray cluster, and no longer renews %d lease(s) that a keepalive() is for: %s",
+                    len(alive),
+                    ", ".join(each.short_id for each in alive[:_MOST_NAMED]) + ", …" * (len(alive) > _MOST_NAMED),
+                )
+                return
+            if time.monotonic() < at:
+                continue
             begun, failure = time.monotonic(), None
             for address in list(alive):
+                if not workers.is_connected_by(connection):
+                    break
                 try:
                     asks.renew(address, self._ttl, min(_settings.timeout_s(self._timeout), self._ttl), lengthens=True)
                 except LeaseError as error:
                     alive.remove(address)
                     self._error = self._error or error.with_traceback(None)  # which would keep what its frames know
                 except RegistryUnavailableError:
-                    logger.warning("lease %s could not be renewed now; trying again", address.short_id)
-                except (
-                    Exception
-                ) as error:  # whatever it is, the other leases are to be renewed, and the block gets it at its end
+                    if workers.is_connected_by(connection):
+                        logger.warning("lease %s could not be renewed now; trying again", address.short_id)
+                # Whatever it is, the other leases are to be renewed, and the block gets it at its end.
+                except BaseException as error:
                     logger.warning("lease %s could not be renewed; trying again", address.short_id, exc_info=True)
                     failure = error.with_traceback(None)
             self._failure = failure
-            pause = max(0.0, self._ttl / 3 - (time.monotonic() - begun))
+            at = begun + self._ttl / 3

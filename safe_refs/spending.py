@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import _settings, checks, terms, threads
+from . import _settings, callers, checks, terms, threads
 from ._ray import serializing
 from .config import Deadline
 from .envelope import Header, LeaseAddress
@@ -180,7 +180,7 @@ async def give_back_async(uses: list[Use], timeout: float | timedelta | None) ->
             give_back(spent, timeout)
         else:
             del spent
-            await asyncio.shield(given)
+            await asyncio.wait([given], timeout=callers.MARGIN_S)  # it goes on, if the loop's threads are busy
 
 
 def new_use(header: Header, take: bool) -> bytes:

@@ -4,11 +4,11 @@ A signal handler may raise between any two lines of the code that puts something
 also put something into the queue in the middle of that code. So nothing here has a lock. A step on a `SimpleQueue`, a deque or a set
 is one step for the interpreter, which neither a signal nor a collection can divide.
 
-What always holds: what is put is served once, and taken out in the order of arrival; a thread without work ends; whoever puts
-something waits for nobody. If two threads put something at the same moment, two threads may serve for a while, but never none. If no
-thread can be started, and none runs, `QueueThread.put` says so, and `Background.run` does the work itself. (CPython's
-`SimpleQueue.get` may forget its timeout if another thread takes the item that has woken it just as the time is over, seen with 3.11.
-Then an idle thread stays, and serves what is put next.)
+What always holds: what is put is served once, and taken out in the order of arrival, whatever serving another raises; a thread
+without work ends; whoever puts something waits for nobody. If two threads put something at the same moment, two threads may serve for
+a while, but never none. If no thread can be started, and none runs, `QueueThread.put` says so, and `Background.run` does the work
+itself. (CPython's `SimpleQueue.get` may forget its timeout if another thread takes the item that has woken it just as the time is
+over, seen with 3.11. Then an idle thread stays, and serves what is put next.)
 
 The threads are daemons: the end of the process does not wait for them. A forked child has none of its parent's threads, and needs
 queues of its own.
@@ -70,7 +70,7 @@ class QueueThread(Generic[T]):
     def put(self, item: T | None) -> bool:
         """Have an item served; None has the thread end. False: no thread can be started, and the item stays in the queue."""
         self.items.put(item)
-        if self.thread is None and item is not None:
+        if item is not None and (self.thread is None or not self.thread.is_alive()):
             # Two at once may start one each: see `_work`.
             thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             try:
@@ -103,7 +103,7 @@ class QueueThread(Generic[T]):
             while (item := self._next()) is not None:
                 try:
                     self._serve(item)
-                except Exception:
+                except BaseException:  # also one that is to end a thread: who put something has nobody else
                     logger.exception(
                         "%s has failed at something", self._name, extra={"about": self._name}
                     )  # other items are served all the same
@@ -209,6 +209,6 @@ class Background:
     def _run(self, job: Callable[[], None]) -> None:
         try:
             job()
-        except Exception:
+        except BaseException:
             # The thread goes on: other jobs may be waiting for it.
             logger.exception("a job in the background has failed")

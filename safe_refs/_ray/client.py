@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from ..errors import RegistryUnavailableError
+from ..errors import RegistryUnavailableError, SafeRefsError
 from ..threads import Background
 
 T = TypeVar("T")
@@ -141,9 +141,9 @@ def broken() -> tuple[type[Exception], ...]:
     return ConnectionError, grpc.RpcError
 
 
-def unavailable(error: Exception) -> RegistryUnavailableError:
-    """Our error for one of those that `broken` names."""
-    if isinstance(error, RegistryUnavailableError):
+def unavailable(error: Exception) -> SafeRefsError:
+    """Our error for one of those that `broken` names, or that a client raises that has left; one of ours stays as it is."""
+    if isinstance(error, SafeRefsError):
         return error
     return RegistryUnavailableError(
         f"this Ray Client has lost its server in the cluster ({type(error).__name__}): connect again with ray.init('ray://…')"
@@ -221,6 +221,7 @@ def in_time(call: Callable[[], T], timeout_s: float, late: Callable[[T], None] |
     """
     if _thread.in_background:
         return call()
+    was = _worker()
     answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
     def job() -> None:
@@ -240,6 +241,8 @@ def in_time(call: Callable[[], T], timeout_s: float, late: Callable[[T], None] |
         raise
     if error is not None:
         try:
+            if was is not None and _worker() is None and isinstance(error, Exception):
+                raise unavailable(error) from None  # it has left meanwhile, and Ray Client raises errors of many kinds
             raise error.with_traceback(None)
         finally:
             # A frame in its traceback that knows the error is a cycle, which keeps all that the caller's frames know.

@@ -7,6 +7,8 @@ passed it on, is to report to the object's owner *now* to whom. Ray lets a borro
     this process (count 2)                      owner of the object
     count 2 → 1 → 0  ── "I hold it no more; these processes do" ──►  notes them, forgets this process
     count 0 → 1 → 2  registers the reference again; the owner does not know this process from now on
+
+More than 350 lines: the touches, and what restores counts when one of their steps fails, are read together.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from . import control
+from . import control, leaving
 from .native import core_worker
 
 logger = logging.getLogger("safe_refs")
@@ -67,7 +67,7 @@ def call_before_exit(hook: Callable[[], None], *, first: bool = False) -> None:
     Without it, leases that depend on a process are lost when it ends in that way, and so are pins that are not acknowledged yet.
     """
     # First that they are called, and then that there is one: an interruption in between leaves nothing half done.
-    _replace()
+    watch()
     if hook in _hooks:
         return
     # Ray's own `atexit` was registered before, when Ray was imported, and so comes after this.
@@ -79,9 +79,11 @@ def call_before_exit(hook: Callable[[], None], *, first: bool = False) -> None:
         _hooks.append(hook)
 
 
-def _replace() -> None:
-    """Have Ray call the hooks. What has been replaced already stays; a process may become a Ray Client later."""
+def watch() -> None:
+    """Have Ray call the hooks, and `leaving`. What has been replaced already stays; a process may become a Ray Client later."""
     import ray
+
+    leaving.watch()
 
     worker, client = ray._private.worker, getattr(sys.modules.get("ray.util.client.worker"), "Worker", None)
     for place, name, before in (
@@ -102,11 +104,13 @@ def _before_exit(*_: Any) -> None:
 def _before_leaving(exiting_interpreter: bool = False) -> None:
     if not exiting_interpreter:  # at the interpreter's end `atexit` has called them
         call_hooks()
+    leaving.leave()
 
 
 def _before_client_leaves(worker: Any) -> None:
     if worker.is_connected():  # otherwise it has lost its server, and Ray clears up
         call_hooks()
+    leaving.leave_as_client()
 
 
 def ends_cluster() -> bool:
@@ -141,7 +145,10 @@ def _first(hook: Callable[..., None], then: Callable[..., Any]) -> Callable[...,
     @functools.wraps(then)
     def both(*args: Any, **kwargs: Any) -> Any:
         hook(*args, **kwargs)
-        return then(*args, **kwargs)
+        found = then(*args, **kwargs)
+        if hook is _before_leaving:
+            leaving.take_down()
+        return found
 
     both.calls_hooks = True  # type: ignore[attr-defined] # a mark, see above
     return both

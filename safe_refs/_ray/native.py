@@ -5,11 +5,13 @@ It is a file of its own so that `actors`, `workers` and `counts` need not import
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
 import sys
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from ..errors import RegistryUnavailableError
@@ -30,6 +32,22 @@ def connected() -> Any:
     """The native side of this process; None unless it is connected, and not as a Ray Client."""
     worker = global_worker()
     return worker.core_worker if worker is not None and worker.connected else None
+
+
+# The core worker of the connection that this process is leaving, or has left last; see `leaving`. Replaced whole.
+left: Any = None
+
+
+def is_left(core: Any) -> bool:
+    """Whether this process is leaving the connection of that core worker, or has left it."""
+    return core is not None and core is left
+
+
+def gone() -> RegistryUnavailableError:
+    """The error of who needs the connection that is left."""
+    return RegistryUnavailableError(
+        "this process has left its Ray cluster, or is just leaving it: call ray.init(address=...) for the cluster, and try again"
+    )
 
 
 def is_imported() -> bool:
@@ -99,16 +117,38 @@ def unsupported(what: str, error: Exception) -> RegistryUnavailableError:
     )
 
 
+def frames() -> dict[int, FrameType]:
+    """Threads that are in Python code, by their idents: the innermost frame of each.
+
+    Without the collector: where that runs in the middle of `sys._current_frames`, Python crashes or hangs (CPython issue 106883; seen
+    with 3.11.7).
+    """
+    was_on = gc.isenabled()
+    try:
+        try:
+            gc.disable()
+            return sys._current_frames()
+        finally:
+            if was_on:
+                gc.enable()
+    finally:
+        if was_on:
+            gc.enable()  # once more: a signal handler may raise at any line
+
+
 def core_worker() -> Any:
     """The native side of this process, which counts its references.
 
     Private: `ray._private.worker.global_worker.core_worker`, seen since Ray 2.52. Ray sets it at run time only, so that Ray's types
     don't know it. A Ray Client has none.
-    """
-    import ray
 
-    worker: Any = ray._private.worker.global_worker
-    return worker.core_worker
+    Raises:
+        RegistryUnavailableError: this process is leaving its cluster, or has left it.
+    """
+    core = getattr(global_worker(), "core_worker", None)
+    if core is None or core is left:
+        raise gone()
+    return core
 
 
 def accessor() -> Any:

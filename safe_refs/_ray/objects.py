@@ -6,19 +6,25 @@ What always holds: an error that is raised here keeps no reference alive; nothin
 from __future__ import annotations
 
 import functools
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import classes, client, serializing
 from .actors import counted_ref, only_objects
-from .native import global_worker
+from .native import connected, global_worker, gone, is_left
 from .workers import connection, owner_of
 
 if TYPE_CHECKING:
     import ray
 
+T = TypeVar("T")
+
+_PIECE_S = 0.1  # of a long wait
+_LOOKS_S = 0.5  # how often who awaits an object looks whether this process has left
 _ASKED_AT_ONCE = 1000  # references; 17 microseconds each
 
 
@@ -63,12 +69,49 @@ def _get(refs: Any, timeout: float) -> Any:
     import ray
 
     worker: Any = global_worker()
-    if not hasattr(worker, "get_objects"):
-        return getattr(ray.get, "__wrapped__", ray.get)(refs, timeout=timeout)
-    worker.check_connected()
-    if isinstance(refs, list):
-        return worker.get_objects(refs, timeout)[0]
-    return worker.get_objects([refs], timeout)[0][0]
+
+    def wait(left_s: float) -> Any:
+        if not hasattr(worker, "get_objects"):
+            return getattr(ray.get, "__wrapped__", ray.get)(refs, timeout=left_s)
+        worker.check_connected()
+        found = worker.get_objects(refs if isinstance(refs, list) else [refs], left_s)[0]
+        return found if isinstance(refs, list) else found[0]
+
+    return _patient(wait, timeout)
+
+
+def _patient(wait: Callable[[float], T], timeout_s: float, is_over: Callable[[T], bool] = lambda _: True) -> T:
+    """Call a function of Ray's that waits, piece by piece, so that it ends soon when this process leaves its cluster.
+
+    Only in a driver, as no other process leaves its cluster and lives on. In a worker, Ray would take its CPU away and give it back
+    for each piece.
+
+    Args:
+        wait: waits so many seconds; raises `ray.exceptions.GetTimeoutError` if that was not enough.
+        timeout_s: for all pieces together.
+        is_over: whether an answer is one to return before the time is over.
+
+    Raises:
+        RegistryUnavailableError: it leaves, or has left.
+    """
+    import ray
+
+    core, worker = connected(), global_worker()
+    piece_s = _PIECE_S if worker is None or worker.mode != ray.WORKER_MODE else timeout_s
+    until = time.monotonic() + timeout_s
+    left_s = timeout_s
+    while True:
+        is_last = left_s <= piece_s
+        if core is None or is_left(core) or connected() is not core:
+            raise gone()
+        try:
+            answer = wait(max(min(left_s, piece_s), 0.0))
+            if is_last or is_over(answer):
+                return answer
+        except ray.exceptions.GetTimeoutError:
+            if is_last:
+                raise
+        left_s = until - time.monotonic()
 
 
 def value(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
@@ -79,6 +122,47 @@ def value(ref: ray.ObjectRef[Any], timeout_s: float) -> Any:
         return ray.get(ref, timeout=timeout_s)
     except Exception as error:
         raise error.with_traceback(None)  # noqa: B904 # it is the same error
+
+
+def users_value(ref: ray.ObjectRef[Any], timeout_s: float | None) -> Any:
+    """`ray.get` for a caller of ours who wants the user's object, and waits as long as it takes; None for no limit.
+
+    The wait is in pieces, so that it ends when this process leaves its cluster. Only until the object exists somewhere: when a
+    transfer from another node has begun, it isn't begun again.
+
+    Raises:
+        RegistryUnavailableError: it has left.
+        Exception: as from `ray.get`.
+    """
+    import ray
+
+    worker = global_worker()
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    if client.was_here() or worker is None or worker.mode == ray.WORKER_MODE or (timeout_s or 1.0) <= _PIECE_S:
+        return ray.get(ref, timeout=timeout_s)
+    try:
+        return ray.get(ref, timeout=_PIECE_S)
+    except ray.exceptions.GetTimeoutError:
+        pass
+    wait([ref], 1, until - time.monotonic())
+    return ray.get(ref, timeout=None if timeout_s is None else max(until - time.monotonic(), 0.0))
+
+
+async def awaited(ref: Any) -> Any:
+    """`await ref`, which ends when this process leaves its cluster. Ray's own never would; errors as of `users_value`."""
+    import asyncio
+
+    core = connected()
+    if is_left(core) or (core is None and not client.was_here()):
+        raise gone()
+    future = ref.as_future()
+    try:
+        while not (await asyncio.wait([future], timeout=_LOOKS_S))[0]:
+            if core is not None and (is_left(core) or connected() is not core):
+                raise gone()
+        return future.result()
+    finally:
+        future.cancel()
 
 
 def _answer(how: Any, refs: Any, timeout_s: float) -> Any:
@@ -118,14 +202,16 @@ def wait(refs: Sequence[Any], how_many: int, timeout_s: float) -> list[Any]:
     """`ray.wait`, which fetches nothing; those that are there.
 
     Raises:
-        RegistryUnavailableError: this process is a Ray Client that has lost its server.
+        RegistryUnavailableError: this process is a Ray Client that has lost its server, or is leaving its cluster.
     """
     import ray
 
-    return client.asked(
-        lambda: ray.wait(list(refs), num_returns=how_many, timeout=timeout_s, fetch_local=False)[0],
-        timeout_s + client.PATIENCE_S,
-    )
+    def ready(left_s: float) -> list[Any]:
+        return ray.wait(list(refs), num_returns=how_many, timeout=left_s, fetch_local=False)[0]
+
+    if client.was_here():
+        return client.asked(lambda: ready(timeout_s), timeout_s + client.PATIENCE_S)
+    return _patient(ready, timeout_s, lambda found: len(found) >= how_many)
 
 
 def put(value: Any) -> ray.ObjectRef[Any]:

@@ -24,12 +24,13 @@ from ..config import Deadline
 from ..errors import RegistryUnavailableError
 from ..threads import Background
 from . import client, serializing
-from .native import connected
+from .native import connected, gone, is_left
 
 T = TypeVar("T")
 
 PATIENCE_S = 2.0
 BRIEF_S = 0.3
+_PIECE_S = 0.1  # how often a caller looks whether this process has left its cluster
 
 
 class _Thread(threading.local):
@@ -104,7 +105,7 @@ class _Request:
             if not self.callers:
                 raise _UnwantedError
             this_thread.makes = True
-            if connected() is not self.key[0]:
+            if connected() is not self.key[0] or is_left(self.key[0]):
                 raise RegistryUnavailableError(
                     "the connection to Ray has ended before Ray's control service (GCS) was asked: try again with the new one"
                 )
@@ -127,8 +128,11 @@ class _Request:
         Raises:
             TimeoutError: there is none yet.
         """
-        if not self._over.wait(max(until - time.monotonic(), 0.0)):
-            raise TimeoutError
+        while not self._over.wait(min(max(until - time.monotonic(), 0.0), _PIECE_S)):
+            if is_left(self.key[0]):
+                raise gone()
+            if time.monotonic() >= until:
+                raise TimeoutError
         answer, error = self._result
         if error is None:
             return answer

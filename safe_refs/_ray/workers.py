@@ -7,17 +7,19 @@ process owns) neither calls another function of ours.
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ..errors import RegistryUnavailableError
 from . import client, control
 from .actors import counted_ref, is_actor_handle, is_detached, is_weak
-from .native import check_basics, check_version, core_worker, global_worker, is_installed
+from .native import check_basics, check_version, core_worker, frames, global_worker, gone
+from .native import is_installed as is_installed
+from .native import is_left as is_left
 
 
 class Connection(NamedTuple):
@@ -35,7 +37,7 @@ _known: tuple[Any, Connection] | None = None
 # Kept, as nobody knows how its destructor ends here.
 _parents: Any = None
 
-
+_AGAIN_S = 0.01
 _NOT_CONNECTED = "Ray is not initialized in this process, so the registry can't be reached: call ray.init(address=...)"
 
 
@@ -72,6 +74,8 @@ def connection() -> Connection:
         return Connection(server.cluster, server.job, True)
     if not ray.is_initialized():
         raise _not_connected()
+    if is_left(core):
+        raise gone()
     check_version(ray.__version__)
     if is_setting_up():
         raise RegistryUnavailableError(
@@ -84,6 +88,20 @@ def connection() -> Connection:
     if core is not None and not job.is_nil():  # a worker that has no job yet gets one with its first task
         _known = (core, found)
     return found
+
+
+def is_connected_by(connection_: Connection) -> bool:
+    """Whether this process is still connected as it was."""
+    try:
+        return connection() == connection_
+    except RegistryUnavailableError:
+        return False
+
+
+def forget() -> None:
+    """This process leaves its cluster: `connection` and `borrowed` are to look, the next time."""
+    global _known, _own
+    _known = _own = None
 
 
 def is_setting_up() -> bool:
@@ -106,8 +124,7 @@ def _note_fork() -> None:
     """Remember in a forked child what its parent was connected by."""
     global _known, _own, _parents
     _known = _own = None
-    module: Any = sys.modules.get("ray._private.worker")
-    _parents = getattr(getattr(module, "global_worker", None), "core_worker", None) or _parents
+    _parents = getattr(global_worker(), "core_worker", None) or _parents
 
 
 os.register_at_fork(after_in_child=_note_fork)
@@ -222,15 +239,21 @@ def borrowed(refs: Iterable[Any]) -> list[Any]:
     import ray
 
     worker: Any = ray._private.worker.global_worker
-    core = worker.core_worker
+    core = getattr(worker, "core_worker", None)
     known = _own
     if known is None or known[0] is not core:
+        core = core_worker()
         _own = known = (core, core.get_worker_id().binary())
     me = known[1]
     found = []
     for ref in refs:
         # What nobody owns isn't borrowed.
-        owner = core.get_owner_address(ref) if type(ref) is ray.ObjectRef else owner_of(ref) or me
+        try:
+            owner = core.get_owner_address(ref) if type(ref) is ray.ObjectRef else owner_of(ref) or me
+        except ValueError:
+            # Another thread prepares the end of this process, and has the count at zero just now; see `counts.touch_zero`.
+            time.sleep(_AGAIN_S)
+            owner = owner_of(ref) or me
         if me not in owner:
             found.append(ref)
     return found
@@ -316,28 +339,7 @@ def is_alone() -> bool:
         return False  # what the loop awaits is delivered by threads of Ray's that no list shows
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     mine = threading.get_ident()
-    return all(
-        thread == mine or names.get(thread, "").startswith(_HARMLESS_THREADS) for thread in _threads_with_frames()
-    )
-
-
-def _threads_with_frames() -> list[int]:
-    """Threads that are in Python code, by their idents.
-
-    Without the collector: where that runs in the middle of `sys._current_frames`, Python crashes or hangs (CPython issue 106883; seen
-    with 3.11.7).
-    """
-    was_on = gc.isenabled()
-    try:
-        try:
-            gc.disable()
-            return list(sys._current_frames())
-        finally:
-            if was_on:
-                gc.enable()
-    finally:
-        if was_on:
-            gc.enable()  # once more: a signal handler may raise at any line
+    return all(thread == mine or names.get(thread, "").startswith(_HARMLESS_THREADS) for thread in frames())
 
 
 # Ray's own threads print logs and collect garbage (see `counts._no_collection`). Ours touch no reference of the user's.

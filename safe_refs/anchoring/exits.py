@@ -93,7 +93,7 @@ class OrderlyEnd:
         is_actor = workers.is_actor()
         if not is_actor and not (self.dependents.is_full() and time.monotonic() - self._tidied_at >= _TIDY_S):
             return
-        if self._thread is None and not self._is_closed:
+        if not self._is_closed and (self._thread is None or not self._thread.is_alive()):
             if is_actor:
                 watch = delaying.Watch(exits.has_called_exit, exits.is_marked_dead, delaying.Delays())
                 watch.begin(time.monotonic())  # here, and not in the thread: from now on no end goes unseen

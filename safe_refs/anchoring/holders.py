@@ -24,10 +24,7 @@ _ASKS_PAUSE_S = 0.01
 
 def is_current(session: Session) -> bool:
     """Whether this process is still connected to what the session is of. A thread that calls Ray after that may start another Ray."""
-    try:
-        return workers.connection() == session.connection
-    except RegistryUnavailableError:
-        return False
+    return workers.is_connected_by(session.connection)
 
 
 class Holders:

@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from .. import callers
 from ..config import Deadline
 from ..registry import giving_back
 from ..registry.calls import Registry
@@ -105,6 +106,9 @@ class _Pinned(_Answer[Identity]):
             except Exception as error:
                 self(None, error.with_traceback(None))
                 return
+            except BaseException:  # whatever ends this thread, somebody awaits the answer
+                self(None, self.registry.no_answer(self.deadline))
+                raise
         self(identity, None)
 
     def undo(self, answer: Identity | None) -> None:
@@ -171,4 +175,4 @@ async def resolve(sender: Batched, row: Wanted, deadline: Deadline) -> list[Ref]
 async def post(unacknowledged: Unacknowledged, registry: str, plan: Plan, deadline: Deadline) -> None:
     """`Unacknowledged.post`, awaited. If too many pins are unacknowledged, a thread waits until there is room."""
     if not unacknowledged.post(registry, plan, deadline, blocks=False):
-        await asyncio.to_thread(unacknowledged.post, registry, plan, deadline)
+        await callers.to_thread(partial(unacknowledged.post, registry, plan, deadline), deadline.left_s())

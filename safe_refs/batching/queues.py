@@ -198,17 +198,29 @@ class GroupQueue(Generic[W, A]):
     # In the group's thread.
 
     def _serve(self, first: Request[W, A]) -> None:
-        """Send a request with all others that wait. A call under way is waited for: the registry takes one after the other."""
+        """Send a request with all others that wait. Each gets an answer, also if something ends this thread meanwhile."""
+        mine, me = [first], threading.get_ident()
+        del first
+        try:
+            self._send(mine, me)
+        except BaseException:
+            self._under_way.pop(me, None)
+            for each in mine:
+                each.answer(None, self._no_answer(each.deadline))
+            raise
+
+    def _send(self, mine: list[Request[W, A]], me: int) -> None:
+        """Send requests with all others that wait, which are added to them.
+
+        A call under way is waited for: the registry takes one after the other.
+        """
+        self._under_way[me] = mine
         until = time.monotonic() + _LINGERS_S
-        me = threading.get_ident()
-        self._under_way[me] = [first]
         while self._caller is not None and time.monotonic() < until:
             time.sleep(_LOOKS_S)
-        mine = [each for each in (first, *self._sending.taken(most=AT_ONCE - 1)) if not each.is_over]
-        self._under_way[me] = mine
-        del first
+        mine += self._sending.taken(most=AT_ONCE - 1)
+        mine[:] = [each for each in mine if not each.is_over]
         batch = [(each, each.what) for each in mine]  # `close` may answer a request, whose `what` is None then
-        del mine
         whats = [what for _, what in batch if what is not None]
         left = [each for each, what in batch if what is not None]
         del batch

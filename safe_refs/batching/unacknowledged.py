@@ -45,6 +45,8 @@ _LAST_WAIT_S = 30.0  # for all pins together, at the end of the process
 # All `Unacknowledged` objects of the process, for its end and for `flush`. Bound: one for each session; weak. No lock: to add, to
 # discard and to copy is one step each. A forked child leaves those of its parent alone.
 _live: set[weakref.ref[Unacknowledged]] = set()
+# Of the session that has ended last: for a `flush` that comes before there is another one. Replaced whole.
+_last = Account()
 
 
 class _Posted(NamedTuple):
@@ -164,10 +166,11 @@ class Unacknowledged:
 
     def close(self) -> None:
         """The connection is gone: nothing more is acknowledged."""
+        global _last
         _live.discard(weakref.ref(self))
         if not self.is_of_this_process:
             return
-        self._is_closed = True
+        self._is_closed, _last = True, self._others
         left: list[_Posted] = []
         for number in list(self._waiting):
             if (posted := self._waiting.pop(number, None)) is not None:
@@ -175,7 +178,7 @@ class Unacknowledged:
         self._wake()
         for posted in left:
             posted.account.add(of_lease(_gone(), posted.short_id))
-        if left:
+        if left and not self.is_given_up:  # else that line is logged already
             logger.error(
                 "the connection to Ray has ended, and %d pin(s) that nobody waited for are not acknowledged: of lease %s",
                 len(left),
@@ -299,7 +302,8 @@ def _flush(of: Iterable[Unacknowledged], deadline: Deadline, account: Account | 
     """As `flush`, for some sessions. Without an account, the errors are those of pins made outside of pipelines."""
     waited = list(of)
     left = sum([each.wait(deadline) for each in waited])
-    failed = [error for each in waited for error in each._others.take()] if account is None else account.take()
+    others = [each._others for each in waited] or [_last]
+    failed = [error for each in ([account] if account else others) for error in each.take()]
     if failed:
         if len(failed) > 1:
             logger.warning("%d pins that nobody waited for have failed; the first error is raised", len(failed))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .. import callers
 from .._ray import client as ray_client
-from .._ray import workers
+from .._ray import exits, workers
 from ..envelope import LeaseAddress
 from ..errors import WrongClusterError
 from .hooks import ClientPart
@@ -43,6 +43,7 @@ class Here:
         self, connection: workers.Connection, directory: Directory, start: Callable[[str, int], Start]
     ) -> None:
         self.connection = connection
+        exits.watch()
         self.node, self.pid = workers.node_and_process()
         self.address = workers.own_address()
         self.directory = directory

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from safe_refs.batching import queues
 from safe_refs.batching.groups import Group
+from safe_refs.batching.queues import GroupQueue
 from safe_refs.config import Deadline
 from safe_refs.threads import Background
 from tests.support.groups import Answer, Echo, Outcomes, gone, late, within
@@ -102,6 +105,35 @@ def test_a_call_that_fails_is_made_again_for_each(echo: Echo, failure: type[Base
     wait_until(lambda: done.answers == [("echo", 3)])
     assert not done.errors
     assert sorted(echo.batches) == [[0], [1], [2], [3], [100]]
+
+
+def test_whatever_ends_the_thread_each_gets_an_answer() -> None:
+    """At any line of what the group's thread does, and whatever it does next: the others are sent by the next one."""
+    ways = (GroupQueue._send.__code__, GroupQueue._answer.__code__)
+    for line in itertools.count():
+        left, echo, done = [line], Echo(is_open=True), Outcomes()
+
+        def trace(frame: FrameType, event: str, _: object, left: list[int] = left) -> Any:
+            if frame.f_code not in ways:
+                return None
+            if event == "line" and left:
+                left[0] -= 1
+                if left[0] < 0:
+                    left.clear()
+                    raise SystemExit
+            return trace
+
+        threading.settrace(trace)
+        try:
+            for number in range(3):
+                echo.group.post(number, within(20), done)
+        finally:
+            threading.settrace(None)
+        wait_until(lambda done=done: len(done.answers) + len(done.errors) == 3)  # type: ignore[misc] # mypy can't infer it
+        echo.group.close(gone)
+        if left:
+            break  # there is no such line
+    assert line > 15
 
 
 def test_an_error_of_its_own_is_raised(echo: Echo) -> None:

@@ -127,12 +127,54 @@ def test_such_a_thread_starts_and_ends_and_loses_nothing() -> None:
     wait_until(lambda: done[-1] == 500)
 
 
-def test_such_a_thread_goes_on_after_what_failed() -> None:
-    """Others are served all the same."""
-    done: list[float] = []
-    thread: QueueThread[int] = QueueThread("safe_refs-test", lambda number: done.append(1 / number), 5.0)
-    for number in (0, 1, 0, 2):
+@pytest.mark.parametrize("failure", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+def test_such_a_thread_goes_on_after_what_failed(failure: type[BaseException]) -> None:
+    """Others are served all the same, and the thread stays the one that it was. Also if it was to end the thread."""
+    done: list[int] = []
+    names: set[int] = set()
+
+    def serve(number: int) -> None:
+        names.add(threading.get_ident())
+        if not number:
+            raise failure
+        done.append(number)
+
+    thread: QueueThread[int] = QueueThread("safe_refs-test", serve, 5.0)
+    thread.put(0)
+    wait_until(lambda: thread.thread is not None)
+    for number in (1, 0, 2):
         thread.put(number)
-    wait_until(lambda: done == [1.0, 0.5])
+    wait_until(lambda: done == [1, 2])
+    assert len(names) == 1
     thread.put(None)
     wait_until(lambda: thread.thread is None)
+
+
+def test_such_a_thread_that_is_dead_is_not_taken_for_alive() -> None:
+    """Whatever has ended it before it could say so: the next one who puts something gets another."""
+    done: list[int] = []
+    thread: QueueThread[int] = QueueThread("safe_refs-test", done.append, 5.0)
+    thread.thread = dead = threading.Thread(target=int)
+    dead.start()
+    dead.join()
+    thread.put(1)
+    wait_until(lambda: done == [1])
+    thread.put(None)
+
+
+def test_a_pool_goes_on_after_what_was_to_end_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Ray that is shut down raises SystemExit: the jobs behind are done, by the same threads."""
+    monkeypatch.setattr(threads, "_IDLE_S", 1.0)
+    pool, done = Background(), threading.Semaphore(0)
+    names: set[int] = set()
+
+    def end() -> None:
+        names.add(threading.get_ident())
+        done.release()
+        raise SystemExit
+
+    for _ in range(3 * threads._MOST_THREADS):
+        pool.run(end)
+    for _ in range(3 * threads._MOST_THREADS):
+        assert done.acquire(timeout=10)
+    assert len(names) <= threads._MOST_THREADS
