@@ -216,7 +216,9 @@ def loads(
         if (wrong := mistaken(data)) is None:
             raise
         raise wrong from None
-    found, since, anchored = envelope.find(data), time.monotonic(), checks.flag(anchored, "anchored")
+    if type(anchored) is not bool:
+        anchored = checks.flag(anchored, "anchored")
+    found, since = envelope.find(data), time.monotonic()
     if around.how is not None:
         resolve, take, timeout = around.how.reaching([found.header.address.lease], resolve, take, timeout)
     until = None if timeout is None else _settings.deadline(timeout)
