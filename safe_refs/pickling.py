@@ -216,7 +216,7 @@ def loads(
         if (wrong := mistaken(data)) is None:
             raise
         raise wrong from None
-    if type(anchored) is not bool:
+    if {type(anchored)} != {bool}:
         anchored = checks.flag(anchored, "anchored")
     found, since = envelope.find(data), time.monotonic()
     if around.how is not None:

@@ -155,7 +155,7 @@ async def awaited(ref: Any) -> Any:
     core = connected()
     if is_left(core) or (core is None and not client.was_here()):
         raise gone()
-    future = ref.as_future()
+    future = asyncio.wrap_future(ref.future())
     try:
         while not (await asyncio.wait([future], timeout=_LOOKS_S))[0]:
             if core is not None and (is_left(core) or connected() is not core):
