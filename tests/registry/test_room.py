@@ -218,7 +218,7 @@ node.wait(30)
 
 @pytest.mark.long
 def test_nodes_are_idle_for_the_autoscaler() -> None:
-    """A node on which no lease needs anything is idle: the registry is on the head node, and relays are there only for a while.
+    """A node on which no lease needs anything is idle: the registry and its two relays are on the head node.
 
     A lease that a process on another node made, and that another process there has loaded, does not change that.
     """
@@ -249,7 +249,7 @@ def idle():
     found = room.idle_ms()
     return all(found[each.node_id] > 3000 for each in others)
 wait_until(idle, 40)
-wait_until(lambda: set(room.pids()) == {"registry:default"}, relays.STAYS_S + 20)
+wait_until(lambda: set(room.pids()) == {"registry:default", "relay:0", "relay:1"}, relays.STAYS_S + 20)
 print(json.dumps([read, [busy[each.node_id] > 0 for each in others], ray.get(safe_refs.loads(lasting))]))
 ray.shutdown()
 cluster.shutdown()
