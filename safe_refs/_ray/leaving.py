@@ -17,7 +17,7 @@ A call that neither ends nor can be ended (the control service is silent) is wai
 
 Private: `auto_init_ray`, which `ray._private.auto_init_hook` looks up by name; seen since Ray 2.52. Without it, a call of ours could
 start a Ray in the moment when another thread leaves the cluster. And `CoreWorker.shutdown_driver`, which `ray.shutdown`
-calls if `Worker.core_worker` is there; seen since the same version. `exits` says what `leave` itself hangs on.
+calls if `Worker.core_worker` is there; seen since the same version. `exits` says by what `leave` itself is called.
 """
 
 from __future__ import annotations
