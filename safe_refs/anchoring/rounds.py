@@ -49,6 +49,7 @@ _MOST_REFERENCES = 256  # in a turn: some four milliseconds of the shard's time
 _MOST_UNDER_WAY = 3  # rounds whose loans are on their way back
 _AWAY_S = 0.5  # a call waits no longer for objects that relays have
 _TURN_COMES_S = 60.0
+_LENT_S = 5.0  # relays drop what nobody asks back after twice as long
 _LOOKS_S = 0.2
 _BACK_S = 10.0  # far longer than `returning` takes for a loan
 
@@ -61,6 +62,7 @@ class Batch:
         refs: the references, each object once.
         pair: the relays.
         ids: of the objects.
+        begun_at: monotonic seconds; relays hold it from later on.
         is_lent: both relays hold it.
         is_over: `is_lent` doesn't change any more.
         touched: for each reference what came of the touch; None before.
@@ -71,6 +73,7 @@ class Batch:
         self.refs = refs
         self.pair = pair
         self.ids = [actors.id_of(ref) for ref in refs]
+        self.begun_at = time.monotonic()
         self.is_lent = False
         self.is_over = threading.Event()
         self.touched: list[Touch] | None = None
@@ -141,13 +144,14 @@ class Rounds:
     def touch_batch(self) -> tuple[list[Ref], list[Touch]]:
         """Touch what the round has lent, unless that is done; it, and for each what came of it."""
         batch, self._watched, self._watched_ids = self._watched, None, frozenset()
-        if batch is None:
+        if batch is None or batch.touched is not None:  # whoever calls `watch` meanwhile must not have it touched twice
             return [], []
         batch.is_over.wait(self._touching.turn_s)
         # If it isn't lent in time, it must not be touched any more: the answer to this call may carry what a later touch would
         # report.
         batch.touched = [Touch.BUSY] * len(batch.refs)
-        if batch.is_lent:
+        # Nor if relays may have dropped it: this process was stopped, or its calls took long.
+        if batch.is_lent and time.monotonic() - batch.begun_at < _LENT_S:
             batch.touched = self._touching.touch_lent(batch.refs)
         return batch.refs, batch.touched
 

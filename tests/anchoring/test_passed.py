@@ -141,6 +141,25 @@ def test_what_was_not_lent_in_time_is_not_touched_later(by_hand: ByHand) -> None
     assert batch.touched == [Touch.BUSY]
 
 
+def test_what_relays_may_have_dropped_is_not_touched(by_hand: ByHand) -> None:
+    """The shard was stopped for long between the loan and its turn: with nobody else holding the object, the zero would end it."""
+    by_hand.pin(b"a" * 16, b"object")
+    batch = by_hand.lend(b"object")
+    batch.begun_at -= 6
+    by_hand.part.touch()
+    assert (by_hand.touches.touched, batch.touched) == ([], [Touch.BUSY])
+
+
+def test_a_round_is_touched_once_whoever_calls(by_hand: ByHand) -> None:
+    """Any process can call `watch` and `touch`. Behind the round's own turn, the relays are giving back already."""
+    by_hand.pin(b"a" * 16, b"object")
+    by_hand.lend(b"object")
+    by_hand.part.touch()
+    by_hand.part.watch()
+    by_hand.part.touch()
+    assert by_hand.touches.touched == [b"object"]
+
+
 def test_a_shard_that_is_far_behind_hands_out_nothing(by_hand: ByHand) -> None:
     """Who resolves is asked to come again a little later, whether for one lease or for many; `release` is not."""
     by_hand.pin(b"a" * 16, *map(ident, range(2_000)))
