@@ -294,6 +294,7 @@ class Rounds:
             try:
                 self._turn("watch")
                 self.returner.wait_until_back(batch.ids, _AWAY_S)
+                batch.begun_at = time.monotonic()
                 batch.is_lent = not self._closing.is_set() and self._touching.lend(batch.key, refs, batch.pair)
                 batch.is_over.set()
                 self._turn("touch")
