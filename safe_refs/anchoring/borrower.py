@@ -6,7 +6,7 @@ its own), the pin is anchored within `dumps`, by the method of `relays`:
     before_pin    lend the references to the clients' relay, without waiting
     [the pin]     meanwhile
     after_pin     wait until the relay holds them; touch zero: Ray reports to the owners the registry and the relay;
-                  have the relay give back, from a thread; wait, if need be, until the owners have the report
+                  have the relay give back, from a thread; wait, if need be, until the owners have the report (`lending`)
 
 Elsewhere the lease depends on the process, and the registry says so; when the process ends in order, it is anchored then (`exits`).
 A Ray Client has no references of its own, so it does none of this: its server's leases depend on the server.
@@ -31,11 +31,12 @@ from ..errors import RegistryUnavailableError
 from ..registry.hooks import ClientPart
 from ..registry.records import Identity
 from ..registry.requests import Plan
+from . import lending
 from .exits import OrderlyEnd
 from .holders import Holders
 from .loans import Lent, Loans
-from .relays import FOR_CLIENTS, MAY_HAVE_ENDED_S, Given, Relays
-from .reports import RECENT_S, Life, Reports
+from .relays import FOR_CLIENTS, LENDER, MAY_HAVE_ENDED_S, Given, Relays
+from .reports import Life, Reports
 
 if TYPE_CHECKING:
     import ray
@@ -52,12 +53,7 @@ _RELAY_STARTS_S = 4.0
 _RELAY_FRESH_S = 2.0  # one that has not answered for longer is asked whether it is there, first
 _RELAY_PAUSE_S = 0.1
 _DOWN_S = 5.0  # relays that could not be had are not waited for by each and every call
-_REPORT_S = 5.0  # until an owner that will know of this process does, on a machine that is very busy
-_BUSY_S = 0.1  # an argument of a call in flight, which may go on for long
-_LONGEST_PAUSE_S = 0.05
-_FIRST_PAUSE_S = 0.0005
 _ASKS_S = 5.0
-_CONFIRMED_S = 5.0  # an owner may have been stopped for a while
 
 
 class Loan(NamedTuple):
@@ -93,6 +89,7 @@ class Borrower(ClientPart):
         self._reports = Reports(time.monotonic)
         self._loans = Loans(session, self._relays, self._holders)
         self._exit = OrderlyEnd(session, self._relays, self._holders)
+        self._lender = os.urandom(LENDER)
         # What follows is used only while this thread is alone in the process, and needs no lock.
         self._which = 0  # of the clients' relays, the one that is used
         self._answered_at: float | None = None  # when it last did
@@ -180,14 +177,14 @@ class Borrower(ClientPart):
         return Loan(relay, b"", refs, False, self._relays.hello(relay))
 
     def _send(self, refs: list[Ref]) -> Loan:
-        key, relay = os.urandom(8), FOR_CLIENTS[self._which]
+        key, relay = self._lender + os.urandom(LENDER), FOR_CLIENTS[self._which]
         said = self._reports.take_said()
         again = {ref.binary() for ref in refs}
         for life, ids in said.items():
             if not again.isdisjoint(ids):
                 # If the relay held the same object once more, its owner would ask it about this loan only, and the relay would
                 # forget to whom it gave the last one back.
-                said[life] = self._unconfirmed(life, ids, time.monotonic() + _CONFIRMED_S)
+                said[life] = self._unconfirmed(life, ids, time.monotonic() + lending.CONFIRMED_S)
         given = [Given(life.mark, ids) for life, ids in said.items()]
         return Loan(relay, key, refs, True, self._relays.hold(relay, key, refs, given))
 
@@ -240,81 +237,64 @@ class Borrower(ClientPart):
         deadline: Deadline,
     ) -> set[bytes]:
         """Steps 2 and 3: the relay holds the loan, and the registry the lease; the objects whose owners don't have the report."""
-        mine = {ref.binary() for ref in actors.only_objects(refs)}
-        lent = Lent(loan.relay, loan.key, registry, lease, tuple(ref.binary() for ref in loan.refs))
+        mine = frozenset(ref.binary() for ref in actors.only_objects(refs))
+        ids = tuple(ref.binary() for ref in loan.refs)
+        sources = {self._reports.recent(id_).source for id_ in ids}
+        leases = {each.lease for each in sources if each is not None and each.registry == registry}
+        lent = Lent(loan.relay, life.mark, loan.key, registry, lease, tuple(leases), ids)
+        over = self._lend(loan, life, lent, mine, deadline, is_behind=bool(behind))
+        self._reports.acquaint(workers.owner_of(ref) for ref in loan.refs if ref.binary() in over.confirmed)
+        self._reports.note_said(over.said, life)
+        self._exit.dependents.anchored(id_ for id_ in ids if id_ not in over.unreported)
+        return set(over.unreported)
+
+    def _lend(
+        self, loan: Loan, life: Life, lent: Lent, mine: frozenset[bytes], deadline: Deadline, *, is_behind: bool
+    ) -> lending.Over:
+        """Do what `lending` says, until it is over."""
+        refs = {ref.binary(): ref for ref in loan.refs}
+        state, step = lending.begun(lent.ids, mine, deadline.at, time.monotonic(), is_behind=is_behind)
         try:
-            reported, unreported = self._report(loan.refs, mine, registry, lease, deadline)
-        finally:
-            self._loans.return_later(lent)  # also after Ctrl-C: the owner may have the report already
-        if reported and (behind or not self._is_sent_at_once(loan.refs)):
-            missing = self._unconfirmed(life, reported, min(deadline.at, time.monotonic() + _CONFIRMED_S))
-            if missing:
-                self._loans.ask_back(lent._replace(ids=tuple(missing)))
-            unreported.update(missing)
-            confirmed = set(reported).difference(missing)
-            self._reports.acquaint(workers.owner_of(ref) for ref in loan.refs if ref.binary() in confirmed)
-        else:
-            self._reports.note_said(reported, life)
-        if left := set(lent.ids).difference(reported):
-            self._loans.look_later(lent._replace(ids=tuple(left)), life.mark)
-        self._exit.dependents.anchored(id_ for id_ in lent.ids if id_ not in unreported)
-        return unreported
+            while not isinstance(step, lending.Over):
+                match step:
+                    case lending.Touch(ids):
+                        seen = self._touch([refs[id_] for id_ in ids], lent.registry, lent.lease)
+                        state, step = lending.touched(state, seen, time.monotonic())
+                    case lending.Anchor(sources):
+                        for source in sources:
+                            soonest = Deadline(min(deadline.at, time.monotonic() + _ASKS_S), deadline.timeout_s)
+                            self._holders.anchor_now(source.registry, [source.lease], soonest)
+                        state, step = lending.asked(state, sources, time.monotonic())
+                    case lending.Pause(seconds):
+                        time.sleep(seconds)
+                        state, step = lending.paused(state)
+                    case lending.Look():
+                        soonest = Deadline(state.until, deadline.timeout_s)
+                        is_anchored = self._holders.unanchored(lent.registry, [lent.lease], soonest) == set()
+                        state, step = lending.looked(state, is_anchored=is_anchored)
+                    case lending.Return():
+                        self._loans.return_later(lent)
+                        state, step = lending.returned(
+                            state, time.monotonic(), is_sent=self._is_sent_at_once(loan.refs)
+                        )
+                    case lending.Confirm(ids, until):
+                        state, step = lending.confirmed(state, self._unconfirmed(life, list(ids), until))
+        except BaseException:  # Ctrl-C: the owner may have the report already
+            if not isinstance(step, lending.Confirm):
+                self._loans.return_later(lent)
+            raise
+        return step
 
-    def _report(
-        self, refs: list[Ref], mine: set[bytes], registry: str, lease: bytes, deadline: Deadline
-    ) -> tuple[list[bytes], set[bytes]]:
-        """Step 2 of `relays`: the objects of which Ray reports to the owners, and those of which it had to, and could not.
-
-        It can't report to an owner that doesn't know this process. The owner will know it soon if this process anchored the same
-        object, or resolved it, a moment ago; and it knows it at the end of this task if the task brought the reference. So the
-        former are waited for, a little. If the owner's question arrives while the count is zero, Ray reports at once, and this
-        process can't see that it did. The holders of `lease` (over the objects `mine`) can see it; then these objects count as
-        reported.
-        """
-        pause_s = _FIRST_PAUSE_S
-        asked: set[LeaseAddress] = set()
-        reported: list[bytes] = []
-        begun = time.monotonic()
-        until = min(deadline.at, begun + _REPORT_S)
-        while True:
-            touched = counts.touch_zero(refs)
-            now = time.monotonic()
-            left: list[Ref] = []
-            sources: dict[LeaseAddress, None] = {}
-            soon = False
-            for ref, state in zip(refs, touched, strict=True):
-                at, source = self._reports.recent(ref.binary())
-                if state is Touch.REPORTED:
-                    reported.append(ref.binary())
-                    self._reports.note_recent([ref.binary()], None)
-                elif state is Touch.UNKNOWN and source is not None and not self._matters(source, registry, lease):
-                    pass  # the shards that hold it now have held it before, and the owner knows them, or will, by itself
-                else:
-                    left.append(ref)
-                    if state is Touch.UNKNOWN and source is not None and source not in asked:
-                        sources[source] = None
-                    if state is Touch.BUSY:
-                        soon = soon or now - begun < _BUSY_S
-                    else:
-                        soon = soon or source in asked or (source is None and now - at < RECENT_S)
-            refs = left
-            if not left or not (sources or (soon and now < until)):
-                break
-            for source in sources:
-                soonest = Deadline(min(deadline.at, now + _ASKS_S), deadline.timeout_s)
-                self._holders.anchor_now(source.registry, [source.lease], soonest)
-            if sources:
-                asked.update(sources)
-                until = min(deadline.at, time.monotonic() + _REPORT_S)
-            elif pause_s < _LONGEST_PAUSE_S:
-                time.sleep(pause_s)
-                pause_s *= 2
-            elif self._holders.unanchored(registry, [lease], Deadline(until, deadline.timeout_s)) == set():
-                unseen = {ref.binary() for ref in refs}
-                return [*reported, *(unseen & mine)], unseen - mine
-            else:
-                time.sleep(pause_s)
-        return reported, {ref.binary() for ref in refs}
+    def _touch(self, refs: list[Ref], registry: str, lease: bytes) -> dict[bytes, lending.Seen]:
+        """Step 2 of `relays`; what it has shown of each object."""
+        seen: dict[bytes, lending.Seen] = {}
+        for ref, state in zip(refs, counts.touch_zero(refs), strict=True):
+            at, source = self._reports.recent(ref.binary())
+            if state is Touch.REPORTED:
+                self._reports.note_recent([ref.binary()], None)
+            matters = state is Touch.UNKNOWN and source is not None and self._matters(source, registry, lease)
+            seen[ref.binary()] = lending.Seen(state, at, source, matters)
+        return seen
 
     def _is_sent_at_once(self, refs: Sequence[Ref]) -> bool:
         """Whether Ray sends the report of `refs` at once, so that it arrives even if this process is killed right after.
@@ -334,14 +314,14 @@ class Borrower(ClientPart):
         Ray sends an owner one report at once, and further ones when it has asked for more; until then they would be lost with this
         process. A single report for an owner that has got all earlier ones needs no waiting.
         """
-        pause_s = _FIRST_PAUSE_S
+        pause_s = lending.FIRST_PAUSE_S
         while True:
             left_s = max(until - time.monotonic(), 0.001)
             ids = self._relays.unconfirmed(life.relay, Given(life.mark, ids), left_s)
             if not ids or time.monotonic() + pause_s > until:
                 return ids
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, lending.LONGEST_PAUSE_S)
 
     def _matters(self, source: LeaseAddress, registry: str, lease: bytes) -> bool:
         """Whether the new lease is held by a shard that doesn't hold the one that the objects were resolved from."""

@@ -69,16 +69,20 @@ class Holders:
         """Whether a registry anchors at all; False if it doesn't answer."""
         return self._session.registry(registry).ask({0: Call(Anchoring.anchors)}, deadline)[0] is True
 
-    def give_back(self, registry: str, lease: bytes, ids: Collection[bytes], relay: int) -> None:
-        """Have all shards that may hold a lease give objects of it back to this process, in a relay's stead. Doesn't wait.
+    def give_back(
+        self, registry: str, leases: Collection[bytes], ids: Collection[bytes], relay: int, key: bytes
+    ) -> None:
+        """Have all shards that may hold these leases give objects of them back to this process, in a relay's stead. Doesn't wait.
 
         What comes back is dropped at once: what counts is that Ray has told this process of it. A shard that is gone holds nothing.
         """
         verbs = self._verbs(registry)
         if verbs is not None:
-            call = GiveBack(list(ids), relay)
-            shards = verbs.by_shard([lease])
-            self._session.registry(registry).send({shard: Call(Anchoring.give_back, call) for shard in shards})
+            calls = {
+                shard: Call(Anchoring.give_back, GiveBack(list(ids), relay, key, theirs))
+                for shard, theirs in verbs.by_shard(leases).items()
+            }
+            self._session.registry(registry).send(calls)
 
     def _verbs(self, registry: str) -> Asks | None:
         try:

@@ -1,13 +1,20 @@
-"""A borrower's loans on their way back: the thread that has the clients' relay give them back, so that `dumps` need not wait.
+"""A borrower's loans on their way back: a thread has the clients' relay give them back, and looks after them until all is well.
 
-Until the relay has given a reference back, the borrower's hold depends on the relay. If the relay dies before that, or does not
-respond, a shard that holds the lease gives the reference back in its stead.
+Until the relay has given a reference back, and the object's owner has asked it to whom, the borrower's hold depends on the relay.
+And what the owner does not ask about, the relay remembers for ever. So the thread looks every two seconds, until nothing is amiss:
 
-If Ray could not report to an object's owner that the relay has it (the owner did not know this process yet, or a call in flight had
-the reference), the relay remembers the object until the owner asks. This process reports it when it lets go; but if it is killed
-before, nobody does. So if the relay remembers it 2 s later still, a shard that holds the lease has the owner ask.
+- The relay does not give back, or is another one by now: it has died, or dropped the loan. The owner does not know this process.
+- The relay remembers the object. Either Ray could not report the relay to the owner, who did not know this process, or a call in
+  flight had the object. Or the owner read the relay's report of an earlier loan after that, and takes it for one that has nothing.
+- Another process has lent the relay the same object: what the relay knew of this process went to that one, with the answer to `hold`.
+
+Then a shard that holds the lease gives the object to this process in the relay's stead. It lends it to the relay as well, so that the
+owner asks the relay. An owner may read a shard's report before an older one of this process, if it was stopped for long; so that is
+done once more when all is well again.
 
 What always holds: no reference is kept here, only keys and ids. Nothing calls Ray once the process has left the session's cluster.
+If nobody holds the lease any more, or this process is killed before it has looked, the relay may remember the object; `relays` says
+how much of that it keeps.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..threads import QueueThread
@@ -28,26 +36,39 @@ logger = logging.getLogger("safe_refs")
 
 _WATCH_S = 0.5  # then a relay should have given back
 _ANSWER_S = 10.0  # a relay that starts takes a second or two
-_FORGETS_S = 2.0  # until a relay has forgotten what it has given back
+_LOOKS_S = 2.0  # by then an owner has asked, unless it was stopped
+LOOKS = 3
 _IDLE_S = 5.0  # then the thread ends
 
 
 class Lent(NamedTuple):
-    """What a relay is to give back: its key there, the lease that holds the same, and the ids of the objects."""
+    """What a relay is to give back.
+
+    Attributes:
+        relay, life: its number, and in which life of it.
+        key: under which it holds the references.
+        registry: the name of the lease's registry.
+        lease: the lease that holds the same.
+        sources: leases of the same registry that some of the objects were resolved from.
+        ids: of the objects.
+    """
 
     relay: int
+    life: bytes
     key: bytes
     registry: str
     lease: bytes
+    sources: tuple[bytes, ...]
     ids: tuple[bytes, ...]
 
 
-class Left(NamedTuple):
-    """Objects of a loan whose owners did not learn of the relay: in which life of it, and when it should have forgotten them."""
+class Look(NamedTuple):
+    """When to look after a loan, how often still, and whether the last look had the registry give back."""
 
     lent: Lent
-    mark: bytes
     at: float
+    left: int = LOOKS
+    has_asked: bool = False
 
 
 class Loans:
@@ -64,55 +85,34 @@ class Loans:
         self._relays = relays
         self._holders = holders
         # Not bounded here: each is put there by a `dumps` that has waited for its relay, and the thread takes all at once.
-        self._returning: QueueThread[Lent | Left] = QueueThread("safe_refs-loans", self._serve, _IDLE_S)
+        self._returning: QueueThread[Lent] = QueueThread("safe_refs-loans", self._serve, _IDLE_S)
         self._is_closed = False
 
     def return_later(self, lent: Lent) -> None:
         """Have a relay give back, from a thread."""
         # If there is none, the machine has no more threads, or Python is coming to its end.
         if not self._is_closed and not self._returning.put(lent):
-            self.ask_back(lent)
-
-    def ask_back(self, lent: Lent) -> None:
-        """Have a shard that holds the lease give back in the relay's stead, and so anchor this process.
-
-        The relay has died before it did; or it waits without success for the owner's question. This happens if another process
-        lends the same object to the relay while the relay's last report is still on its way. The owner reads that report last, and
-        believes that the relay no longer has the object.
-        """
-        self._holders.give_back(lent.registry, lent.lease, lent.ids, lent.relay)
-
-    def look_later(self, lent: Lent, mark: bytes) -> None:
-        """Some time later, see whether a relay, in that life of it, remembers objects of which the owners did not learn."""
-        if not self._is_closed:
-            self._returning.put(Left(lent, mark, time.monotonic() + _FORGETS_S))
+            self._ask_back([lent])
 
     def close(self) -> None:
         """The connection is gone: the thread ends by itself."""
         self._is_closed = True
 
-    def _serve(self, first: Lent | Left) -> None:
+    def _serve(self, first: Lent) -> None:
         """Have relays give back what has been lent, until nothing is left to look after."""
         asked: deque[tuple[float, int, Any, list[Lent]]] = deque()  # when, which relay, its reply, what it is to give
-        left: deque[Left] = deque()
+        looks: deque[Look] = deque()  # of the loans of the last _LOOKS_S, and those in which something was amiss
         begun = [first]
-        while (begun or asked or left) and not self._is_closed:
+        while (begun or asked or looks) and not self._is_closed:
             try:
                 if not is_current(self._session):
                     return  # that cluster is left
-                left += [each for each in begun if isinstance(each, Left)]
-                self._take_back([each for each in begun if isinstance(each, Lent)], asked)
-                self._look_after(left)
+                self._take_back(begun, asked)
+                looks += [Look(lent, time.monotonic() + _LOOKS_S) for lent in begun]
+                self._look_after(looks)
             except Exception:
                 logger.debug("a relay could not be asked to give back", exc_info=True)  # Ray is gone from this process
-            begun = self._returning.taken(_WATCH_S if asked or left else 0.0)
-
-    def _look_after(self, left: deque[Left]) -> None:
-        while left and left[0].at < time.monotonic():
-            lent, mark, _ = left.popleft()
-            still = self._relays.unconfirmed(lent.relay, Given(mark, list(lent.ids)), _ANSWER_S)
-            if still:
-                self.ask_back(lent._replace(ids=tuple(still)))
+            begun = self._returning.taken(_WATCH_S if asked or looks else 0.0)
 
     def _take_back(self, begun: list[Lent], asked: deque[tuple[float, int, Any, list[Lent]]]) -> None:
         by_relay: dict[int, list[Lent]] = {}
@@ -124,5 +124,38 @@ class Loans:
         while asked and now - asked[0][0] > _WATCH_S:
             _, relay, reply, theirs = asked.popleft()
             if not self._relays.answer(relay, reply, _ANSWER_S):
-                for lent in theirs:
-                    self.ask_back(lent)
+                self._ask_back(theirs)
+
+    def _look_after(self, looks: deque[Look]) -> None:
+        due: list[Look] = []
+        while looks and looks[0].at < time.monotonic():
+            due.append(looks.popleft())
+        amiss = self._amiss(due)
+        again: list[Look] = []
+        for lent, _, left, has_asked in due:
+            is_amiss = not amiss.isdisjoint(lent.ids)
+            if is_amiss or has_asked:
+                again.append(Look(lent, time.monotonic() + _LOOKS_S, left - 1, is_amiss))
+        self._ask_back(each.lent for each in again)
+        looks += [each for each in again if each.left]
+
+    def _amiss(self, due: list[Look]) -> set[bytes]:
+        """The objects with which something is amiss."""
+        groups: dict[tuple[int, bytes, bool], set[bytes]] = {}
+        for lent, _, left, _ in due:
+            groups.setdefault((lent.relay, lent.life, left == LOOKS), set()).update(lent.ids)
+        amiss: set[bytes] = set()
+        for (relay, life, is_first), ids in groups.items():
+            # That another process has lent an object, too, says nothing any more when a shard has given it back since.
+            find = self._relays.doubtful if is_first else self._relays.unconfirmed
+            amiss.update(find(relay, Given(life, sorted(ids)), _ANSWER_S))
+        return amiss
+
+    def _ask_back(self, loans: Iterable[Lent]) -> None:
+        """Have shards that hold the leases give back in the relay's stead, and so anchor this process. Each object once."""
+        wanted: dict[bytes, Lent] = {id_: lent for lent in loans for id_ in lent.ids}
+        for registry, relay in {(lent.registry, lent.relay) for lent in wanted.values()}:
+            theirs = {id_: lent for id_, lent in wanted.items() if (lent.registry, lent.relay) == (registry, relay)}
+            leases = {lease for lent in theirs.values() for lease in (lent.lease, *lent.sources)}
+            key = next(iter(theirs.values())).key
+            self._holders.give_back(registry, leases, theirs, relay, key)

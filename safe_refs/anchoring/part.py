@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, workers
 from .._ray.counts import Touch
-from ..bounds import LeaseId, ObjectId
+from ..bounds import Key, LeaseId, ObjectId
 from ..registry.calls import Call
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.wire import NotNow, ResolveRow
 from .handed_out import HandedOut
 from .pace import Pace
-from .relays import RelayNumber, Relays
+from .relays import LENDER, RelayNumber, Relays
 from .rounds import Rounds
 from .unanchored import Unanchored
 
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 
 class GiveBack(NamedTuple):
-    """Give objects back in a relay's stead: their ids, and the relay's number."""
+    """Give objects back in a relay's stead: their ids, the relay's number, a key of who lent them, and leases that may hold them."""
 
     ids: Sequence[ObjectId]
     relay: RelayNumber
+    key: Key
+    leases: Sequence[LeaseId]
 
 
 class Anchoring(ShardPart):
@@ -166,21 +168,21 @@ class Anchoring(ShardPart):
 
     @remote
     def give_back(self, call: GiveBack) -> list[Ref]:
-        """Objects that some live lease holds, for a process whose relay didn't give them back; no use of the leases.
+        """Objects that these leases hold, for a process whose relay didn't give them back; no use of the leases.
 
         The relay gets them, too, so that their owners ask it: what it still knows of them comes to its end.
         """
         wanted = set(call.ids)
         found: dict[bytes, Ref] = {}
         with self._lock:
-            for lease in list(self._table.live):
+            for lease in call.leases:
                 theirs = {actors.id_of(ref): ref for ref in actors.only_objects(self._table.items_of(lease))}
                 mine = {id_: ref for id_, ref in theirs.items() if id_ in wanted and id_ not in found}
                 if mine:
                     found.update(mine)
                     self._pass_on(lease, soon=True)
         refs = list(found.values())
-        key = os.urandom(8)
+        key = call.key[:LENDER] + os.urandom(LENDER)
         self._relays.hold(call.relay, key, refs, [])
         self._relays.give(call.relay, [key])
         return refs

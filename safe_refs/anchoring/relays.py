@@ -57,6 +57,8 @@ STAYS_S = 20.0  # how long a relay waits for work; to start one takes a second o
 MAY_HAVE_ENDED_S = STAYS_S / 2  # one that has not answered for longer is looked up anew
 # A shard's hold may be the last, so a relay gives it time; a client has the shard's to go back to.
 _FORGETS_S = {number: 10.0 if number in FOR_SHARDS else 3.0 for number in (*FOR_SHARDS, *FOR_CLIENTS)}
+_COMPARES_S = 5.0  # longer than a borrower takes until it looks after a loan
+LENDER = 4  # bytes of a loan's key say who lends; as many are drawn for each loan
 RelayNumber = Annotated[int, Range(0, max(*FOR_SHARDS, *FOR_CLIENTS))]
 _TICK_S = 1.0
 _MOST_REMEMBERED = 1000
@@ -77,13 +79,18 @@ class SafeRefsRelay:
 
     Args:
         forgets_s: a loan that nobody has asked back by then is dropped: who brought it has died, or was stopped for long.
+        compares_s: for so long it remembers who lent which object, to see whether others did, too.
     """
 
-    def __init__(self, forgets_s: float) -> None:
+    def __init__(self, forgets_s: float, compares_s: float) -> None:
         self._forgets_s = forgets_s
+        self._compares_s = compares_s
         # By key, since when, and the references. Bounded by what is brought within `forgets_s`. Each step on it is atomic, so that it
         # needs no lock: a loan is either given back or dropped.
         self._held: dict[bytes, tuple[float, list[Ref]]] = {}
+        # By object: who lent it last, and when; and when several had lent it within `compares_s`. Older ones go at the next tick.
+        self._lender: dict[bytes, tuple[bytes, float]] = {}
+        self._shared: dict[bytes, float] = {}
         # A relay that starts anew knows nothing, and must not be taken for one that has given all back.
         self._life = os.urandom(8)
         self._asked_at = time.monotonic()
@@ -101,9 +108,14 @@ class SafeRefsRelay:
 
     @checked
     def hold(self, key: Key, refs: list[Ref], given: list[Given]) -> tuple[bytes, list[bytes]]:
-        """Take references until they are asked for; which life of the relay this is, and what is `unconfirmed` of earlier loans."""
+        """Take references until they are asked for; which life of the relay this is, and what is `unconfirmed` of earlier loans.
+
+        The key's first LENDER bytes say who lends them.
+        """
         self._asked_at = time.monotonic()
         self._held[key] = (self._asked_at, refs)
+        if self._compares_s:
+            self._compare(key[:LENDER], [ref.binary() for ref in refs])
         return self._life, [id_ for each in given for id_ in self.unconfirmed(each)]
 
     @checked
@@ -123,6 +135,15 @@ class SafeRefsRelay:
         return given.ids if given.life != self._life else counts.counted(given.ids)
 
     @checked
+    def doubtful(self, given: Given) -> list[bytes]:
+        """Those that are `unconfirmed`, or that several have lent at about the same time.
+
+        The answer to the later one's `hold` took with it what Ray knew here of the earlier one, and the owner's question finds
+        nothing.
+        """
+        return list({*self.unconfirmed(given), *(id_ for id_ in given.ids if id_ in self._shared)})
+
+    @checked
     def where(self) -> tuple[str, int]:
         """The node that it runs on, and its process id."""
         return workers.node_and_process()
@@ -134,6 +155,13 @@ class SafeRefsRelay:
 
         if not self._held and time.monotonic() - self._asked_at > self._stays_s():
             ray.actor.exit_actor()  # type: ignore[no-untyped-call] # Ray leaves this one untyped
+
+    def _compare(self, lender: bytes, ids: list[bytes]) -> None:
+        for id_ in ids:
+            last, at = self._lender.get(id_, (lender, 0.0))
+            if last != lender and self._asked_at - at < self._compares_s:
+                self._shared[id_] = self._asked_at
+            self._lender[id_] = (lender, self._asked_at)
 
     def _keep_time(self) -> None:
         while True:
@@ -160,6 +188,10 @@ class SafeRefsRelay:
         # Only keys: a loop's variables would keep the last references until the next turn.
         for key in [key for key, held in list(self._held.items()) if now - held[0] > self._forgets_s]:
             self._held.pop(key, None)
+        for id_ in [id_ for id_, (_, at) in list(self._lender.items()) if now - at > self._compares_s]:
+            self._lender.pop(id_, None)
+        for id_ in [id_ for id_, at in list(self._shared.items()) if now - at > self._compares_s]:
+            self._shared.pop(id_, None)
         if self._ending is None:
             if now - self._asked_at > self._stays_s():
                 self._ending = ray.get_runtime_context().current_actor.end.remote()
@@ -193,7 +225,8 @@ class Relays:
         known = self._handles.get(number)
         if known is None:
             deadline = requests.soon(_FOUND_S)
-            known = cluster.start_actor(name(number), SafeRefsRelay, (_FORGETS_S[number],), place=0, deadline=deadline)
+            terms = (_FORGETS_S[number], 0.0 if number in FOR_SHARDS else _COMPARES_S)
+            known = cluster.start_actor(name(number), SafeRefsRelay, terms, place=0, deadline=deadline)
             self._handles[number] = known
         return known
 
@@ -216,6 +249,11 @@ class Relays:
     def unconfirmed(self, number: int, given: Given, timeout_s: float) -> list[bytes]:
         """See `SafeRefsRelay.unconfirmed`; all of the objects if there is no answer in time."""
         found: list[bytes] | None = self.answer(number, self._call(number, SafeRefsRelay.unconfirmed, given), timeout_s)
+        return given.ids if found is None else found
+
+    def doubtful(self, number: int, given: Given, timeout_s: float) -> list[bytes]:
+        """See `SafeRefsRelay.doubtful`; all of the objects if there is no answer in time."""
+        found: list[bytes] | None = self.answer(number, self._call(number, SafeRefsRelay.doubtful, given), timeout_s)
         return given.ids if found is None else found
 
     def answer(self, number: int, reply: Any, timeout_s: float) -> Any:

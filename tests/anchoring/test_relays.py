@@ -13,7 +13,7 @@ import ray
 import safe_refs
 from safe_refs._ray import cluster as ray_cluster
 from safe_refs.anchoring import borrower as borrowing
-from safe_refs.anchoring import relays
+from safe_refs.anchoring import lending, relays
 from tests.support.actors import Borrower, borrower
 from tests.support.anchoring import anchored
 from tests.support.processes import dies
@@ -83,7 +83,7 @@ def test_relays_end_when_no_lease_is_held_and_start_again_when_needed(cluster: s
     wait_until(lambda: not running(), relays.STAYS_S + 40)
     begun = time.monotonic()
     payloads = ray.get(maker.dumps_each.remote(1, 1), timeout=60)
-    assert time.monotonic() - begun < borrowing._CONFIRMED_S
+    assert time.monotonic() - begun < lending.CONFIRMED_S
     wait_until(anchored, 30)
     assert len(running()) <= 3  # none of them a spare
     os.kill(pid, signal.SIGKILL)

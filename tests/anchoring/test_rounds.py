@@ -162,7 +162,7 @@ def test_a_relay_drops_what_nobody_asks_for_also_while_it_waits_to_end(monkeypat
     """Its call to end may wait behind others for long: the relay looks for the answer at each tick, and never waits for it."""
     monkeypatch.setattr(relays, "_TICK_S", 3600.0)
     monkeypatch.setattr(relays, "STAYS_S", -1.0)
-    relay = relays.SafeRefsRelay(forgets_s=-1.0)
+    relay = relays.SafeRefsRelay(forgets_s=-1.0, compares_s=0.0)
     waited: list[float] = []
 
     def wait(replies: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
