@@ -34,6 +34,7 @@ from ..registry.requests import Plan
 from . import lending
 from .exits import OrderlyEnd
 from .holders import Holders
+from .keeping import Keeping
 from .loans import Lent, Loans
 from .relays import FOR_CLIENTS, LENDER, MAY_HAVE_ENDED_S, Given, Relays
 from .reports import Life, Reports
@@ -54,6 +55,7 @@ _RELAY_FRESH_S = 2.0  # one that has not answered for longer is asked whether it
 _RELAY_PAUSE_S = 0.1
 _DOWN_S = 5.0  # relays that could not be had are not waited for by each and every call
 _ASKS_S = 5.0
+_TRIES = 4  # each of some tenths of a second
 
 
 class Loan(NamedTuple):
@@ -88,6 +90,7 @@ class Borrower(ClientPart):
         self._holders = Holders(session)
         self._reports = Reports(time.monotonic)
         self._loans = Loans(session, self._relays, self._holders)
+        self._keeping = Keeping(session, self._holders)
         self._exit = OrderlyEnd(session, self._relays, self._holders)
         self._lender = os.urandom(LENDER)
         # What follows is used only while this thread is alone in the process, and needs no lock.
@@ -111,12 +114,15 @@ class Borrower(ClientPart):
         loan: Loan | None = plan.notes.pop(_NOTE, None)
         if loan is not None:
             self._lends_until = 0.0
-        if not plan.borrowed or self._session.connection.client:
+        if held is None:
+            if loan is not None and loan.sent:
+                self._relays.give(loan.relay, [loan.key])
             return
-        if held is not None:
-            self._finish(loan, plan.borrowed, registry, plan.lease, deadline)
-        elif loan is not None and loan.sent:
-            self._relays.give(loan.relay, [loan.key])
+        is_known = False
+        if plan.borrowed and not self._session.connection.client:
+            is_known = self._finish(loan, plan, registry, deadline)
+        if plan.is_unsure and not is_known:
+            self._keeping.keep(registry, plan.lease, plan.refs, is_borrowed=bool(plan.borrower))
 
     def resolved(self, address: LeaseAddress, refs: Sequence[Ref]) -> None:
         """The objects' owners know the registry, while they don't know this process yet."""
@@ -133,6 +139,7 @@ class Borrower(ClientPart):
 
     def released(self, registry: str, leases: Sequence[bytes]) -> None:
         """Leases that have ended depend on nobody."""
+        self._keeping.released(leases)
         if len(self._exit.dependents):
             self._exit.dependents.released(registry, leases)
 
@@ -140,6 +147,7 @@ class Borrower(ClientPart):
         """See `ClientPart`."""
         self._exit.close()
         self._loans.close()
+        self._keeping.close()
 
     # Lending.
 
@@ -152,6 +160,7 @@ class Borrower(ClientPart):
             or not _settings.current().anchoring
             or not counts.can_anchor()
             or not workers.is_alone()
+            or self._keeping.has_borrowed()
         ):
             return None
         found = {ref.binary(): ref for ref in actors.only_objects(refs)}
@@ -217,43 +226,51 @@ class Borrower(ClientPart):
 
     # Reporting.
 
-    def _finish(self, loan: Loan | None, refs: Sequence[Ref], registry: str, lease: bytes, deadline: Deadline) -> None:
-        held = None if loan is None else self._await_relay(loan, deadline)
-        left = list(refs)
-        if held is not None:
-            unreported = self._anchor(*held, refs, registry, lease, deadline)
-            left = [ref for ref in actors.only_objects(refs) if ref.binary() in unreported] + actors.only_actors(refs)
+    def _finish(self, loan: Loan | None, plan: Plan, registry: str, deadline: Deadline) -> bool:
+        """Whether the owners of all that is borrowed know the registry, or will, by what was done here."""
+        unreported = {ref.binary() for ref in actors.only_objects(plan.borrowed)}
+        for _ in range(_TRIES):
+            held = None if loan is None else self._await_relay(loan, deadline)
+            if held is None:
+                break
+            unreported, once_more = self._anchor(*held, plan, registry, deadline)
+            if not once_more or deadline.is_over():
+                break
+            # The owners have read a report of the registry's after this process's. So all of it is done once more.
+            self._holders.bring(registry, {plan.lease: plan.refs}, deadline)
+            loan = self._send(held[0].refs)
+        left = [ref for ref in actors.only_objects(plan.borrowed) if ref.binary() in unreported]
+        left += actors.only_actors(plan.borrowed)
         if left and _settings.current().anchoring and counts.can_anchor():
-            self._exit.note(left, registry, lease)
+            self._exit.note(left, registry, plan.lease)
+        return not left
 
     def _anchor(
-        self,
-        loan: Loan,
-        life: Life,
-        behind: list[bytes],
-        refs: Sequence[Ref],
-        registry: str,
-        lease: bytes,
-        deadline: Deadline,
-    ) -> set[bytes]:
-        """Steps 2 and 3: the relay holds the loan, and the registry the lease; the objects whose owners don't have the report."""
-        mine = frozenset(ref.binary() for ref in actors.only_objects(refs))
+        self, loan: Loan, life: Life, behind: list[bytes], plan: Plan, registry: str, deadline: Deadline
+    ) -> tuple[set[bytes], bool]:
+        """Steps 2 and 3: the relay holds the loan, and the registry the lease.
+
+        Returns:
+            The objects whose owners don't have the report, and whether all is to be done once more.
+        """
+        mine = frozenset(ref.binary() for ref in actors.only_objects(plan.borrowed))
         ids = tuple(ref.binary() for ref in loan.refs)
         sources = {self._reports.recent(id_).source for id_ in ids}
         leases = {each.lease for each in sources if each is not None and each.registry == registry}
-        lent = Lent(loan.relay, life.mark, loan.key, registry, lease, tuple(leases), ids)
-        over = self._lend(loan, life, lent, mine, deadline, is_behind=bool(behind))
+        lent = Lent(loan.relay, life.mark, loan.key, registry, plan.lease, tuple(leases), ids)
+        begun = lending.begun(
+            ids, mine, deadline.at, time.monotonic(), is_behind=bool(behind), is_unsure=plan.is_unsure
+        )
+        over = self._lend(loan, life, lent, begun, deadline)
         self._reports.acquaint(workers.owner_of(ref) for ref in loan.refs if ref.binary() in over.confirmed)
         self._reports.note_said(over.said, life)
         self._exit.dependents.anchored(id_ for id_ in ids if id_ not in over.unreported)
-        return set(over.unreported)
+        return set(over.unreported), over.once_more
 
-    def _lend(
-        self, loan: Loan, life: Life, lent: Lent, mine: frozenset[bytes], deadline: Deadline, *, is_behind: bool
-    ) -> lending.Over:
+    def _lend(self, loan: Loan, life: Life, lent: Lent, begun: lending.Next, deadline: Deadline) -> lending.Over:
         """Do what `lending` says, until it is over."""
         refs = {ref.binary(): ref for ref in loan.refs}
-        state, step = lending.begun(lent.ids, mine, deadline.at, time.monotonic(), is_behind=is_behind)
+        state, step = begun
         try:
             while not isinstance(step, lending.Over):
                 match step:
@@ -271,7 +288,7 @@ class Borrower(ClientPart):
                     case lending.Look():
                         soonest = Deadline(state.until, deadline.timeout_s)
                         is_anchored = self._holders.unanchored(lent.registry, [lent.lease], soonest) == set()
-                        state, step = lending.looked(state, is_anchored=is_anchored)
+                        state, step = lending.looked(state, time.monotonic(), is_anchored=is_anchored)
                     case lending.Return():
                         self._loans.return_later(lent)
                         state, step = lending.returned(
@@ -280,7 +297,7 @@ class Borrower(ClientPart):
                     case lending.Confirm(ids, until):
                         state, step = lending.confirmed(state, self._unconfirmed(life, list(ids), until))
         except BaseException:  # Ctrl-C: the owner may have the report already
-            if not isinstance(step, lending.Confirm):
+            if not (state.is_returned or isinstance(step, lending.Confirm)):
                 self._loans.return_later(lent)
             raise
         return step

@@ -6,8 +6,8 @@ What always holds: no registry is started; where there is none, or no shard answ
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .._ray import workers
 from ..config import Deadline
@@ -16,8 +16,12 @@ from ..registry.calls import Call, NoRegistryError
 from .part import Anchoring, GiveBack
 
 if TYPE_CHECKING:
+    import ray
+
     from ..registry.protocols import Asks
     from ..registry.sessions import Session
+
+    Ref = ray.ObjectRef[Any]
 
 _ASKS_PAUSE_S = 0.01
 
@@ -83,6 +87,23 @@ class Holders:
                 for shard, theirs in verbs.by_shard(leases).items()
             }
             self._session.registry(registry).send(calls)
+
+    def bring(self, registry: str, refs: Mapping[bytes, Sequence[Ref]], deadline: Deadline | None = None) -> None:
+        """Bring references to all shards that hold these leases, by lease: Ray has their owners learn that the shards have them.
+
+        With a deadline it waits until that is done.
+        """
+        verbs = self._verbs(registry)
+        if verbs is None:
+            return
+        calls = {
+            shard: Call(Anchoring.meet, [ref for lease in theirs for ref in refs[lease]])
+            for shard, theirs in verbs.by_shard(refs).items()
+        }
+        if deadline is None:
+            self._session.registry(registry).send(calls)
+        else:
+            self._session.registry(registry).ask(calls, deadline)
 
     def _verbs(self, registry: str) -> Asks | None:
         try:

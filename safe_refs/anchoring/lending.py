@@ -6,12 +6,14 @@ What has happened goes in, what to do comes out; the thread that pins does it, a
                 ▲                 ├──► Pause ────► paused ─┤    the owners will soon know this process
                 │                 ├──► Look ─────► looked ─┤    does the owner's question show at the holders of the lease?
                 ◄─────────────────┼────────────────────────┘
-                                  └──► Return ──► returned ──► Confirm ──► confirmed ──► Over
+                                  └──► Return ──► returned ──┬──► Confirm ──► confirmed ──► Over
+                                                             └──► Look … looked ──► Confirm, or Over: once more
 
 Ray can't report to an owner that doesn't know this process. The owner will know it soon if this process anchored the same object, or
 resolved it, a moment ago; and it knows it at the end of this task if the task brought the reference. So the former are waited for, a
 little. If the owner's question arrives while the count is zero, Ray reports at once, and this process can't see that it did. The
-holders of the lease can see it; then its objects count as reported.
+holders of the lease can see it; then its objects count as reported. If a holder is unsure (see `let_go`), it is to see that it is
+known before this is over.
 
 What always holds: from each state every event leads on, to `Over` at the latest when the deadline is over and what was begun is
 answered. Whatever was lent is looked after later, by `loans`.
@@ -30,6 +32,7 @@ from .reports import RECENT_S
 BUSY_S = 0.1  # an argument of a call in flight, which may go on for long
 REPORT_S = 5.0  # until an owner that will know of this process does, on a machine that is very busy
 CONFIRMED_S = 5.0  # an owner may have been stopped for a while
+KNOWN_S = 0.25  # a round takes some milliseconds
 FIRST_PAUSE_S = 0.0005
 LONGEST_PAUSE_S = 0.05
 
@@ -93,11 +96,13 @@ class Over(NamedTuple):
         unreported: objects whose owners may not know the registry: the lease depends on this process for them.
         said: objects whose owners will have the report soon.
         confirmed: those whose owners have it.
+        once_more: a holder of the lease is not known to all owners still: it is to be reported once more.
     """
 
     unreported: frozenset[bytes]
     said: tuple[bytes, ...]
     confirmed: frozenset[bytes]
+    once_more: bool = False
 
 
 Step = Touch | Anchor | Pause | Look | Return | Confirm | Over
@@ -111,33 +116,45 @@ class Lending(NamedTuple):
         mine: those of them that the new lease holds; the others were left from earlier ones.
         deadline_at: monotonic seconds, the caller's.
         is_behind: the owners may not have all earlier reports of this process.
+        is_unsure: a holder of the lease is.
         begun_at, until: monotonic seconds: since when it is touched, and until when it waits.
         left: the objects that Ray has not reported, and has to.
         reported: those that it has.
         asked: the leases that a registry was asked to anchor first.
         pause_s: the next pause.
+        is_returned: the loan is on its way back.
     """
 
     lent: tuple[bytes, ...]
     mine: frozenset[bytes]
     deadline_at: float
     is_behind: bool
+    is_unsure: bool
     begun_at: float
     until: float
     left: tuple[bytes, ...]
     reported: tuple[bytes, ...] = ()
     asked: frozenset[LeaseAddress] = frozenset()
     pause_s: float = FIRST_PAUSE_S
+    is_returned: bool = False
 
 
 Next = tuple[Lending, Step]
 
 
-def begun(lent: Sequence[bytes], mine: frozenset[bytes], deadline_at: float, now: float, *, is_behind: bool) -> Next:
+def begun(
+    lent: Sequence[bytes],
+    mine: frozenset[bytes],
+    deadline_at: float,
+    now: float,
+    *,
+    is_behind: bool = False,
+    is_unsure: bool = False,
+) -> Next:
     """The relay holds these objects."""
     ids = tuple(lent)
     until = min(deadline_at, now + REPORT_S)
-    return Lending(ids, mine, deadline_at, is_behind, now, until, ids), Touch(ids)
+    return Lending(ids, mine, deadline_at, is_behind, is_unsure, now, until, ids), Touch(ids)
 
 
 def touched(loan: Lending, seen: Mapping[bytes, Seen], now: float) -> Next:
@@ -156,7 +173,7 @@ def touched(loan: Lending, seen: Mapping[bytes, Seen], now: float) -> Next:
         elif source is None:
             left.append(id_)
             is_soon = is_soon or now - at < RECENT_S
-        elif matters:
+        elif matters or loan.is_unsure:
             left.append(id_)
             if source in loan.asked:
                 is_soon = True
@@ -178,11 +195,16 @@ def asked(loan: Lending, sources: Sequence[LeaseAddress], now: float) -> Next:
 
 def paused(loan: Lending) -> Next:
     """`Pause` is over."""
-    return loan, Touch(loan.left)
+    return loan, Look() if loan.is_returned else Touch(loan.left)
 
 
-def looked(loan: Lending, *, is_anchored: bool) -> Next:
+def looked(loan: Lending, now: float, *, is_anchored: bool) -> Next:
     """`Look` has shown whether the lease is anchored."""
+    if loan.is_returned:
+        if is_anchored:
+            return _confirm(loan, now)
+        over = Over(frozenset(loan.left).union(loan.reported), (), frozenset(), once_more=True)
+        return (loan, over) if now >= loan.until else _pause(loan)
     if not is_anchored:
         return _pause(loan)
     unseen = tuple(id_ for id_ in loan.left if id_ in loan.mine)
@@ -193,14 +215,21 @@ def looked(loan: Lending, *, is_anchored: bool) -> Next:
 
 def returned(loan: Lending, now: float, *, is_sent: bool) -> Next:
     """The loan is on its way back; whether Ray sends the reports so that they arrive whatever happens to this process."""
+    if loan.reported and loan.is_unsure:
+        until = min(loan.deadline_at, now + KNOWN_S)
+        return loan._replace(is_returned=True, until=until, pause_s=FIRST_PAUSE_S), Look()
     if loan.reported and (loan.is_behind or not is_sent):
-        return loan, Confirm(loan.reported, min(loan.deadline_at, now + CONFIRMED_S))
+        return _confirm(loan, now)
     return loan, Over(frozenset(loan.left), loan.reported, frozenset())
 
 
 def confirmed(loan: Lending, missing: Sequence[bytes]) -> Next:
     """`Confirm` has ended, without success for these objects."""
     return loan, Over(frozenset(loan.left).union(missing), (), frozenset(loan.reported).difference(missing))
+
+
+def _confirm(loan: Lending, now: float) -> Next:
+    return loan, Confirm(loan.reported, min(loan.deadline_at, now + CONFIRMED_S))
 
 
 def _pause(loan: Lending) -> Next:

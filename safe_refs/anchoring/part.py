@@ -17,6 +17,7 @@ from ..registry.calls import Call
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.wire import NotNow, ResolveRow
 from .handed_out import HandedOut
+from .let_go import LetGo
 from .pace import Pace
 from .relays import LENDER, RelayNumber, Relays
 from .rounds import Rounds
@@ -52,10 +53,13 @@ class Anchoring(ShardPart):
         self._lock = shard.lock
         self._anchors = anchors and counts.can_anchor()
         self._relays = Relays()
-        # All three are guarded by the shard's lock; their bounds stand in their files.
+        # All four are guarded by the shard's lock; their bounds stand in their files.
         self._unanchored = Unanchored(shard.table.clock)
         self._pace = Pace(shard.table.clock)
         self._handed_out = HandedOut(self._held_ids, lambda: self._table.usage.references)
+        self._let_go = LetGo(shard.table.clock)
+        self._is_back = False  # whether this shard had let go of something that is being pinned a moment before
+        self._unsure = b""  # the lease that was pinned last, if that was so
         self._me: Any = None  # the shard's own handle, once it is needed; only the rounds' thread touches it
         self._rounds = Rounds(
             shard.table, self._unanchored, self._pace, shard.lock, shard.using, self._relays, self._call
@@ -67,6 +71,7 @@ class Anchoring(ShardPart):
         """A lease that a borrower pinned depends on it; and so does one that came from another shard, until it is anchored here."""
         if self._anchors and len(self._table.live) == 1:
             self._rounds.wake()
+        self._unsure = lease if self._is_back and not began.from_shard else b""
         if began.borrower and (self._anchors or not began.from_shard):
             size = len(self._table.items_of(lease))
             self._unanchored.note(lease, began.borrower, size=size, from_shard=began.from_shard)
@@ -85,8 +90,13 @@ class Anchoring(ShardPart):
     def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
         """Nothing is kept of a lease that isn't held here any more."""
         self._unanchored.forget(lease)
+        self._let_go.note(actors.id_of(item) for item in items if item not in self._table.usage)
         if self._handed_out and not self._table.live:
             self._handed_out.drop_unheld()
+
+    def is_unsure(self, lease: bytes) -> bool:
+        """Whether this shard had let go of something in it just before."""
+        return lease == self._unsure
 
     def depends_on(self, lease: bytes) -> bytes:
         """The process that a lease depends on."""
@@ -115,6 +125,8 @@ class Anchoring(ShardPart):
         The answer to this call would send what Ray knows here about their readers to the borrower; and, to whoever calls, what Ray
         knows about the relays.
         """
+        with self._lock:
+            self._is_back = self._let_go.are_recent(actors.id_of(ref) for ref in refs if ref not in self._table.usage)
         if not self._anchors:
             return
         self._note_reported(*self._rounds.finish(map(actors.id_of, refs)))
@@ -186,6 +198,10 @@ class Anchoring(ShardPart):
         self._relays.hold(call.relay, key, refs, [])
         self._relays.give(call.relay, [key])
         return refs
+
+    @remote
+    def meet(self, refs: list[Ref]) -> None:
+        """Nothing else: as they are arguments of this call, Ray has their owners learn that this shard has them, if it has."""
 
     @remote
     def watch(self) -> None:

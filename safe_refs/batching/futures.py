@@ -94,7 +94,7 @@ class _Pinned(_Answer[Identity]):
 
     def over(self, identity: Identity | None, error: Exception | None) -> None:
         """Called by the thread that sends. Wings learn of the pin first, in another thread, as they may take long."""
-        if identity is not None and (self._plan.borrowed or self._plan.durable):
+        if identity is not None and self._plan.is_for_wings:
             self._sender.background.run(partial(self._tell_parts, identity))
         else:
             self(identity, error)

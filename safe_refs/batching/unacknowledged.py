@@ -243,7 +243,7 @@ class _Pin:
     def over(self, identity: Identity | None, error: Exception | None) -> None:
         """The registry of that identity holds the lease, or the pin has failed. Called by the thread that sends."""
         plan = self._plan
-        if plan is not None and (plan.borrowed or plan.durable):
+        if plan is not None and plan.is_for_wings:
             # Wings have something to do for it, which may take long, and other pins wait for this thread.
             del plan
             self._owner._background.run(partial(self._end, identity, error))

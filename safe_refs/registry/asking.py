@@ -66,12 +66,13 @@ class Verbs:
             reply = self.registry.ask({0: call}, deadline, start=True)[0]
         except UnopenedActorError:
             return self.unopened([plan.lease for plan in plans])
-        if isinstance(reply, bytes):
-            return [self.remember(reply)] * len(plans)
-        if not isinstance(reply, list):
-            self.not_now(reply, deadline)
+        answers = [reply] * len(plans) if isinstance(reply, bytes) else reply
+        if not isinstance(answers, list):
+            self.not_now(answers, deadline)
             return [None] * len(plans)
-        return [self.remember(each) if isinstance(each, bytes) else each for each in reply]
+        for plan, answer in zip(plans, answers, strict=True):
+            plan.note_unsure(answer)
+        return [self.remember(each) if isinstance(each, bytes) else each for each in answers]
 
     def remember(self, answer: bytes) -> Identity:
         """Remember the identity in the answer to a pin, and give it."""

@@ -82,6 +82,10 @@ class ShardPart:
     def pinned(self, lease: bytes, began: Began) -> None:
         """A lease has begun, or was pinned once more."""
 
+    def is_unsure(self, lease: bytes) -> bool:
+        """Whether who has just pinned a lease has to make sure that the owners know this shard."""
+        return False
+
     def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool) -> None:
         """Another process has got these items of a lease, which may have ended by that. `soon`: it waits until the owners know it."""
 
@@ -177,6 +181,10 @@ class Parts:
         """See `ShardPart`, as for all below."""
         for part in self._parts:
             part.pinned(lease, began)
+
+    def is_unsure(self, lease: bytes) -> bool:
+        """Whether who has just pinned a lease has something to make sure."""
+        return any(part.is_unsure(lease) for part in self._parts)
 
     def resolved(self, lease: bytes, items: Sequence[Ref], *, soon: bool = False) -> None:
         """A lease was resolved."""

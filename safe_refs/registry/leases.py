@@ -335,7 +335,7 @@ class LeaseTable(Generic[T]):
 
     def _enlist(self, lease: bytes, held: Lease[T]) -> None:
         self.owners.add(lease, held.owners)
-        self.usage.add(held.items, held.origin.job)
+        held.items = self.usage.add(held.items, held.origin.job)
 
     def _unlist(self, lease: bytes, held: Lease[T]) -> None:
         self.owners.drop(lease, held.owners)

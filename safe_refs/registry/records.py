@@ -34,7 +34,7 @@ class Identity(NamedTuple):
     @classmethod
     def from_bytes(cls, data: bytes) -> Identity:
         """What `to_bytes` gave."""
-        return cls(data[:8], int.from_bytes(data[8:], "big"))
+        return cls(data[:8], int.from_bytes(data[8:16], "big"))
 
 
 class Terms(NamedTuple):

@@ -10,7 +10,7 @@ from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from .records import Identity, Origin, Renewal, Terms
-from .wire import GiveBackRow, Granted, NotNow, ResolveRow
+from .wire import GiveBackRow, Granted, NotNow, ResolveRow, is_unsure
 
 A = TypeVar("A")
 
@@ -30,6 +30,7 @@ class Plan:
         deadline: until when the caller waits for all of it, copies included, if it has said so.
         extras: see `PinRow`.
         notes: what a part of the client keeps between `before_pin` and `after_pin`, by its name.
+        is_unsure: a shard that holds it may be unknown to the owners (`wire.UNSURE`).
     """
 
     lease: bytes
@@ -42,6 +43,16 @@ class Plan:
     deadline: Deadline | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    is_unsure: bool = False
+
+    @property
+    def is_for_wings(self) -> bool:
+        """Whether wings have something to do for it when it is held."""
+        return bool(self.borrowed or self.durable or self.is_unsure)
+
+    def note_unsure(self, answer: object) -> None:
+        """Note what a shard has answered to its pin."""
+        self.is_unsure = self.is_unsure or is_unsure(answer)
 
 
 class Wanted(NamedTuple):

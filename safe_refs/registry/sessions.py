@@ -66,7 +66,7 @@ class Session(Here):
 
     def after_pins(self, registry: str, pins: Sequence[tuple[Plan, Identity | None]], deadline: Deadline) -> None:
         """The registry of that identity holds a lease, or (None) the pin has failed, of each."""
-        pins = [pin for pin in pins if pin[0].borrowed or pin[0].durable]
+        pins = [pin for pin in pins if pin[0].is_for_wings]
         for part in self.parts if pins else ():
             part.after_pins(registry, pins, deadline)
 

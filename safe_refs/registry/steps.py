@@ -15,6 +15,7 @@ from .leases import LeaseTable
 from .listing import page, spent
 from .records import Renewal
 from .wire import (
+    UNSURE,
     ExpiresCall,
     GiveBackRow,
     Granted,
@@ -32,13 +33,16 @@ T = TypeVar("T")
 def pin(
     table: LeaseTable[T], parts: Parts, row: PinRow, items: Sequence[T], owners: Sequence[bytes]
 ) -> bytes | SafeRefsError:
-    """Begin a lease that holds these items, each with its owner: the registry's identity, or why it isn't held."""
+    """Begin a lease that holds these items, each with its owner: the registry's identity, or why it isn't held.
+
+    The identity has UNSURE behind it if whoever pins has to make sure that the owners know this shard.
+    """
     try:
         table.pin(row.lease, items, owners, row.terms, row.maker)
     except SafeRefsError as refusal:
         return refusal.with_traceback(None)  # which would keep the references of this call
     parts.pinned(row.lease, Began(row.borrower, extras=row.extras))
-    return table.identity.to_bytes()
+    return table.identity.to_bytes() + (UNSURE if parts.is_unsure(row.lease) else b"")
 
 
 def resolve(table: LeaseTable[T], parts: Parts, row: ResolveRow) -> list[T] | SafeRefsError | Granted | NotNow:

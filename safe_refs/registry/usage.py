@@ -2,7 +2,7 @@
 
 What always holds: the figures are those of exactly the leases that were added and not yet dropped; an object counts its bytes once
 for all leases together and once for each job, however many leases hold it; sizes are kept only while something holds the object, and
-only where there are limits in bytes.
+only where there are limits in bytes. Of each object there is one Python object, whichever leases hold it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Usage(Generic[T]):
         self._all: _Use[T] = _Use()
         self._jobs: dict[str, _Use[T]] = {}
         self._sizes: dict[T, int] = {}
+        # What live leases hold, each object once; and how many further leases hold it.
+        self._held: dict[T, T] = {}
+        self._more: Counter[T] = Counter()
 
     @property
     def leases(self) -> int:
@@ -103,16 +106,26 @@ class Usage(Generic[T]):
                 }[limit.removesuffix("_per_job")]
         return tuple(holders.most_common(3))
 
-    def add(self, items: Sequence[T], job: str) -> None:
-        """A lease begins."""
+    def add(self, items: Sequence[T], job: str) -> tuple[T, ...]:
+        """A lease begins; what it is to hold, in place of these items: what others hold already, where it is the same."""
+        held = tuple(self._held.setdefault(item, item) for item in items)
+        self._more.update(mine for mine, item in zip(held, items, strict=True) if mine is not item)
         for use in (self._all, self._jobs.setdefault(job, _Use())):
             use.leases += 1
             use.references += len(items)
             if self.limits.weighs:
-                self._add_weight(use, items)
+                self._add_weight(use, held)
+        return held
 
     def drop(self, items: Sequence[T], job: str) -> None:
         """A lease ends."""
+        for item in items:
+            if self._more.get(item):
+                self._more[item] -= 1
+                if not self._more[item]:
+                    del self._more[item]
+            else:
+                self._held.pop(item, None)
         mine = self._jobs[job]
         for use in (self._all, mine):
             use.leases -= 1
@@ -129,8 +142,8 @@ class Usage(Generic[T]):
             self.forget_unheld(items)
 
     def __contains__(self, item: T) -> bool:
-        """Whether a lease holds it; known only where there are limits in bytes."""
-        return item in self._all.held
+        """Whether a lease holds it."""
+        return item in self._held
 
     def learn(self, sizes: Mapping[T, int]) -> None:
         """Take note of objects' sizes; of one that is known already, the first stands."""

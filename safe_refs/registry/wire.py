@@ -20,6 +20,12 @@ from .records import Identity, Origin, Query, Renewal, Terms
 NOT_TEXT = "surrogatepass"  # names of files may hold bytes that are no text
 
 
+UNSURE = (
+    b"?"  # behind the identity in the answer to a pin: a part of the shard is not sure that owners will know the shard
+)
+IDENTITY_BYTES = 16
+
+
 class NotNow(enum.Enum):
     """Why a shard has not done what it was asked, in place of a result.
 
@@ -201,6 +207,11 @@ class CloseCall(NamedTuple):
 
 # The calls that travel as bytes, packed by `calls.Call`.
 PACKED = frozenset({PinCall, ResolveCall})
+
+
+def is_unsure(answer: object) -> bool:
+    """Whether a shard holds a lease, and a part of it says UNSURE."""
+    return isinstance(answer, bytes) and len(answer) > IDENTITY_BYTES
 
 
 def split(answers: Sequence[Any], refs: list[Any]) -> list[list[Any] | None]:

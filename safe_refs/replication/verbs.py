@@ -100,6 +100,8 @@ class ReplicatedVerbs(Verbs):
         }
         for number, each in enumerate(replies_of(rows, given, len(plans))):
             pinnings[number], verdict = pinnings[number].take(holders[number], each)
+            for answer in each.values():
+                plans[number].note_unsure(answer)
             answers.append(verdict)
         self._repair(plans, pinnings, answers, deadline)
         for plan, pinning in zip(plans, pinnings, strict=True):

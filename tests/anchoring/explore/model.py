@@ -26,6 +26,7 @@ class Scope(NamedTuple):
         released: leases may be released while loans are under way; otherwise when those are over.
         silent: the owner may take longer than a loan waits. Otherwise what is under way has arrived by then.
         looks: a borrower looks later what the relay remembers. Not so in the old rules.
+        makes_sure: a borrower makes sure that the owner knows a registry which had let go of the object just before.
         asks_back: it has the registry give back what the relay could not. Without, the search finds what that is for.
         confirms: it waits until the owners have the reports where that is needed.
     """
@@ -40,6 +41,7 @@ class Scope(NamedTuple):
     looks: bool = True
     asks_back: bool = True
     confirms: bool = True
+    makes_sure: bool = True
 
 
 class Entry(NamedTuple):
@@ -65,6 +67,8 @@ class Borrower(NamedTuple):
     Attributes:
         stage: "lends", "lent" (the relay has answered) or "no relay", "loan" (`lending` goes on), "over", "dropped" or "dead".
         is_pinned: the registry has acknowledged the lease.
+        is_unsure: and had let go of the object just before.
+        tries: how often it may still do all of it once more.
         loan, step: the state of its loan, and what is to be done next.
         now: its clock.
         is_busy: a call in flight has the object.
@@ -81,6 +85,8 @@ class Borrower(NamedTuple):
 
     stage: str = "lends"
     is_pinned: bool = False
+    is_unsure: bool = False
+    tries: int = 1
     loan: Lending | None = None
     step: Step | None = None
     now: float = 0.0
@@ -106,6 +112,7 @@ class World(NamedTuple):
         messages: what is under way; between the same two in the order in which it was sent.
         borrowers: the borrowers.
         life: the relay's.
+        has_let_go: the registry has had the object, and let go of it.
         loans: whose the relay holds.
         lent: who has lent it the object.
         kills, relay_dies: how many deaths are left.
@@ -125,6 +132,7 @@ class World(NamedTuple):
     relay_dies: bool
     excused: bool = False
     is_freed: bool = False
+    has_let_go: bool = False
 
     def entry(self, name: str) -> Entry:
         """What a process knows."""

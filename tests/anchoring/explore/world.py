@@ -86,9 +86,10 @@ class Happens:
             if entry.passed and entry.is_asked:  # it reports to the owners first
                 world = world.with_entry(REGISTRY, entry._replace(passed=ray.NOBODY))
                 world = world.sent(Message("news", REGISTRY, OWNER, entry.passed))
+            is_unsure = world.has_let_go and not world.leases and self.scope.makes_sure
             world = world if world.leases else ray.takes(world, REGISTRY)
             world, names = ray.answers(world._replace(leases=world.leases | {source}), REGISTRY)
-            return world.sent(Message("pinned", REGISTRY, source, names))
+            return world.sent(Message("pinned, unsure" if is_unsure else "pinned", REGISTRY, source, names))
         if what == "back":
             if not world.leases:
                 return world._replace(excused=True)
@@ -109,8 +110,9 @@ class Happens:
             if me.stage != "lends":
                 return ray.passes(world, name, names)
             return ray.passes(world.with_borrower(name, me._replace(stage="lent", life=world.life)), name, names)
-        if what == "pinned":
-            return ray.passes(world.with_borrower(name, me._replace(is_pinned=True)), name, names)
+        if what.startswith("pinned"):
+            me = me._replace(is_pinned=True, is_unsure=me.is_unsure or what == "pinned, unsure")
+            return ray.passes(world.with_borrower(name, me), name, names)
         return world.with_borrower(name, me._replace(owes_give=False, is_missed=what != "gave"))
 
     def _asks_back(self, world: World, name: str) -> World:
@@ -123,10 +125,10 @@ class Happens:
             return
         if me.is_busy:
             yield f"{name}'s call is answered", world.with_borrower(name, me._replace(is_busy=False))
-        if me.stage == "lends" and not me.is_pinned and not self._under_way(world, name):
+        if me.stage == "lends" and not me.is_pinned and not me.owes_give and not self._under_way(world, name):
             yield f"{name} lends and pins", world.sent(Message("hold", name, RELAY), Message("pin", name, REGISTRY))
         if me.stage == "lent" and me.is_pinned:
-            state, step = lending.begun([OBJECT], frozenset([OBJECT]), LATE_S, me.now, is_behind=False)
+            state, step = lending.begun([OBJECT], frozenset([OBJECT]), LATE_S, me.now, is_unsure=me.is_unsure)
             yield f"{name}'s loan begins", self._now(world, name, me._replace(stage="loan", loan=state, step=step))
         if me.stage == "no relay" and me.is_pinned:
             yield f"{name} finds no relay", world.with_borrower(name, me._replace(stage="over", depends=True))
@@ -218,8 +220,9 @@ class Happens:
                 yield f"{name} pauses for long", self._on(world, name, later, lending.paused(state))
             case lending.Look():
                 if world.entry(REGISTRY).is_asked:
-                    yield f"{name} sees it", self._on(world, name, me, lending.looked(state, is_anchored=True))
-                yield f"{name} looks in vain", self._on(world, name, me, lending.looked(state, is_anchored=False))
+                    yield f"{name} sees it", self._on(world, name, me, lending.looked(state, me.now, is_anchored=True))
+                unseen = lending.looked(state, me.now, is_anchored=False)
+                yield f"{name} looks in vain", self._on(world, name, me, unseen)
             case lending.Return():
                 gives = world.sent(Message("give", name, RELAY))
                 me = me._replace(owes_give=True)
@@ -246,6 +249,9 @@ class Happens:
         state, step = following
         if not isinstance(step, lending.Over):
             return world.with_borrower(name, me._replace(loan=state, step=step))
+        if step.once_more and me.tries:
+            again = me._replace(stage="lends", is_pinned=False, tries=me.tries - 1, loan=None, step=None, now=0.0)
+            return world.with_borrower(name, again)
         over = me._replace(
             stage="over",
             loan=None,
@@ -274,7 +280,9 @@ class Happens:
                 left = world.leases - {lease}
                 if left or not lends:
                     released = world._replace(leases=left)
-                    yield f"{lease} is released", released if left else ray.lets_go(released, REGISTRY)
+                    if not left:
+                        released = ray.lets_go(released._replace(has_let_go=True), REGISTRY)
+                    yield f"{lease} is released", released
 
     def _relay(self, world: World) -> Steps:
         for name in sorted(world.loans):

@@ -1,0 +1,112 @@
+"""References that this process keeps for a second, because the registry had let go of the same objects just before (`let_go`).
+
+    dumps            the registry holds the lease, and is unsure whether the owners will know it, in the end
+    [a second]       this process keeps the references: for their owners, they are in use here
+    bring            it brings them to the registry once more. By now the report that it let go has arrived, so that the owners hear
+                     of the registry anew
+    let go
+
+So a `dumps` need not wait. What the process owns dies with it in any case; what it borrows depends on it, as always where it could
+not be anchored at once (`borrower`).
+
+What always holds: what is kept is that of the unsure pins of the last second, without those that this process has released since.
+Time is counted in ticks: a process that was stopped has not waited.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..threads import QueueThread
+from .holders import Holders, is_current
+
+if TYPE_CHECKING:
+    import ray
+
+    from ..registry.sessions import Session
+
+    Ref = ray.ObjectRef[Any]
+
+logger = logging.getLogger("safe_refs")
+
+_TICK_S = 0.2
+TICKS = 5
+_IDLE_S = 5.0  # then the thread ends
+
+
+class Kept(NamedTuple):
+    """What is kept for a lease: the name of its registry, the references, whether some are borrowed, and how many ticks still."""
+
+    registry: str
+    refs: Sequence[Ref]
+    is_borrowed: bool
+    ticks: int = TICKS
+
+
+class Keeping:
+    """What a session keeps.
+
+    Args:
+        session: whose it is.
+        holders: how to ask shards.
+    """
+
+    def __init__(self, session: Session, holders: Holders) -> None:
+        self._session = session
+        self._holders = holders
+        # By lease. Each step on it is atomic, so that it needs no lock; only the thread replaces what is there.
+        self._kept: dict[bytes, Kept] = {}
+        self._thread: QueueThread[bool] = QueueThread("safe_refs-keeping", self._serve, _IDLE_S)
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def has_borrowed(self) -> bool:
+        """Whether some of it is borrowed: then this process must not touch counts (`_ray.counts`), as a thread has references."""
+        return any(kept.is_borrowed for kept in list(self._kept.values()))
+
+    def keep(self, registry: str, lease: bytes, refs: Sequence[Ref], *, is_borrowed: bool) -> None:
+        """Keep what a new lease holds."""
+        if not self._is_closed:
+            self._kept[lease] = Kept(registry, refs, is_borrowed)
+            if not self._thread.put(True):
+                self._bring([lease])  # the machine has no more threads, or Python is coming to its end
+
+    def released(self, leases: Iterable[bytes]) -> None:
+        """These have ended."""
+        if self._kept:
+            for lease in leases:
+                self._kept.pop(lease, None)
+
+    def close(self) -> None:
+        """The connection is gone: the thread ends by itself."""
+        self._is_closed = True
+        self._kept = {}
+
+    def _serve(self, _: bool) -> None:
+        while self._kept and not self._is_closed:
+            self._thread.taken()
+            time.sleep(_TICK_S)
+            over = [lease for lease, kept in list(self._kept.items()) if kept.ticks <= 1]
+            for lease, kept in list(self._kept.items()):
+                if kept.ticks > 1 and lease in self._kept:
+                    self._kept[lease] = kept._replace(ticks=kept.ticks - 1)
+            self._bring(over)
+
+    def _bring(self, leases: list[bytes]) -> None:
+        """Bring what is kept for these to the registry once more, and let go of it."""
+        try:
+            if leases and is_current(self._session):
+                kept = {lease: found for lease in leases if (found := self._kept.get(lease)) is not None}
+                for registry in {each.registry for each in kept.values()}:
+                    self._holders.bring(
+                        registry, {lease: each.refs for lease, each in kept.items() if each.registry == registry}
+                    )
+        except Exception:
+            logger.debug("could not bring references to the registry once more", exc_info=True)  # Ray is gone from it
+        finally:
+            self.released(leases)
