@@ -175,7 +175,7 @@ def test_what_is_kept_of_ended_leases_is_bounded(table: LeaseTable[str], monkeyp
     for lease in leases:
         pin(table, lease, "x", uses=1)
         use(table, b"one", lease=lease)
-    assert [table.tombstones.spent(lease) is not None for lease in leases] == [False, False, True, True]
+    assert [table.tombstones.revocable(lease) is not None for lease in leases] == [False, False, True, True]
     assert back(table, b"one", "x", lease=leases[0]) is None
     assert back(table, b"one", "x", lease=leases[3]) is True
     assert len(table.tombstones) == 3

@@ -8,7 +8,6 @@ Planted bugs show that the search would find them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from safe_refs.registry.wire import NotNow, Silence
 from safe_refs.replication.merging import Inquiry, Pinning
 from safe_refs.replication.records import Record, Records
 from safe_refs.replication.rules import Rules
-from tests.replication.explore import NOT_FOUND, Explorer, Scope, ViolationError
+from tests.replication.explore import NOT_FOUND, Explorer, Scope, ViolationError, explore
 
 # Programs: a client's steps, and of each the choices. X may be used any number of times, Y once (or as the scope says).
 PIN_X, PIN_Y = (("pin", 0),), (("pin", 1),)
@@ -97,18 +96,6 @@ LARGE = {
     "a take given back; a crash, a client's death, a double": (Scope(TAKEN_BACK, doubles=1), 1_340_000),
     "a take given back, and a release; a crash, a double": (Scope(BACK_AND_RELEASED, deaths=0, doubles=1), 1_100_000),
 }
-
-
-def explore(name: str, scope: Scope, floor: int) -> None:
-    """Visit all states of a scope, and say how many they are."""
-    begun = time.monotonic()
-    explored = Explorer(scope).run()
-    print(
-        f"\n{name}: {explored.states:,} states, {explored.steps:,} steps, {explored.calls:,} calls carried out, "
-        f"{explored.quiet} quiet states, at most {explored.depth} steps away, {time.monotonic() - begun:.1f} s"
-    )
-    assert explored.states >= floor
-    assert explored.quiet > 0
 
 
 @pytest.mark.timeout(600)
@@ -214,7 +201,9 @@ class Unforgiving(Rules[str]):
     """An end by a use that was given back is an end like any other."""
 
     def received(self, records: Records, identity: Identity | None = None) -> list[bytes]:
-        return super().received(records._replace(ended=[end._replace(by_use=None) for end in records.ended]), identity)
+        return super().received(
+            records._replace(ended=[end._replace(revocable=None) for end in records.ended]), identity
+        )
 
 
 class Ungrateful(Rules[str]):
