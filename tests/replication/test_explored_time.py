@@ -48,8 +48,8 @@ SMALL = {
 }
 
 LARGE = {
-    "a ttl, renewed in time; a crash, a double": (Scope(RESOLVED, deaths=0, doubles=1, ttl=True), 330_000),
-    "a ttl, renewed in time; two crashes": (Scope(RESOLVED, crashes=2, deaths=0, ttl=True), 1_100_000),
+    "a ttl, renewed in time; a crash, a double": (Scope(RESOLVED, deaths=0, doubles=1, ttl=True), 800_000),
+    "a ttl, renewed in time; two crashes": (Scope(RESOLVED, crashes=2, deaths=0, ttl=True), 1_400_000),
     "a ttl of what depends on a process; its death, a late answer": (
         Scope(RESOLVED, crashes=0, lates=1, borrowed=True, ttl=True),
         340_000,
