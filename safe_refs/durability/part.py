@@ -19,7 +19,7 @@ from ..errors import RegistryUnavailableError, SafeRefsError
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.received import examine
 from ..registry.shard import Shard
-from ..registry.wire import Granted, NotNow, ResolveRow
+from ..registry.wire import Granted, NotNow, Overdue, ResolveRow
 from .copying import mortal_actor
 from .requests import CopyRequests
 from .wire import (
@@ -150,7 +150,7 @@ class Durability(ShardPart):
                     is_to_send = self._requests.ask(row.lease, env, row.ttl)
         except SafeRefsError as refusal:
             answer = shard.parts.excuse(row.lease, b"", refusal)
-            return answer.refusal if isinstance(answer, Granted) else answer
+            return answer.refusal if isinstance(answer, (Granted, Overdue)) else answer
         if is_durable:
             # The copies may have died right after the shard took them, which the next sweep would see.
             if row.failed and shard.table.alone and self._has_lost_copies(row.lease):

@@ -18,7 +18,7 @@ from .protocols import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Unspent, Wanted
 from .shard import Shard
-from .wire import GiveBackCall, Granted, NotNow, PinCall, PinRow, ReleaseCall, ResolveCall, Silence, split
+from .wire import GiveBackCall, Granted, NotNow, Overdue, PinCall, PinRow, ReleaseCall, ResolveCall, Silence, split
 
 if TYPE_CHECKING:
     import ray
@@ -124,7 +124,7 @@ class Verbs:
         if isinstance(answer, (NotNow, Silence)):
             self.not_now(answer, deadline)
             return None
-        return answer.refusal if isinstance(answer, Granted) else answer
+        return answer.refusal if isinstance(answer, (Granted, Overdue)) else answer
 
     def release_once(
         self, rows: Sequence[tuple[Sequence[bytes], Origin]], ended: set[bytes], deadline: Deadline

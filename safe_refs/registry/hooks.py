@@ -18,7 +18,7 @@ from ..errors import SafeRefsError
 from .received import checked
 from .records import Identity
 from .requests import Plan
-from .wire import Granted, NotNow, ResolveRow
+from .wire import NotNow, Refused, ResolveRow
 
 if TYPE_CHECKING:
     import ray
@@ -104,7 +104,7 @@ class ShardPart:
     def limits_changed(self) -> None:
         """The shard's limits are others now."""
 
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> Refused | None:
         """The table refuses to do something with a lease: what to answer instead, if this part knows better."""
         return None
 
@@ -250,7 +250,7 @@ class Parts:
         """Whether a lease must not be resolved just now."""
         return next((answer for part in self._parts if (answer := part.doubts(row)) is not None), None)
 
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> SafeRefsError | NotNow | Granted:
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> Refused:
         """What to answer where the table refuses."""
         # An error's traceback would keep the references of this call, until the next garbage collection.
         refusal = refusal.with_traceback(None)

@@ -3,8 +3,8 @@
 `LeaseTable` is pure: no Ray, no threads, no clock of its own (both clocks are passed in). What it holds is opaque to it, so that a
 test can drive it with strings through a million steps. The shard wraps it in a lock and gives it references.
 
-What always holds: a lease that has ended holds nothing, and never lives again, unless a use has ended it that is given back (see
-`unspent`). It ends by release, take, ttl, uses, or because all owners of its items are dead. A lost lease has not ended: this table
+What always holds: a lease that has ended holds nothing, and never lives again, unless its end was `Revocable`. It ends by release,
+take, ttl, uses, or because all owners of its items are dead. A lost lease has not ended: this table
 no longer holds its items, but another shard may give them back.
 Callers make the ids, so that every call can be repeated: pinning a live lease again changes nothing, releasing an ended one returns
 0, and a pin that arrives after its own release is refused.
@@ -23,7 +23,7 @@ from ..errors import LeaseNotFoundError, RegistryFullError
 from .indexes import ByOwner, Deadlines
 from .lease import Lease
 from .records import Identity, Origin, RegistryStats, Renewal, Terms
-from .tombstones import End, Spent, Tombstones
+from .tombstones import End, Revocable, Tombstones
 from .usage import Usage
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class LeaseTable(Generic[T]):
         self.usage: Usage[T] = Usage(limits or Limits())
         self.tombstones = Tombstones(registry, clock, lambda: self.usage.limits)
         self.live: dict[bytes, Lease[T]] = {}  # in the order in which they began
-        self._wall = wall
+        self.wall = wall
         self._gone = gone
         self._started = clock()
         self._deadlines = Deadlines()
@@ -147,7 +147,7 @@ class LeaseTable(Generic[T]):
             return 1
         self.tombstones.finish(lease)
         if lease not in self.tombstones:
-            self.tombstones.add(lease, End(how, self.clock(), self._wall(), by, Terms(), unseen=not rejected))
+            self.tombstones.add(lease, End(how, self.clock(), self.wall(), by, Terms(), unseen=not rejected))
         return 0
 
     def renew(
@@ -297,11 +297,9 @@ class LeaseTable(Generic[T]):
 
     def set_time(self, lease: bytes, renewal: Renewal, left_s: float | None) -> None:
         """A live lease was renewed, and has so many seconds left now."""
-        held = self.live[lease]
-        held.terms = held.terms._replace(ttl=renewal.ttl)
-        held.expires_at = None if left_s is None else self.clock() + left_s
-        held.renewals, held.given_s = renewal.number, renewal.given_s
-        self._deadlines.set(lease, held.expires_at)
+        expires_at = None if left_s is None else self.clock() + left_s
+        self.live[lease].set_time(renewal, expires_at)
+        self._deadlines.set(lease, expires_at)
 
     def end(self, lease: bytes, how: str, by: str, use: bytes = b"") -> None:
         """End a live lease; `how` and `by` are as in `tombstones.End`, and `use` is the use that has ended it, if it was one."""
@@ -309,9 +307,10 @@ class LeaseTable(Generic[T]):
         self.ends[how] += 1
         last = {use} if use else set[bytes]()
         uses = tuple(held.used | last) if len(held.used) <= MOST_USES_REMEMBERED else tuple(last)
-        spent = Spent(held, len(held.items)) if held.is_spent else None
+        held.expired |= how == "expired" and not self.alone  # another table may know a later renewal
+        revocable = Revocable(held, len(held.items)) if held.is_over else None
         held.items = held.owners = ()
-        self.tombstones.add(lease, End(how, self.clock(), self._wall(), by, held.terms, uses), spent)
+        self.tombstones.add(lease, End(how, self.clock(), self.wall(), by, held.terms, uses), revocable)
 
     def lose(self, lease: bytes, why: str) -> bool:
         """Stop holding a live lease whose items are gone from here, and remember why; whether it was live.
@@ -322,7 +321,7 @@ class LeaseTable(Generic[T]):
             return False
         self.let_go(lease)
         self.ends["lost"] += 1
-        self.tombstones.add_lost(lease, self._wall(), why)
+        self.tombstones.add_lost(lease, self.wall(), why)
         return True
 
     def let_go(self, lease: bytes) -> Lease[T]:

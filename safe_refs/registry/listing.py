@@ -91,10 +91,10 @@ def page(table: LeaseTable[T], query: Query, sizes: Mapping[T, int] | None = Non
     )
 
 
-def spent(table: LeaseTable[Any], query: Query) -> list[bytes]:
+def revocable(table: LeaseTable[Any], query: Query) -> list[bytes]:
     """Leases that a query would choose if they lived: a use has ended them, and they live again if that is given back."""
     chooses = _chooser(table, query)
-    return [lease for lease, held in table.tombstones.all_spent() if chooses(lease, held)]
+    return [lease for lease, held in table.tombstones.all_revocable() if chooses(lease, held)]
 
 
 def _chooser(table: LeaseTable[Any], query: Query) -> Callable[[bytes, Lease[Any]], bool]:

@@ -10,7 +10,7 @@ from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from .records import Identity, Origin, Renewal, Terms
-from .wire import GiveBackRow, Granted, NotNow, ResolveRow, is_unsure
+from .wire import GiveBackRow, Refused, ResolveRow, is_unsure
 
 A = TypeVar("A")
 
@@ -119,7 +119,7 @@ class Question(Generic[A]):
         self,
         address: LeaseAddress,
         call: Callable[[int, bool, Renewal | None], Any],
-        opened: Callable[[Any], A | SafeRefsError | Granted | NotNow],
+        opened: Callable[[Any], A | Refused],
         *,
         in_turn: bool,
     ) -> None:

@@ -31,11 +31,11 @@ from .wire import (
     CloseCall,
     ExpiresCall,
     GiveBackCall,
-    Granted,
     ListCall,
     NotNow,
     PinCall,
     PinRow,
+    Refused,
     ReleaseCall,
     ReleaseWhereCall,
     RenewCall,
@@ -137,12 +137,12 @@ class Shard:
             return steps.pin(self.table, self.parts, row, refs, owners)
 
     @checked
-    def resolve(self, call: ResolveCall) -> tuple[list[int | SafeRefsError | Granted | NotNow], list[Ref]] | NotNow:
+    def resolve(self, call: ResolveCall) -> tuple[list[int | Refused], list[Ref]] | NotNow:
         """What leases hold: of each how many references, or why it has none; and all references, in order."""
         if (not_now := self.parts.admit(call.version) or self.parts.crowded()) is not None:
             return not_now
         refs: list[Ref] = []
-        answers: list[int | SafeRefsError | Granted | NotNow] = []
+        answers: list[int | Refused] = []
         for row in call.rows:
             # If a lease holds an actor whose job has ended, the reader can't open the answer, nor any lease in it. A use or a take
             # can't be had twice, so the caller must ask for such a lease by itself.
@@ -157,7 +157,7 @@ class Shard:
             spends = row.take or self.table.counts_uses(row.lease)
             return spends and any(map(actors.is_actor_handle, self.table.items_of(row.lease)))
 
-    def _resolve(self, row: ResolveRow) -> list[Ref] | SafeRefsError | Granted | NotNow:
+    def _resolve(self, row: ResolveRow) -> list[Ref] | Refused:
         if (not_now := self.parts.doubts(row)) is not None:
             return not_now
         with self.lock:
@@ -181,12 +181,12 @@ class Shard:
         return taking_back.carry_out(self, call, refs)
 
     @checked
-    def renew(self, call: RenewCall) -> Renewal | SafeRefsError | Granted | NotNow:
+    def renew(self, call: RenewCall) -> Renewal | Refused:
         """Give a lease a new time to live: the renewal, for the other holders."""
         return self._take(call.version, call, steps.renew)
 
     @checked
-    def expires_in_s(self, call: ExpiresCall) -> tuple[float | None] | SafeRefsError | Granted | NotNow:
+    def expires_in_s(self, call: ExpiresCall) -> tuple[float | None] | Refused:
         """Seconds until a lease's ttl runs out; (None,) without one."""
         return self._take(call.version, call, steps.expires_in_s)
 

@@ -12,15 +12,15 @@ from ..errors import LeaseNotFoundError, SafeRefsError
 from . import unspent
 from .hooks import Began, Parts
 from .leases import LeaseTable
-from .listing import page, spent
+from .listing import page, revocable
 from .records import Renewal
 from .wire import (
     UNSURE,
     ExpiresCall,
     GiveBackRow,
-    Granted,
     NotNow,
     PinRow,
+    Refused,
     ReleaseCall,
     ReleaseWhereCall,
     RenewCall,
@@ -45,7 +45,7 @@ def pin(
     return table.identity.to_bytes() + (UNSURE if parts.is_unsure(row.lease) else b"")
 
 
-def resolve(table: LeaseTable[T], parts: Parts, row: ResolveRow) -> list[T] | SafeRefsError | Granted | NotNow:
+def resolve(table: LeaseTable[T], parts: Parts, row: ResolveRow) -> list[T] | Refused:
     """What a lease holds, as one use of it. Without the id of a use it is only a look, that spends none."""
     counts_uses = table.counts_uses(row.lease)
     if counts_uses and not row.use:
@@ -94,14 +94,14 @@ def release_where(
     if call.dry_run:
         return [info._mark for info in found.infos], found.after
     ended = [table.release(lease, call.origin) for lease in found.leases]
-    finished = spent(table, call.query) if found.after is None else []
+    finished = revocable(table, call.query) if found.after is None else []
     for lease in finished:
         table.release(lease, call.origin)
     parts.changed(found.leases + finished)
     return [info._mark for info, flag in zip(found.infos, ended, strict=True) if flag], found.after
 
 
-def renew(table: LeaseTable[Any], parts: Parts, call: RenewCall) -> Renewal | SafeRefsError | Granted | NotNow:
+def renew(table: LeaseTable[Any], parts: Parts, call: RenewCall) -> Renewal | Refused:
     """Give a lease a new time to live: the renewal, for the other holders."""
     try:
         renewal = table.renew(call.lease, call.asked, call.ttl, call.decided, call.lengthens)
@@ -111,9 +111,7 @@ def renew(table: LeaseTable[Any], parts: Parts, call: RenewCall) -> Renewal | Sa
     return renewal
 
 
-def expires_in_s(
-    table: LeaseTable[Any], parts: Parts, call: ExpiresCall
-) -> tuple[float | None] | SafeRefsError | Granted | NotNow:
+def expires_in_s(table: LeaseTable[Any], parts: Parts, call: ExpiresCall) -> tuple[float | None] | Refused:
     """Seconds until a lease's ttl runs out; (None,) without one."""
     try:
         return (table.expires_in_s(call.lease, call.asked),)

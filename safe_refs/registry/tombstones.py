@@ -1,7 +1,8 @@
 """What is remembered of leases that have ended, so that a late caller gets the error that says how. Pure.
 
-What always holds: a tombstone holds no items; the number of tombstones and their age are bounded by the registry's limits. A lease
-that a use has ended may live again, if that is given back, as long as it is among the `Spent`; every other end is final.
+What always holds: a tombstone holds no items; the number of tombstones and their age are bounded by the registry's limits. An end is
+final, unless it is among the `Revocable` ones: a lease that a use has ended may live again, if that is given back; and one whose time
+was over, if another table turns out to have renewed it before.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from .lease import Lease
 from .records import Terms
 
 HOW = frozenset({"released", "expired", "used_up", "owner_gone", "rejected"})
-_MOST_SPENT = 50_000  # what is kept of spent leases, in all: 4 for each, and 1 for each of its uses
+_MOST_REVOCABLE = (
+    50_000  # what is kept of leases whose end is not final, in all: 4 for each, and 1 for each of its uses
+)
 
 
 class End(NamedTuple):
@@ -51,8 +54,8 @@ class End(NamedTuple):
     unseen: bool = False
 
 
-class Spent(NamedTuple):
-    """A lease that was taken, or used up. It has not ended after all if it isn't `Lease.is_spent` any more.
+class Revocable(NamedTuple):
+    """A lease that was taken, used up, or whose time is over. It has not ended after all if it isn't `Lease.is_over` any more.
 
     Attributes:
         lease: all of it but its items.
@@ -80,7 +83,9 @@ class Tombstones:
         self._limits = limits
         self._ended: OrderedDict[bytes, End] = OrderedDict()  # bounded by `forget_old`
         self._lost: OrderedDict[bytes, tuple[float, str]] = OrderedDict()  # bounded by max_tombstones
-        self._spent: OrderedDict[bytes, tuple[Spent, int]] = OrderedDict()  # with its weight; bounded by _MOST_SPENT
+        self._revocable: OrderedDict[bytes, tuple[Revocable, int]] = (
+            OrderedDict()
+        )  # with its weight; bounded by _MOST_REVOCABLE
         self._weight = 0
 
     def __len__(self) -> int:
@@ -97,30 +102,30 @@ class Tombstones:
         """Ids of the ended leases, oldest first."""
         return list(self._ended)
 
-    def add(self, lease: bytes, end: End, spent: Spent | None = None) -> None:
+    def add(self, lease: bytes, end: End, revocable: Revocable | None = None) -> None:
         """Remember how a lease ended; and what it takes to live again, unless this end is final."""
         self._ended[lease] = end
         self.finish(lease)
-        if spent is not None:
-            weight = 4 + len(spent.lease.used)
-            self._spent[lease] = spent, weight
+        if revocable is not None:
+            weight = 4 + len(revocable.lease.used)
+            self._revocable[lease] = revocable, weight
             self._weight += weight
-            while self._weight > _MOST_SPENT:
-                self.finish(next(iter(self._spent)))
+            while self._weight > _MOST_REVOCABLE:
+                self.finish(next(iter(self._revocable)))
         self.forget_old()
 
-    def spent(self, lease: bytes) -> Spent | None:
+    def revocable(self, lease: bytes) -> Revocable | None:
         """What is kept of a lease whose end is not final."""
-        found = self._spent.get(lease)
+        found = self._revocable.get(lease)
         return None if found is None else found[0]
 
-    def all_spent(self) -> list[tuple[bytes, Lease[Any]]]:
+    def all_revocable(self) -> list[tuple[bytes, Lease[Any]]]:
         """The leases whose end is not final, without their items."""
-        return [(lease, found.lease) for lease, (found, _) in self._spent.items()]
+        return [(lease, found.lease) for lease, (found, _) in self._revocable.items()]
 
     def finish(self, lease: bytes) -> None:
         """The end of a lease is final from now on."""
-        _, weight = self._spent.pop(lease, (None, 0))
+        _, weight = self._revocable.pop(lease, (None, 0))
         self._weight -= weight
 
     def lives_again(self, lease: bytes) -> End:

@@ -7,8 +7,10 @@ the use back, with the references that it has just got: so the table keeps none 
 live          give back    the use counts no longer
 taken         give back    lives again, if that use has taken it
 used up       give back    lives again, if that is one of its uses
-other ends    give back    nothing: released since, expired, owners dead, or forgotten (`tombstones.Spent` says how much is kept)
+other ends    give back    nothing: released since, expired, owners dead, or forgotten (`tombstones.Revocable` says how much is kept)
 ```
+
+Replicas take part in that: what one shard has ended may be `live_elsewhere` by right, also since it was renewed there in time.
 
 What always holds: a lease is granted no more often than its `uses` say, and once more for each use that was given back. What was
 given back stays so, in whatever order the shards learn of it (`returned` only grows); calls may come twice.
@@ -16,12 +18,12 @@ given back stays so, in whatever order the shards learn of it (`returned` only g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from .lease import MOST_RETURNED
 from .leases import LeaseTable
-from .tombstones import End, Spent
+from .tombstones import End, Revocable
 from .wire import GiveBackRow
 
 T = TypeVar("T")
@@ -39,54 +41,45 @@ def give_back(table: LeaseTable[T], row: GiveBackRow, items: Sequence[T], owners
     Returns:
         Whether the lease lives again by that, from now on holding these items; None if nothing has changed at all.
     """
-    held, spent = table.find(row.lease), table.tombstones.spent(row.lease)
-    lease = held or (spent and spent.lease)
+    held, ended = table.find(row.lease), table.tombstones.revocable(row.lease)
+    lease = held or (ended and ended.lease)
     if lease is None or not (row.take or lease.terms.uses is not None):
         return None
-    if row.use in lease.returned or len(lease.returned) >= MOST_RETURNED:
+    is_known = row.use in lease.returned
+    if (is_known and (ended is None or lease.is_over)) or (not is_known and len(lease.returned) >= MOST_RETURNED):
         return None
     lease.give_back([row.use])
-    if spent is None or lease.is_spent or spent.size != len(items):
+    if ended is None or lease.is_over or ended.size != len(items):
         return False
     if lease.expires_at is not None and lease.expires_at <= table.clock():
         end = table.tombstones.lives_again(row.lease)
-        if spent.was_here:
+        if ended.was_here:
             table.ends[end.how] -= 1
             table.ends["expired"] += 1
-        now = table.clock()
-        table.tombstones.add(row.lease, End("expired", now, end.at + now - end.since, "", lease.terms))
+        now, lease.expired = table.clock(), not table.alone
+        expired = End("expired", now, end.at + now - end.since, "", lease.terms)
+        table.tombstones.add(row.lease, expired, None if table.alone else ended)
         return False
     lease.reader = row.reader
-    _revive(table, row.lease, spent, items, owners)
+    _revive(table, row.lease, ended, items, owners)
     return True
 
 
-def lives_elsewhere(
-    table: LeaseTable[T],
-    lease: bytes,
-    used: Iterable[bytes],
-    returned: Iterable[bytes],
-    items: Sequence[T],
-    owners: Sequence[bytes],
-) -> bool:
-    """A lease that has ended here is live on another shard, with these uses and items: whether it is right, and this end is void.
+def live_elsewhere(table: LeaseTable[T], lease: bytes, items: Sequence[T], owners: Sequence[bytes]) -> bool:
+    """A lease that has ended here is live on another shard, with these items: whether it is right, and this end is void.
 
-    Then the lease lives again here, too.
+    Then the lease lives again here, too. What that shard knows of its uses and its time has been merged into the `Revocable`.
     """
-    spent = table.tombstones.spent(lease)
-    if spent is None:
+    ended = table.tombstones.revocable(lease)
+    if ended is None or ended.lease.is_over:
         return False
-    spent.lease.give_back(returned)
-    spent.lease.count(used)
-    if spent.lease.is_spent:
-        return False
-    _revive(table, lease, spent, items, owners)
+    _revive(table, lease, ended, items, owners)
     return True
 
 
-def _revive(table: LeaseTable[T], lease: bytes, spent: Spent, items: Sequence[T], owners: Sequence[bytes]) -> None:
-    end, held = table.tombstones.lives_again(lease), spent.lease
-    if spent.was_here:
+def _revive(table: LeaseTable[T], lease: bytes, ended: Revocable, items: Sequence[T], owners: Sequence[bytes]) -> None:
+    end, held = table.tombstones.lives_again(lease), ended.lease
+    if ended.was_here:
         table.ends[end.how] -= 1
         table.revived += 1
     held.items, held.owners = tuple(items), tuple(owners)

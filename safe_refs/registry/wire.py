@@ -61,6 +61,19 @@ class Granted(NamedTuple):
     refusal: SafeRefsError
 
 
+class Overdue(NamedTuple):
+    """By what this shard knows the lease's time was over; but another replica may have renewed it in time.
+
+    Attributes:
+        refusal: what anybody gets if none has.
+    """
+
+    refusal: SafeRefsError
+
+
+Refused = SafeRefsError | Granted | Overdue | NotNow  # why a shard doesn't do what it was asked
+
+
 class PinRow(NamedTuple):
     """A lease that is to begin.
 

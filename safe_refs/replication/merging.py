@@ -14,7 +14,8 @@ A machine's verdict is a result, an error, or why there is none yet: a `NotNow` 
 `asking.Verbs.not_now`. STALE: look the topology up, and ask again; CLOSING: the same, a little later; RECOVERING: ask again a little
 later; LATE: the time is over; ABSENT: there is no such registry.
 
-What always holds: an end that one holder knows of beats the lease that another still has; where what a call does counts (uses, takes,
+What always holds: an end that one holder knows of beats the lease that another still has, unless its time was over there and it was
+renewed elsewhere (`Overdue`); where what a call does counts (uses, takes,
 renewals) the holders are asked one after the other, the deciding one first, and none again that has granted it; a holder that can't
 answer yet is never taken for one that has not got the lease.
 """
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
 from ..registry.records import Identity, Renewal
-from ..registry.wire import Granted, NotNow, Silence
+from ..registry.wire import Granted, NotNow, Overdue, Refused, Silence
 from .topology import Topology
 
 R = TypeVar("R")
@@ -61,6 +62,8 @@ class Inquiry(NamedTuple):
         shards: who may hold the lease, in this round.
         is_growing: the registry is growing, in this round.
         replies: of this round, by shard.
+        won: what a shard has granted in a round in which the lease was overdue at another.
+        was_overdue: in a round before, the lease was overdue at a shard, and another had died or lost it.
     """
 
     in_turn: bool
@@ -69,6 +72,8 @@ class Inquiry(NamedTuple):
     shards: tuple[int, ...] = ()
     is_growing: bool = False
     replies: tuple[tuple[int, Any], ...] = ()
+    won: Any = None
+    was_overdue: bool = False
 
     def begin(self, lease: bytes, topology: Topology) -> tuple[Inquiry, Any]:
         """Begin a round; like `take`."""
@@ -79,8 +84,7 @@ class Inquiry(NamedTuple):
         """Take the answers of the shards that were to be asked.
 
         Args:
-            replies: by shard its answer, as the question's `opened` gives it: a result, or a `SafeRefsError`, `Granted`, `NotNow` or
-                `Silence`.
+            replies: by shard its answer, as the question's `opened` gives it: a result, a `Refused`, or a `Silence`.
 
         Returns:
             The inquiry as it goes on, and an `Ask`, or the verdict: a result, a `SafeRefsError`, a `NotNow` or `Silence`.
@@ -106,15 +110,19 @@ class Inquiry(NamedTuple):
         left = next((shard for shard in self.shards if shard not in asked), None)
         if left is None:
             return self._verdict()
-        decided = next((answer for _, answer in self.granted if isinstance(answer, Renewal)), None)
+        answers = (*(answer for _, answer in self.granted), self.won)
+        decided = next((answer for answer in answers if isinstance(answer, Renewal)), None)
         return self, Ask((left,), counts=True, decided=decided)
 
     def _verdict(self) -> tuple[Inquiry, Any]:
+        answers = list((dict(self.granted) | dict(self.replies)).values())
+        results = [answer for answer in answers if _is_result(answer)]
         # An end that our own use brought about, as the other holders know it already, is none, if one of them has granted it to us.
-        replies = dict(self.granted) | dict(self.replies)
-        answers = [
-            reply.refusal if isinstance(reply, Granted) and not self.granted else reply for reply in replies.values()
-        ]
+        own = [answer.refusal for answer in answers if isinstance(answer, Granted)]
+        if own and self.won is not None:
+            results.append(self.won)
+        if not results:
+            answers += own
         if NotNow.STALE in answers:
             return self, NotNow.STALE
         if NotNow.IN_TURN in answers and not self.in_turn:
@@ -122,9 +130,20 @@ class Inquiry(NamedTuple):
         end = next((answer for answer in answers if _is_end(answer)), None)
         if end is not None:
             return self, end  # even if the others don't know of it yet
-        result = [answer for answer in answers if _is_result(answer)]
-        if result:
-            return self, result[0]
+        overdue = [answer.refusal for answer in answers if isinstance(answer, Overdue)]
+        if results and overdue and self.in_turn:
+            # It was renewed in time at one holder, and that is news for the other; or the time is over only just now. If the one
+            # crashed before they agree, what it did would be lost: so nothing is acknowledged yet, and all are asked again.
+            return self._replace(granted=(), won=results[0]), NotNow.RECOVERING
+        if results:
+            return self, results[0]
+        if overdue and not any(isinstance(answer, NotNow) for answer in answers):
+            # Who is dead by now, or has lost it, may have told the other meanwhile that it had renewed the lease.
+            if not self.was_overdue and not all(
+                answer is Silence.LATE or isinstance(answer, Overdue) for answer in answers
+            ):
+                return self._replace(was_overdue=True), NotNow.RECOVERING
+            return self, overdue[0]
         if all(answer is Silence.ABSENT for answer in answers):
             return self, Silence.ABSENT
         if Silence.LATE in answers:
@@ -138,7 +157,7 @@ class Inquiry(NamedTuple):
 
 
 def _is_result(answer: object) -> bool:
-    return not isinstance(answer, (SafeRefsError, Granted, NotNow, Silence))
+    return not isinstance(answer, (SafeRefsError, Granted, Overdue, NotNow, Silence))
 
 
 def _is_end(answer: object) -> bool:
@@ -309,7 +328,7 @@ def replies_of(
     return found
 
 
-def granted_by_all(replies: Mapping[int, R | SafeRefsError | Granted | NotNow | Silence | None]) -> R | None:
+def granted_by_all(replies: Mapping[int, R | Refused | Silence | None]) -> R | None:
     """What a lease holds, if every holder that was asked at once gives it; else None: ask about it by itself."""
     results = [reply for reply in replies.values() if reply is not None and _is_result(reply)]
     return cast("R", results[0]) if results and len(results) == len(replies) else None

@@ -21,7 +21,7 @@ from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.lease import Lease
 from ..registry.records import Identity
 from ..registry.shard import Shard, actor_name
-from ..registry.wire import Granted, NotNow
+from ..registry.wire import NotNow, Refused
 from . import control_store
 from .control_store import Joined
 from .peers import Peers
@@ -95,7 +95,7 @@ class Replication(ShardPart):
         topology = self._rules.topology
         self._shard.table.set_limits(self._shard.limits.share(topology.shards, topology.replicas))
 
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> Refused | None:
         """A shard that recovers does not know what it doesn't have; and another holder may have granted this very use."""
         return self._rules.excuse(lease, use, refusal)
 

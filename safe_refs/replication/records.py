@@ -1,21 +1,20 @@
 """Leases as one shard sends them to another, and how a shard merges what it receives into its own table. Pure.
 
 What always holds: of a lease only such things change as grow (its uses, those that were given back, the number of its renewals), and
-an end beats a live lease, unless it is the end by a use that was given back. So records may be merged in any order, any number of
-times, and all shards that have merged the same ones agree.
+an end beats a live lease, unless it is the end by a use that was given back, or by a time that was renewed elsewhere (see
+`lease.time_of`). So records may be merged in any order, any number of times, and all shards that have merged the same ones agree.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from ..bounds import Address, AnySpan, LeaseId, OneOf, Reference, Time, UseId, Whole
 from ..registry import unspent
-from ..registry.lease import Lease
+from ..registry.lease import Lease, time_of
 from ..registry.leases import MOST_USES_REMEMBERED, LeaseTable
 from ..registry.records import Origin, Renewal, Terms
-from ..registry.tombstones import HOW, End, Spent
+from ..registry.tombstones import HOW, End, Revocable
 
 T = TypeVar("T")
 
@@ -50,8 +49,8 @@ class Record(NamedTuple):
     returned: frozenset[UseId] = frozenset()
 
 
-class ByUse(NamedTuple):
-    """A lease was taken, or used up: see `tombstones.Spent`.
+class RevocableRecord(NamedTuple):
+    """What may make an end void: see `tombstones.Revocable`.
 
     Attributes:
         used: as of `Lease`, like `takes` and `returned`.
@@ -63,6 +62,7 @@ class ByUse(NamedTuple):
         renewals: see `origin`.
         given_s: see `origin`.
         size: how many items it held.
+        expired: as of `Lease`.
     """
 
     used: frozenset[UseId]
@@ -74,6 +74,7 @@ class ByUse(NamedTuple):
     renewals: Whole
     given_s: AnySpan | None
     size: Whole
+    expired: bool = False
 
 
 class EndRecord(NamedTuple):
@@ -85,9 +86,9 @@ class EndRecord(NamedTuple):
         ago_s: how many seconds ago.
         at: when, in seconds since the epoch.
         by: who ended it.
-        terms: its terms at the end.
+        terms: its terms at the end, or as of a later renewal that has become known.
         uses: ids of the uses that it granted; see `granted`.
-        by_use: the use that ended it, unless the end is final.
+        revocable: what may make this end void; None if it is final.
     """
 
     lease: LeaseId
@@ -97,7 +98,7 @@ class EndRecord(NamedTuple):
     by: str
     terms: Terms
     uses: tuple[UseId, ...] = ()
-    by_use: ByUse | None = None
+    revocable: RevocableRecord | None = None
 
 
 class Records(NamedTuple):
@@ -138,11 +139,13 @@ def end_record_of(table: LeaseTable[Any], lease: bytes) -> EndRecord | None:
     end = table.tombstones.get(lease)
     if end is None:
         return None
-    by_use = None
-    if (spent := table.tombstones.spent(lease)) is not None:
-        held, (age, time) = spent.lease, _times(table, spent.lease)
-        by_use = ByUse(held.used, held.takes, held.returned, held.origin, age, *time, spent.size)
-    return EndRecord(lease, end.how, table.clock() - end.since, end.at, end.by, end.terms, end.uses, by_use)
+    if (ended := table.tombstones.revocable(lease)) is None:
+        return EndRecord(lease, end.how, table.clock() - end.since, end.at, end.by, end.terms, end.uses)
+    held, (age, time) = ended.lease, _times(table, ended.lease)
+    revocable = RevocableRecord(
+        held.used, held.takes, held.returned, held.origin, age, *time, ended.size, expired=held.expired
+    )
+    return EndRecord(lease, end.how, table.clock() - end.since, end.at, end.by, held.terms, end.uses, revocable)
 
 
 def merge_record(table: LeaseTable[T], record: Record) -> bool:
@@ -151,18 +154,20 @@ def merge_record(table: LeaseTable[T], record: Record) -> bool:
     Limits don't count: the lease was let in where it was made.
     """
     lease = record.lease
-    if lease in table.tombstones and not unspent.lives_elsewhere(
-        table, lease, record.used, record.returned, record.items, record.owners
-    ):
-        return False
+    if lease in table.tombstones:
+        if (ended := table.tombstones.revocable(lease)) is not None:
+            ended.lease.give_back(record.returned)
+            ended.lease.count(record.used)
+            _learn_time(table, lease, ended.lease, record)
+            _ended_by_uses(table, lease, ended, table.wall(), str(record.origin))
+        if not unspent.live_elsewhere(table, lease, record.items, record.owners):
+            return False
     # Not `find`: where its time is over here, and nobody has swept yet, the record may bring the renewal that came in time.
     held = table.live.get(lease)
     if held is None:
         held = table.begin(lease, record.items, record.owners, record.terms, record.origin, record.age_s)
         held.renewals = record.renewals - 1  # so that the time that is left is taken from the record, below
-    # Of two renewals with one number (each shard counted one while the other was down) the longer one counts, on all shards.
-    if _time(record) > _time(held):
-        table.set_time(lease, Renewal(record.renewals, record.terms.ttl, record.given_s), record.left_s)
+    _learn_time(table, lease, held, record)
     if record.terms.durable is not None and held.terms.durable is None:
         # It became durable elsewhere, and this shard was not asked, or had failed: it holds the other's copies at first.
         terms = held.terms._replace(durable=record.terms.durable)
@@ -178,16 +183,18 @@ def merge_record(table: LeaseTable[T], record: Record) -> bool:
 def merge_end(table: LeaseTable[Any], record: EndRecord) -> bool:
     """A lease has ended on another shard, and so it has here; whether that has ended it here.
 
-    It goes on living if the use that ended it there was given back, or one of those that were too many.
+    It goes on living if the use that ended it there was given back, or one of those that were too many; or if its time was over
+    there, and it was renewed here.
     """
-    lease, by_use = record.lease, record.by_use
-    held, spent = table.live.get(lease), table.tombstones.spent(lease)
-    known = held or (spent and spent.lease)
-    if known is not None and by_use is not None:
-        known.give_back(by_use.returned)
-        known.count(by_use.used, by_use.takes)
+    lease, theirs = record.lease, record.revocable
+    held, ended = table.live.get(lease), table.tombstones.revocable(lease)
+    known = held or (ended and ended.lease)
+    if known is not None and theirs is not None:
+        known.give_back(theirs.returned)
+        known.count(theirs.used, theirs.takes)
+        _learn_time(table, lease, known, record)
     if held is not None:
-        if by_use is not None and not held.is_spent:
+        if theirs is not None and not held.is_over:
             return False
         both = held.used.union(record.uses) - held.returned
         if held.terms.uses is not None and len(both) > held.terms.uses:
@@ -195,26 +202,60 @@ def merge_end(table: LeaseTable[Any], record: EndRecord) -> bool:
             record = record._replace(uses=())
         elif len(both) <= MOST_USES_REMEMBERED:
             record = record._replace(uses=tuple(both))
+        if record.how == "expired" and theirs is not None and not held.expired:
+            # Renewed here in time; but the uses of both shards are all that it had, or it was taken.
+            record = record._replace(how="released" if held.takes else "used_up")
         table.end(lease, record.how, record.by)
-        spent = table.tombstones.spent(lease)
-    if by_use is None:
-        spent = None
+        ended = table.tombstones.revocable(lease)
+    if theirs is None:
+        ended = None
         table.tombstones.finish(lease)
+    elif held is None and ended is not None:
+        _ended_by_uses(table, lease, ended, record.at, record.by)
     elif known is None:
-        spent = Spent(_heard(record, by_use, table.clock()), by_use.size, was_here=False)
+        ended = Revocable(_heard(record, theirs, table.clock()), theirs.size, was_here=False)
     if held is not None or lease not in table.tombstones:
         since = table.clock() - record.ago_s
-        table.tombstones.add(lease, End(record.how, since, record.at, record.by, record.terms, record.uses), spent)
+        table.tombstones.add(lease, End(record.how, since, record.at, record.by, record.terms, record.uses), ended)
     return held is not None
 
 
-def _heard(record: EndRecord, by_use: ByUse, now: float) -> Lease[Any]:
+def _heard(record: EndRecord, theirs: RevocableRecord, now: float) -> Lease[Any]:
     """A lease that was never here, as the record of its end has it."""
-    lease: Lease[Any] = Lease(0, (), (), record.terms, by_use.origin, now - by_use.age_s)
-    lease.expires_at = None if by_use.left_s is None else now + by_use.left_s
-    lease.renewals, lease.given_s = by_use.renewals, by_use.given_s
-    lease.used, lease.takes, lease.returned = by_use.used, by_use.takes, by_use.returned
+    lease: Lease[Any] = Lease(0, (), (), record.terms, theirs.origin, now - theirs.age_s)
+    expires_at = None if theirs.left_s is None else now + theirs.left_s
+    renewal = Renewal(theirs.renewals, record.terms.ttl, theirs.given_s)
+    lease.set_time(renewal, expires_at, expired=theirs.expired)
+    lease.used, lease.takes, lease.returned = theirs.used, theirs.takes, theirs.returned
     return lease
+
+
+def _ended_by_uses(table: LeaseTable[Any], lease: bytes, ended: Revocable, at: float, by: str) -> None:
+    """If a lease that has ended by its time was renewed in time elsewhere, and has ended by its uses, then that is how it ended."""
+    held, end = ended.lease, table.tombstones.get(lease)
+    if end is None or end.how != "expired" or held.expired or not held.is_spent:
+        return
+    how, uses = ("released" if held.takes else "used_up"), held.used | held.takes
+    # If both shards granted too many, this end excuses none of them here; see `merge_end`.
+    too_many = len(held.takes) > 1 or (held.terms.uses is not None and len(held.used) > held.terms.uses)
+    known = () if too_many or len(uses) > MOST_USES_REMEMBERED else tuple(uses)
+    if ended.was_here:
+        table.ends["expired"] -= 1
+        table.ends[how] += 1
+    table.tombstones.add(lease, End(how, end.since, at, by, held.terms, known), ended)
+
+
+def _learn_time(table: LeaseTable[Any], lease: bytes, known: Lease[Any], record: Record | EndRecord) -> None:
+    """Another shard knows this of a lease's time, which counts here if it is later than what was known; see `lease.time_of`."""
+    time = record if isinstance(record, Record) else record.revocable
+    if time is None:
+        return
+    renewal = Renewal(time.renewals, record.terms.ttl, time.given_s)
+    expired = isinstance(time, RevocableRecord) and time.expired
+    if time_of(renewal, expired=expired) > known.time:
+        if lease in table.live:
+            table.set_time(lease, renewal, time.left_s)
+        known.set_time(renewal, None if time.left_s is None else table.clock() + time.left_s, expired=expired)
 
 
 def _times(table: LeaseTable[Any], held: Lease[Any]) -> tuple[float, tuple[float | None, int, float | None]]:
@@ -232,8 +273,3 @@ def granted(table: LeaseTable[Any], lease: bytes, use: bytes) -> bool:
     """
     end = table.tombstones.get(lease)
     return end is not None and use in end.uses
-
-
-def _time(of: Record | Lease[T]) -> tuple[float, ...]:
-    """What orders the renewals of a lease: no two that differ are equal, so that all shards keep the same one."""
-    return of.renewals, *(math.inf if span is None else span for span in (of.given_s, of.terms.ttl))

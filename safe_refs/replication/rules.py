@@ -15,10 +15,10 @@ shard 0: `received(records)`, `answered(1, …)`; all have answered: `recovered(
 `Rules` is driven by the shard's part under the shard's lock, and by the explorer of the tests. The methods named after an event say
 in their answer what the part has to do about it; most of them, whether news are owed now that were not before.
 
-What always holds: records merge in any order and any number of times (see `records`); an ended lease beats a live one, so that
-nothing that was released comes back; a shard that has restarted does not answer "not found" before the others have answered it. If
-too few of them know what it held, its recovery is *lossy*: leases may be gone, and the registry begins a new epoch, so that "lost" is
-the answer for leases of an older one.
+What always holds: records merge in any order and any number of times (see `records`); an ended lease beats a live one, unless its
+time was over and it had been renewed elsewhere, so that nothing that was released comes back; a shard that has restarted does not
+answer "not found" before the others have answered it. If too few of them know what it held, its recovery is *lossy*: leases may be
+gone, and the registry begins a new epoch, so that "lost" is the answer for leases of an older one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from ..errors import LeaseLostError, LeaseNotFoundError, SafeRefsError
+from ..errors import LeaseExpiredError, LeaseLostError, LeaseNotFoundError, SafeRefsError
 from ..registry.leases import LeaseTable
 from ..registry.records import Identity
-from ..registry.wire import Granted, NotNow
+from ..registry.wire import Granted, NotNow, Overdue, Refused
 from .records import Record, Records, end_record_of, granted, merge_end, merge_record, record_of
 from .topology import Topology, completed, grown
 
@@ -118,11 +118,17 @@ class Rules(Generic[T]):
         """Those shards could not be reached when these leases were made, or have lost them: they are owed them."""
         for shard in shards:
             self.give_back(shard, leases)
+            self._returned[shard] = (
+                self._clock()
+            )  # it has forgotten what it knew of them, which may be under way to here
 
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> Refused | None:
         """The table refuses to do something with a lease, for a use of that id: what to answer instead; None for the refusal."""
         if isinstance(refusal, (LeaseNotFoundError, LeaseLostError)):
             return NotNow.RECOVERING if self.is_recovering else None
+        ended = self._table.tombstones.revocable(lease)
+        if isinstance(refusal, LeaseExpiredError) and ended is not None and not ended.lease.is_spent:
+            return Overdue(refusal)
         return Granted(refusal) if granted(self._table, lease, use) else None
 
     # News.
@@ -169,7 +175,9 @@ class Rules(Generic[T]):
         before = [self._state_of(lease) for lease in named]
         for end in records.ended:  # first, as ends beat records
             if not merge_end(self._table, end) and end.lease in self._table.live:
-                self.changed([end.lease])  # the use that ended it there was given back: news for the sender
+                self.changed(
+                    [end.lease]
+                )  # the use that ended it there was given back, or it was renewed: news for the sender
         new = self._merge([record for record in records.live if not self._has_moved(record.lease)])
         self._owe_returned(
             [lease for lease, state in zip(named, before, strict=True) if self._state_of(lease) != state]
@@ -182,9 +190,12 @@ class Rules(Generic[T]):
         new: list[bytes] = []
         for record in records:
             held_before = record.lease in self._table.live  # not `find`: it would end a lease whose renewal this may be
-            if not merge_record(self._table, record):
-                self.changed([record.lease])  # it has ended here: news for the sender, which may not know that
-            elif not held_before and record.lease in self._table.live:
+            ended_before = record.lease in self._table.tombstones
+            merge_record(self._table, record)
+            if ended_before:
+                # It has ended here, which is news for the sender; or it lives again, which is news for whoever heard of its end.
+                self.changed([record.lease])
+            if not held_before and record.lease in self._table.live:
                 new.append(record.lease)
         return new
 
@@ -327,6 +338,6 @@ class Rules(Generic[T]):
         """What can change of a lease."""
         held = self._table.live.get(lease)
         if held is not None:
-            return held.used, held.returned, held.renewals, held.given_s
-        spent = self._table.tombstones.spent(lease)
-        return lease in self._table.tombstones, spent and spent.lease.returned
+            return held.used, held.returned, held.time
+        ended = self._table.tombstones.revocable(lease)
+        return lease in self._table.tombstones, ended and (ended.lease.returned, ended.lease.time)

@@ -15,7 +15,7 @@ from safe_refs.errors import LeaseError, LeaseLostError, LeaseNotFoundError, Lea
 from safe_refs.registry.hooks import Began, Parts, ShardPart
 from safe_refs.registry.records import Identity, Origin, Terms
 from safe_refs.registry.shard import Shard
-from safe_refs.registry.wire import Granted, NotNow, ResolveRow
+from safe_refs.registry.wire import NotNow, Refused, ResolveRow
 from tests.support import stand_ins
 
 A, B = b"a" * 16, b"b" * 16
@@ -58,7 +58,7 @@ class Watcher(ShardPart):
     def ended(self, lease: bytes, items: Sequence[Any]) -> None:
         self.seen.append(("ended", lease))
 
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> Refused | None:
         return NotNow.RECOVERING if self.recovering else None
 
 

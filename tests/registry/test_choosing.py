@@ -63,7 +63,7 @@ def test_one_that_a_use_has_ended_does_not_live_again(table: LeaseTable[str], ta
         pin(table, lease, "x", uses=None if take else 1, label=label)
         table.resolve(lease, STARTED, slot=None, take=take, origin=ME, use=b"use")
     assert released(table, Query(label="wanted"), dry_run=True) == []
-    assert table.tombstones.spent(A) is not None
+    assert table.tombstones.revocable(A) is not None
     assert released(table, Query(label="wanted")) == []
     backs = [unspent.give_back(table, GiveBackRow(lease, b"use", take, 1, ME, b""), ["x"], [b"o"]) for lease in (A, B)]
     assert backs == [None, True]

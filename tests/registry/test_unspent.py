@@ -170,12 +170,12 @@ def test_a_lease_takes_back_so_many_uses(table: LeaseTable[str]) -> None:
 
 def test_what_is_kept_of_ended_leases_is_bounded(table: LeaseTable[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest go first: those ends are final. The tombstones stay."""
-    monkeypatch.setattr(tombstones, "_MOST_SPENT", 10)
+    monkeypatch.setattr(tombstones, "_MOST_REVOCABLE", 10)
     leases = [bytes([number]) * 16 for number in range(4)]
     for lease in leases:
         pin(table, lease, "x", uses=1)
         use(table, b"one", lease=lease)
-    assert [table.tombstones.spent(lease) is not None for lease in leases] == [False, False, True, True]
+    assert [table.tombstones.revocable(lease) is not None for lease in leases] == [False, False, True, True]
     assert back(table, b"one", "x", lease=leases[0]) is None
     assert back(table, b"one", "x", lease=leases[3]) is True
     assert len(table.tombstones) == 3

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from safe_refs.errors import (
+    LeaseExpiredError,
     LeaseLostError,
     LeaseNotFoundError,
     LeaseReleasedError,
@@ -14,7 +15,7 @@ from safe_refs.errors import (
     SafeRefsError,
 )
 from safe_refs.registry.records import Identity, Renewal
-from safe_refs.registry.wire import Granted, NotNow, Silence
+from safe_refs.registry.wire import Granted, NotNow, Overdue, Silence
 from safe_refs.replication.merging import (
     Ask,
     Inquiry,
@@ -35,6 +36,8 @@ GROWING = Topology(2, shards=3, replicas=1, before=1)
 NOT_FOUND = LeaseNotFoundError.of("01010101", "default")
 LOST = LeaseLostError.of("01010101", "default", 1, 2)
 ENDED = LeaseReleasedError.of("01010101", "default", 1.0, "somebody")
+EXPIRED = LeaseExpiredError.of("01010101", "default", 1.0, 5.0)
+OVERDUE = Overdue(EXPIRED)
 FULL = RegistryFullError("full")
 THIRD = Renewal(3, 60.0, 60.0)
 OLD, NEW = Identity(b"epoch..1", 1), Identity(b"epoch..2", 2)
@@ -82,6 +85,14 @@ def ask_in_turn(inquiry: Inquiry, *replies: Any, topology: Topology = TWO) -> tu
         ((Silence.DEAD, Silence.LATE), Silence.LATE),
         ((Silence.ABSENT, Silence.ABSENT), Silence.ABSENT),
         ((ENDED, Silence.LATE), ENDED),
+        (("x", OVERDUE), "x"),  # renewed there in time
+        (("x", EXPIRED), EXPIRED),  # released since
+        ((OVERDUE, ENDED), ENDED),
+        ((OVERDUE, OVERDUE), EXPIRED),
+        ((OVERDUE, Silence.LATE), EXPIRED),
+        ((OVERDUE, NotNow.DOUBTFUL), NotNow.RECOVERING),  # it may have renewed it
+        ((OVERDUE, Silence.DEAD), NotNow.RECOVERING),  # it may have told the other by now
+        ((OVERDUE, LOST), NotNow.RECOVERING),
     ],
 )
 def test_all_at_once(replies: tuple[Any, ...], verdict: Any) -> None:
@@ -128,6 +139,9 @@ def test_a_lease_that_counts_its_uses_is_asked_for_in_turn_and_stays_so() -> Non
         ((NotNow.STALE,), NotNow.STALE, 1),
         ((NOT_FOUND, LOST), LOST, 2),
         ((NOT_FOUND, Silence.DEAD), NotNow.RECOVERING, 2),
+        ((OVERDUE, "x"), NotNow.RECOVERING, 2),  # until they agree
+        (("x", OVERDUE), NotNow.RECOVERING, 2),
+        ((OVERDUE, OVERDUE), EXPIRED, 2),
     ],
 )
 def test_one_after_the_other(replies: tuple[Any, ...], verdict: Any, count: int) -> None:
@@ -135,6 +149,40 @@ def test_one_after_the_other(replies: tuple[Any, ...], verdict: Any, count: int)
     _, found, asked = ask_in_turn(Inquiry(True), *replies)
     assert found is verdict or found == verdict == "x"
     assert asked == list(TWO.holders(A))[:count]
+
+
+@pytest.mark.parametrize("gone", [Silence.DEAD, LOST, NOT_FOUND])
+def test_who_can_not_say_more_of_a_lease_that_is_overdue_elsewhere_is_waited_for_once(gone: Any) -> None:
+    """It may have passed a renewal on before it died; after one more round that is known."""
+    inquiry, first = Inquiry(False).begin(A, TWO)
+    inquiry, step = inquiry.take({0: OVERDUE, 1: gone})
+    assert step is NotNow.RECOVERING
+    inquiry, _ = inquiry.begin(A, TWO)
+    assert inquiry.take({0: OVERDUE, 1: gone})[1] is EXPIRED
+    assert inquiry.take({0: "x", 1: gone})[1] == "x"
+    assert first == Ask((0, 1), counts=False) or first == Ask((1, 0), counts=False)
+
+
+def test_what_one_holder_grants_while_the_lease_is_overdue_at_another_is_asked_for_again() -> None:
+    """All are asked again, with the same use, until they agree: then it is granted, or its time is over for all."""
+    inquiry, found, asked = ask_in_turn(Inquiry(True), OVERDUE, "x")
+    assert (found, asked) == (NotNow.RECOVERING, list(TWO.holders(A)))
+    assert ask_in_turn(inquiry, "x", "x")[1] == "x"
+    assert ask_in_turn(inquiry, Granted(ENDED), Granted(ENDED))[1] == "x"  # it was the last use
+    assert ask_in_turn(inquiry, OVERDUE, OVERDUE)[1] is EXPIRED
+    assert ask_in_turn(inquiry, ENDED)[1] is ENDED
+
+
+def test_a_renewal_of_a_lease_that_is_overdue_at_a_holder_is_carried_out_at_all_before_it_counts() -> None:
+    """By what the one that renewed it has decided, in the next round, too."""
+    inquiry, found, _ = ask_in_turn(Inquiry(True), THIRD, OVERDUE)
+    assert found is NotNow.RECOVERING
+    first, second = TWO.holders(A)
+    inquiry, step = inquiry.begin(A, TWO)
+    assert step == Ask((first,), counts=True, decided=THIRD)
+    inquiry, step = inquiry.take({first: THIRD})
+    assert step == Ask((second,), counts=True, decided=THIRD)
+    assert inquiry.take({second: THIRD})[1] == THIRD
 
 
 def test_who_has_granted_it_is_not_asked_again() -> None:

@@ -20,9 +20,11 @@ from tests.support.shards import (
     Start,
     both,
     decider,
+    figures,
     is_back,
     kill,
     knows,
+    stopped,
     wait_until_whole,
 )
 from tests.support.values import outcomes
@@ -149,3 +151,29 @@ def test_renewals_are_not_taken_in_different_orders(start: Start) -> None:
     wait_until(lambda: ttls(0) == ttls(1))
     assert len(ttls(0)) == 6
     safe_refs.release(payloads)
+
+
+@pytest.mark.long
+def test_a_renewal_that_reached_one_shard_counts_at_the_other_which_was_silent_until_the_old_ttl_was_over(
+    start: Start,
+) -> None:
+    """It ends the lease by the time that it knows, hears of the renewal, and has it again; so it lives until the new ttl is over."""
+    name = start(2, 2)
+    payload = safe_refs.dumps(ray.put("renewed in time"), ttl=4)
+    begun = time.monotonic()
+    silent = 1 - decider(name, payload)
+    with stopped(name, silent):
+        safe_refs.renew(payload, 10, timeout=1)  # one shard grants it, the other is not waited for any longer
+        renewed = time.monotonic()
+        assert renewed < begun + 4
+        wait_until(lambda: time.monotonic() > begun + 4.2)
+        assert ray.get(safe_refs.loads(payload), timeout=20) == "renewed in time"
+    while time.monotonic() < renewed + 7:
+        assert ray.get(safe_refs.loads(payload), timeout=20) == "renewed in time"
+    assert both(name, "live_leases") == (1, 1)
+    assert both(name, "expired") == (0, 0)
+    assert [record.terms.ttl for shard in (0, 1) for record in knows(name, shard, [payload]) if record] == [10.0, 10.0]  # type: ignore[union-attr] # it is live
+    wait_until(lambda: both(name, "live_leases") == (0, 0))
+    assert time.monotonic() > begun + 10
+    assert outcomes([payload]) == ["LeaseExpiredError"]
+    assert figures(name, silent).expired == 1

@@ -28,9 +28,9 @@ from .waiting import comes
 BOUNDS = {
     "tombstones._ended": 500,  # as `init` of the tests says
     "tombstones._lost": 500,
-    "tombstones._spent": 12_500,
+    "tombstones._revocable": 12_500,
     "objects of safe_refs.registry.tombstones.End": 500,
-    "objects of safe_refs.registry.tombstones.Spent": 12_500,
+    "objects of safe_refs.registry.tombstones.Revocable": 12_500,
     "objects of safe_refs.registry.lease.Lease": 12_500,
     "objects of safe_refs.registry.records.": 12_500,  # the origins and terms of those
     "table._deadlines._heap": 64,

@@ -22,8 +22,10 @@ class Clock:
         return self.now
 
 
-def make_table(clock: Clock, limits: Limits | None = None) -> LeaseTable[str]:
-    return LeaseTable(registry="default", identity=STARTED, clock=clock, wall=lambda: clock.now + 1e9, limits=limits)
+def make_table(clock: Clock, limits: Limits | None = None, *, alone: bool = True) -> LeaseTable[str]:
+    return LeaseTable(
+        registry="default", identity=STARTED, clock=clock, wall=lambda: clock.now + 1e9, limits=limits, alone=alone
+    )
 
 
 def pin(table: LeaseTable[str], lease: bytes, *items: str, owner: bytes = b"o", **terms: object) -> None:

@@ -42,6 +42,7 @@ class Scope:
         both: whether a shard may crash while the other is down or recovering.
         borrowed: makers don't own what they pin, so that leases depend on them until the owner knows the shards.
         uses: of both leases.
+        ttl: both leases have a first ttl, which may pass on each shard at any time.
         limits: of each shard.
         table, rules: the classes of a shard.
         inquiry, pinning, releasing, returning: the classes of a client's machines.
@@ -58,6 +59,7 @@ class Scope:
     both: bool = False
     borrowed: bool = False
     uses: tuple[int | None, int | None] = (None, 1)
+    ttl: bool = False
     limits: Limits = field(default_factory=Limits)
     table: type[LeaseTable[str]] = LeaseTable
     rules: type[Rules[str]] = Rules

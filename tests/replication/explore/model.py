@@ -12,6 +12,9 @@ from safe_refs.replication.topology import Topology
 TOPOLOGY = Topology(version=1, shards=2, replicas=2)
 ME = Origin("job", "node", 1, "model")
 DOWN = 0
+FIRST = (
+    2.0**-60
+)  # seconds: the ttl of a lease that wasn't renewed; beside it, what a renewal gives is for ever (see `Shards`)
 T = TypeVar("T", bound=Hashable)
 
 World = tuple[int, int, int, int, int, int, int]  # shard 0, shard 1, client 0, 1, 2, network, ledger
@@ -28,7 +31,7 @@ NAMES = "XY"
 TAKES = ("take", "early take")
 READS = ("resolve", "early")  # a resolve of a lease that doesn't count its uses
 USES = ("use", *TAKES)
-RENEWALS = ("renew", "lengthen")
+RENEWALS = ("renew", "lengthen", "shorten")
 BACKS = {"back": "use", "back take": "take"}  # a client gives back what its last step has got: a use, or a take
 EARLY = ("early", "early take")  # by who may have got the payload before its pin was acknowledged
 
@@ -81,6 +84,8 @@ class Story(NamedTuple):
         most: how many may.
         gave_back: somebody has begun to give a use back.
         loose: a shard was out, or had just come back, while a use was given back: until all is quiet, it may tell the end by it.
+        renewed: a renewal has returned well, so that the lease lives on when its first ttl passes.
+        shortened: somebody has begun to give it the first ttl again.
     """
 
     stage: str = ""
@@ -95,6 +100,8 @@ class Story(NamedTuple):
     most: int | None = None
     gave_back: bool = False
     loose: bool = False
+    renewed: bool = False
+    shortened: bool = False
 
     @property
     def ended(self) -> bool:
@@ -126,13 +133,14 @@ class Op(NamedTuple):
     """What a client is doing.
 
     Attributes:
-        kind: pin, release, use, take, renew, lengthen (a keepalive's renewal), resolve; early (a resolve) or early take, by who may
-            be too early; back or back take.
+        kind: pin, release, use, take, renew, lengthen (a keepalive's renewal), shorten (a renewal that gives the first ttl again),
+            resolve; early (a resolve) or early take, by who may be too early; back or back take.
         lease: its number.
         flag: of a resolve: it began after the lease had ended (and, if a shard crashed meanwhile, all had heard of it). Of who may
             be too early: in this round the pin had been acknowledged. Of a use, a take or a renewal: while it was under way the lease
             may have ended by a use that was then given back.
         turn: how many steps its program has left after it.
+        in_time: when it began, a renewal had been acknowledged, or nothing ends by time.
         machine: the real client's state; None of who was too early, and waits for the pin to come.
         ask: what the machine has asked for.
         calls: the status of its call to each shard, a tuple:
@@ -146,6 +154,7 @@ class Op(NamedTuple):
     lease: int
     flag: bool
     turn: int = 0
+    in_time: bool = True
     machine: Machine | None = None
     ask: Ask | Repair | None = None
     calls: tuple[Status, Status] = (("idle",), ("idle",))

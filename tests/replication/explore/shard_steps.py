@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from .clients import with_call
-from .model import BACKS, DOWN, NAMES, Ledger, Network, Story, World, replaced, with_story
+from .model import BACKS, DOWN, FIRST, NAMES, Ledger, Network, Story, World, replaced, with_story
 from .whole import Whole
 
 
@@ -51,6 +51,9 @@ class ShardSteps(Whole):
                         label + ", and the answer is lost",
                         self._moved(world, {other: got, shard: back}, network=arrived, ledger=fewer),
                     )
+        if self._is_timed(world[shard]):
+            state, _ = self.shards.do(world[shard], self._time_passes)
+            yield f"the first ttl passes at shard {shard}", self._moved(world, {shard: state})
         if self.scope.borrowed:
             yield from self._anchor(world, shard, network)
         # Recovery.
@@ -75,6 +78,10 @@ class ShardSteps(Whole):
             state, lossy = self.shards.do(world[shard], self._give_up)
             yield self._settled(world, shard, state, lossy, ledger, network, f"shard {shard} gives up waiting")
 
+    def _is_timed(self, state: int) -> bool:
+        """Whether a shard holds a lease that ends when its first ttl passes."""
+        return any(at is not None and at[0] == "live" and at[-1] == FIRST for at in self.shards.shown[state].leases)
+
     def _anchor(self, world: World, shard: int, network: Network) -> Iterator[tuple[str, World]]:
         """The owner of what was borrowed answers a shard; what that shard finds to be lost, it asks the other for."""
         for lease in (0, 1):
@@ -89,7 +96,7 @@ class ShardSteps(Whole):
                     self._moved(world, {shard: state}, network=network._replace(orphans=orphans)),
                 )
 
-    def _maker_dies(self, world: World, ledger: Ledger) -> Iterator[tuple[str, World]]:
+    def _maker_dies(self, world: World, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
         """The maker of a lease dies, on which shards still depend: what they hold may be gone from each; from all is not promised."""
         for lease, story in enumerate(ledger.stories):
             dependent = [shard for shard in (0, 1) if self.shards.shown[world[shard]].depends[lease] == "maker"]
@@ -100,11 +107,13 @@ class ShardSteps(Whole):
                     shard: self.shards.do(world[shard], self.shards.calls(("maker dies", lease, fate)))[0]
                     for shard, fate in zip(dependent, fates, strict=True)
                 }
-                has_other = any(
-                    self.shards.shown[world[shard]].leases[lease] for shard in (0, 1) if shard not in dependent
-                )
+                others = [self.shards.shown[world[shard]].leases[lease] for shard in (0, 1) if shard not in dependent]
+                has_other = any(at and (at[0] != "ended" or not at[-1]) for at in others)
                 risk = story.risk or ("safe" not in fates and not has_other)
                 after = with_story(ledger._replace(deaths=ledger.deaths - 1), lease, story._replace(risk=risk))
+                if self.scope.ttl and not self._settled_of(world, lease, network):
+                    gone = sum(1 << shard for shard, fate in zip(dependent, fates, strict=True) if fate == "gone")
+                    after = self._forgetful(after, lease, gone)  # with what it held goes what it knows of its time
                 yield f"the maker of {NAMES[lease]} dies, {', '.join(fates)}", self._moved(world, moved, ledger=after)
 
     def _settled(

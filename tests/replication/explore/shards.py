@@ -7,25 +7,52 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from safe_refs.config import Limits
-from safe_refs.errors import LeaseLostError, LeaseNotFoundError, LeaseReleasedError, SafeRefsError
+from safe_refs.errors import (
+    LeaseExpiredError,
+    LeaseLostError,
+    LeaseNotFoundError,
+    LeaseReleasedError,
+    SafeRefsError,
+)
 from safe_refs.registry import steps
 from safe_refs.registry.hooks import Began, Parts, ShardPart
 from safe_refs.registry.leases import LeaseTable
 from safe_refs.registry.records import Identity, Terms
-from safe_refs.registry.wire import GiveBackRow, Granted, NotNow, PinRow, ReleaseCall, RenewCall, ResolveRow
-from safe_refs.replication.records import Records, end_record_of, record_of
+from safe_refs.registry.wire import (
+    GiveBackRow,
+    Granted,
+    NotNow,
+    Overdue,
+    PinRow,
+    Refused,
+    ReleaseCall,
+    RenewCall,
+    ResolveRow,
+)
+from safe_refs.replication.records import EndRecord, Records, end_record_of, record_of
 from safe_refs.replication.rules import Rules
 
-from .model import LEASES, ME, NAMES, TOPOLOGY, Interned
+from .model import FIRST, LEASES, ME, NAMES, TOPOLOGY, Interned
 
 # What shards answer, as values that can be compared: errors are only equal to themselves.
 NOT_FOUND = LeaseNotFoundError.of("", "r")
 LOST = LeaseLostError.of("", "r", 1, 2)
 ENDED = LeaseReleasedError.of("", "r", 0.0, "somebody")
+EXPIRED = LeaseExpiredError.of("", "r", 0.0, FIRST)
 OWN = LeaseReleasedError.of("", "r", 0.0, "the very use that asks")
 
 
-def _clock() -> float:
+class Clock:
+    """A shard's: it stands still but for the moments in which a first ttl passes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _wall() -> float:
     return 0.0
 
 
@@ -61,7 +88,7 @@ class Part(ShardPart):
     def doubts(self, row: ResolveRow) -> NotNow | None:
         return NotNow.DOUBTFUL if self.depends.get(row.lease) in ("safe", "gone") else None
 
-    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> NotNow | Granted | None:
+    def excuse(self, lease: bytes, use: bytes, refusal: SafeRefsError) -> Refused | None:
         return self.rules.excuse(lease, use, refusal)
 
 
@@ -69,8 +96,8 @@ class Shown(NamedTuple):
     """What can be seen of a shard: all of its state that its later behaviour depends on.
 
     Attributes:
-        leases: for each, None, or ("live", uses so far, uses given back, renewals, ttl, seconds left), or ("ended", how, uses, by
-            which use), or ("lost",).
+        leases: for each, None, or ("live", uses so far, uses given back, renewals, ttl, seconds left), or ("ended", how, uses, what
+            may make that void, whether it is `Overdue`), or ("lost",).
         epoch: of its table.
         news: owed to the other, oldest first.
         recovering: the other has not answered it yet.
@@ -90,15 +117,25 @@ class Shards:
     """Both shards' behaviour, looked up: state and call give the next state and the answer.
 
     States are numbers, of which 0 is a shard that is down. Calls are numbers too, of tuples: what, and its arguments.
+
+    Each shard has a clock of its own. When the first ttl passes it goes on by that much, which is so little that it takes nothing
+    away from what a renewal gives: 10 s and FIRST is 10 s. So what is left to a lease is FIRST or some ten seconds, and there are few
+    states; ages are left out.
     """
 
     def __init__(
-        self, table: type[LeaseTable[str]], rules: type[Rules[str]], uses: tuple[int | None, ...], limits: Limits
+        self,
+        table: type[LeaseTable[str]],
+        rules: type[Rules[str]],
+        uses: tuple[int | None, ...],
+        limits: Limits,
+        ttl: bool = False,
     ) -> None:
         self._table_class = table
         self._rules_class = rules
         self._uses = uses
         self._limits = limits
+        self._ttl = FIRST if ttl else None
         self._states: Interned[tuple[int, Shown | None]] = Interned()
         self._states((-1, None))  # DOWN
         self._frozen: list[tuple[LeaseTable[str], Part] | None] = [None]
@@ -113,15 +150,16 @@ class Shards:
 
     def start(self, shard: int, epoch: int, restarted: bool) -> int:
         """A shard begins, empty."""
+        clock = Clock()
         table = self._table_class(
             registry="r",
             identity=identity_of(epoch),
-            clock=_clock,
-            wall=_clock,
+            clock=clock,
+            wall=_wall,
             limits=self._limits,
             alone=False,
         )
-        part = Part(self._rules_class(shard, TOPOLOGY, table, restarted, _clock))
+        part = Part(self._rules_class(shard, TOPOLOGY, table, restarted, clock))
         table._gone = part.ended
         return self._freeze(table, part)
 
@@ -143,7 +181,8 @@ class Shards:
                 live = record.used, record.returned, record.renewals, record.terms.ttl, record.left_s
                 leases.append(("live", *live))
             elif (end := end_record_of(table, lease)) is not None:
-                leases.append(("ended", end.how, frozenset(end.uses), end.by_use))
+                is_overdue = isinstance(rules.excuse(lease, b"", EXPIRED), Overdue) and end.how == "expired"
+                leases.append(("ended", end.how, frozenset(end.uses), _ageless(end).revocable, is_overdue))
             else:
                 leases.append(("lost",) if lease in table.tombstones._lost else None)
         news = tuple(rules._news.get(1 - rules.shard, ()))
@@ -162,7 +201,7 @@ class Shards:
         parts, other = Parts([part]), 1 - rules.shard
         if what == "pin":
             number, borrower = given
-            row = PinRow(LEASES[number], 1, Terms(uses=self._uses[number]), ME, borrower, {})
+            row = PinRow(LEASES[number], 1, Terms(ttl=self._ttl, uses=self._uses[number]), ME, borrower, {})
             return steps.pin(table, parts, row, [NAMES[number]], [b"owner"])
         if what == "missed":
             rules.missed([LEASES[given[0]]], [given[1]])
@@ -180,6 +219,10 @@ class Shards:
         if what == "renew":
             number, epoch, ttl, lengthens, decided = given
             return steps.renew(table, parts, RenewCall(1, LEASES[number], identity_of(epoch), ttl, lengthens, decided))
+        if what == "time passes":
+            assert isinstance(table.clock, Clock)
+            table.clock.now += FIRST
+            return table.expire()
         if what == "send news":
             taken = rules.take_news(other, 10)
             generation = table.identity.generation
@@ -232,9 +275,21 @@ def _plain(answer: Any) -> Any:
         return tuple(answer)
     if isinstance(answer, Granted):
         return Granted(OWN)
+    if isinstance(answer, Overdue):
+        return Overdue(EXPIRED)
     if isinstance(answer, SafeRefsError):
-        return {LeaseNotFoundError: NOT_FOUND, LeaseLostError: LOST}.get(type(answer), ENDED)
+        known = {LeaseNotFoundError: NOT_FOUND, LeaseLostError: LOST, LeaseExpiredError: EXPIRED}
+        return known.get(type(answer), ENDED)
     return answer
+
+
+def _ageless(end: EndRecord) -> EndRecord:
+    """An end record without what only time changes."""
+    revocable = end.revocable
+    if revocable is not None:
+        left_s = None if revocable.left_s is None else max(revocable.left_s, 0.0)
+        revocable = revocable._replace(age_s=0.0, left_s=left_s)
+    return end._replace(ago_s=0.0, revocable=revocable)
 
 
 class _Packed:
@@ -242,8 +297,8 @@ class _Packed:
 
     def __init__(self, records: Records) -> None:
         self.records = records
-        ends = tuple(end._replace(uses=tuple(sorted(end.uses))) for end in records.ended)
-        self._key = (tuple(records.live), ends)
+        ends = tuple(_ageless(end._replace(uses=tuple(sorted(end.uses)))) for end in records.ended)
+        self._key = (tuple(record._replace(age_s=0.0) for record in records.live), ends)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Packed) and self._key == other._key

@@ -15,6 +15,7 @@ from .model import (
     BACKS,
     DOWN,
     EARLY,
+    FIRST,
     NAMES,
     READS,
     RENEWALS,
@@ -29,7 +30,7 @@ from .model import (
     with_story,
 )
 from .shard_steps import ShardSteps
-from .shards import LOST, NOT_FOUND, OWN
+from .shards import EXPIRED, LOST, NOT_FOUND, OWN
 
 _REFUSED = ("use", "take", *RENEWALS)
 
@@ -57,7 +58,7 @@ class Steps(ShardSteps):
                     self._moved(world, {shard: state}, network=network._replace(orphans=rest)),
                 )
         if self.scope.borrowed and ledger.deaths:
-            yield from self._maker_dies(world, ledger)
+            yield from self._maker_dies(world, ledger, network)
 
     def _client_steps(self, world: World, number: int, ledger: Ledger, network: Network) -> Iterator[tuple[str, World]]:
         client = self.clients.values[world[2 + number]]
@@ -105,7 +106,8 @@ class Steps(ShardSteps):
         if story.loose and self._settled_of(world, lease, network):
             story = story._replace(loose=False)
         program = self.clients.values[world[2 + number]].program
-        begun = begin(Op(kind, lease, flag, len(program)), self.scope)
+        in_time = story.renewed or not self.scope.ttl
+        begun = begin(Op(kind, lease, flag, len(program), in_time), self.scope)
         if kind == "pin":
             # The epoch is that of a payload that is out before the answers are here.
             risk = not self.scope.strict and self._both_out(world)
@@ -117,6 +119,8 @@ class Steps(ShardSteps):
             loose = story.loose or not is_calm
             takes = story.takes - (kind == "back take")
             story = story._replace(wins=story.wins - 1, takes=takes, gave_back=True, loose=loose)
+        elif kind == "shorten":
+            story = story._replace(shortened=True)
         elif kind == "use" and self.scope.uses[lease] is not None:
             story = story._replace(users=story.users + 1)
         if self.scope.is_shaky:
@@ -149,7 +153,7 @@ class Steps(ShardSteps):
         if op.kind in BACKS:
             return self.shards.calls(("back", op.lease, op.kind == "back take", bytes([number, op.turn + 1])))
         if op.kind in RENEWALS:
-            ttl = 10.0 * (number + 1)
+            ttl = FIRST if op.kind == "shorten" else 10.0 * (number + 1)
             return self.shards.calls(("renew", op.lease, epoch, ttl, op.kind == "lengthen", ask.decided))
         use = bytes([number, op.turn]) if ask.counts else b""
         return self.shards.calls(("resolve", op.lease, epoch, op.kind in TAKES, use))
@@ -246,6 +250,7 @@ class Steps(ShardSteps):
                 enders=story.enders - (op.kind in TAKES), users=max(0, story.users - (op.kind == "use"))
             )
             may_be = (story.gave_back and story.risk) or (op.kind in _REFUSED and (op.flag or story.loose))
+            may_be = may_be or not op.in_time or (verdict is EXPIRED and story.risk)
             if not self._may_have_ended(op.lease, others) and story.stage == "held" and not may_be:
                 self._problem = f"early end: nobody else ended {name}, and a {op.kind} says {self._said(verdict)}"
         elif op.kind in READS:
@@ -253,6 +258,8 @@ class Steps(ShardSteps):
                 self._problem = f"resurrection: {name} had ended, and a resolve that began afterwards gives items"
         elif op.kind == "pin":
             return story._replace(stage="held", epoch=verdict.generation)
+        elif op.kind in RENEWALS:
+            return story._replace(renewed=self.scope.ttl)
         elif op.kind == "release":
             return story._replace(released=True)
         elif op.kind in BACKS:
@@ -268,7 +275,7 @@ class Steps(ShardSteps):
 
     def _early_end(self, op: Op, said: str, story: Story) -> str:
         """What is broken if a lease is not there, for who asks; empty if that may be."""
-        if self._may_have_ended(op.lease, story) or story.risk:
+        if self._may_have_ended(op.lease, story) or story.risk or not op.in_time:
             return ""
         if op.kind in EARLY and story.stage == "pinning":
             return (
@@ -279,9 +286,10 @@ class Steps(ShardSteps):
         return f"early end: {NAMES[op.lease]} is held, and a {op.kind} says {said}"
 
     def _may_have_ended(self, lease: int, story: Story) -> bool:
-        """Whether enough calls were begun that a lease may have ended."""
+        """Whether enough calls were begun that a lease may have ended; or its first ttl may have passed."""
         most = self.scope.uses[lease]
-        return story.enders > 0 or (most is not None and story.users >= most)
+        has_passed = self.scope.ttl and (story.shortened or not story.renewed)
+        return story.enders > 0 or (most is not None and story.users >= most) or has_passed
 
     def _undo(self, world: World, number: int, lease: int, ledger: Ledger, network: Network) -> World:
         """A pin has not come to a good end, and its maker lives: it releases the lease."""

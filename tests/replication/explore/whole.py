@@ -6,9 +6,15 @@ from typing import Any
 
 from .clients import Scope
 from .model import LEASES, READS, Client, Interned, Ledger, Network, Op, Story, World, with_story
-from .shards import ENDED, LOST, NOT_FOUND, OWN, Shards
+from .shards import ENDED, EXPIRED, LOST, NOT_FOUND, OWN, Shards
 
-_WORDS = {id(NOT_FOUND): "not found", id(LOST): "lost", id(ENDED): "ended", id(OWN): "ended by its own use"}
+_WORDS = {
+    id(NOT_FOUND): "not found",
+    id(LOST): "lost",
+    id(ENDED): "ended",
+    id(EXPIRED): "expired",
+    id(OWN): "ended by its own use",
+}
 
 
 class Whole:
@@ -16,7 +22,7 @@ class Whole:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.shards = Shards(scope.table, scope.rules, scope.uses, scope.limits)
+        self.shards = Shards(scope.table, scope.rules, scope.uses, scope.limits, scope.ttl)
         self.clients: Interned[Client] = Interned()
         self.networks: Interned[Network] = Interned()
         self.ledgers: Interned[Ledger] = Interned()
@@ -24,6 +30,7 @@ class Whole:
         self._tells = False  # the labels of steps are wanted whole: for a trace
         call = self.shards.calls
         self._send_news, self._share, self._give_up = call(("send news",)), call(("share",)), call(("give up",))
+        self._time_passes = call(("time passes",))
 
     def first(self) -> World:
         """Two empty shards, and clients that have done nothing yet."""
