@@ -22,9 +22,18 @@ from .rounds import MANY, SIZES, TTL_S, Passing, Rounds
 _REGISTRY = "soak"
 _FILLS = 10  # times
 _FILL = 1_000
+_MOST_RECENT = 4_096  # references that a process remembers to have borrowed
 _DURABLE_FILLS = 10
 _DURABLE_FILL = 20  # a copy owner frees the values of a hundred at a time
 _MOST_TOMBSTONES = 500  # as `growth.BOUNDS` says
+
+
+def fill(payload: bytes | None = None) -> None:
+    """Fill what this process remembers of leases that have ended; and, of such a payload, of references that it borrows."""
+    for _ in range(_FILLS):
+        safe_refs.loads_many(safe_refs.dumps_many([ray.put(number) for number in range(_FILL)]), take=True)
+    if payload is not None:
+        safe_refs.loads(payload)
 
 
 def nothing() -> None:
@@ -40,6 +49,9 @@ class Borrower:
     def sizes(self) -> dict[str, int]:
         return growth.sizes(self)
 
+    def fill(self, payload: bytes) -> None:
+        fill(payload)
+
     def pass_on(self, refs: list[Any]) -> tuple[bytes, float]:
         self.besides()
         begun = time.perf_counter()
@@ -52,6 +64,11 @@ class Borrower:
         taken_s = time.perf_counter() - begun
         ray.get(refs, timeout=30)
         return taken_s
+
+
+@ray.remote
+def fill_worker(payload: bytes) -> None:
+    fill(payload)
 
 
 @ray.remote
@@ -89,17 +106,26 @@ class Ours(Rounds):
         safe_refs.init(_REGISTRY, shards=shards, replicas=replicas, max_tombstones=_MOST_TOMBSTONES)
         super().__init__(calls, seed)
         self.borrower: Any = as_actor(Borrower).remote()
-        for _ in range(_FILLS if fills else 0):
-            safe_refs.loads_many(safe_refs.dumps_many([ray.put(number) for number in range(_FILL)]), take=True)
-        for _ in range(_DURABLE_FILLS if fills else 0):
-            many = safe_refs.dumps_many([ray.put(bytes(max(SIZES))) for _ in range(_DURABLE_FILL)], durable=True)
-            safe_refs.release(many)
+        self._fills = fills
         self._settles_s = settles_s
         self._before: dict[str, int] | None = None
         self._planted = planted
 
+    def _fill(self) -> None:
+        """In each process; last in the workers, by two tasks at once, for which there are two CPUs: Ray ends others before these."""
+        fill()
+        payload = safe_refs.dumps([ray.put(number) for number in range(_MOST_RECENT)])
+        ray.get(self.borrower.fill.remote(payload), timeout=250)
+        for _ in range(_DURABLE_FILLS):
+            many = safe_refs.dumps_many([ray.put(bytes(max(SIZES))) for _ in range(_DURABLE_FILL)], durable=True)
+            safe_refs.release(many)
+        ray.get([fill_worker.remote(payload) for _ in range(2)], timeout=250)
+        safe_refs.release(payload)
+
     def prepare(self) -> None:
         super().prepare()
+        if self._fills:
+            self._fill()
         plant(self._planted, _REGISTRY, self.borrower)
 
     def load_and_release(self) -> None:

@@ -14,7 +14,7 @@ import ray
 from safe_refs._ray.cluster import NAMESPACE
 from safe_refs.registry.shard import actor_name
 
-_BYTES = 60_000
+_BYTES = 200_000
 _SLOWER_S = 200e-6
 _LEFT = 3  # threads and files, each time
 
