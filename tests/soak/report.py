@@ -16,8 +16,8 @@ from . import slopes
 from .rounds import KINDS
 from .slopes import Slope, Tolerance
 
-# What a figure may grow beyond the control's, and how much of that one run may show, however short. A control against another
-# control (`--against-itself`) shows what it must be: see docs/soak.md.
+# What a figure may grow beyond the control's, and how much of that one run may show, however short. These are chosen, not
+# measured: a control against another control (`--against-itself`) would show what they must be.
 MEMORY = Tolerance(per_hour=1.0, in_all=0.5)  # MB
 COUNT = Tolerance(per_hour=0.5, in_all=0.25)  # threads, files, processes, leases, objects
 STORE = Tolerance(per_hour=500_000, in_all=100_000)  # bytes
