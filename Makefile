@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos signals cloudpickle-suite house settings clean redis
+.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos soak signals cloudpickle-suite house settings clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
 	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
+	@echo "make soak         an hour of steady work beside the same without safe_refs: what grows? SECONDS=600 SEED=2 for another"
 	@echo "make signals      ten minutes of signals at random moments; SECONDS=60 SEED=2 for others"
 	@echo "make cloudpickle-suite CHECKOUT=dir  cloudpickle's own tests against safe_refs, from a checkout of its repository"
 	@echo "make house        draw docs/house.svg from the code's imports"
@@ -105,10 +106,15 @@ leak: venv
 	$(BIN)/python -m benchmarks.leak
 
 # A storm: the registry's shards, owners, borrowers, jobs and nodes are killed, by a plan drawn from the seed. See docs/chaos.md.
-SECONDS ?= 600
+chaos signals: SECONDS ?= 600
 SEED ?= 1
 chaos: venv
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
+
+# An hour of steady work, with a control without safe_refs beside it: memory, threads, files and latencies by their slopes. See docs/soak.md.
+soak: SECONDS ?= 3600
+soak: venv
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
 
 # Signals at random moments, whose handlers raise or call safe_refs, to a process with threads and a busy collector. See docs/anywhere.md.
 signals: venv

@@ -30,6 +30,7 @@ from tests.support.waiting import wait_until
 # the other (see the Makefile), so that none of these is left over for the end, when one worker would wait for the other.
 ROOMS = (
     "anchoring",
+    "soak",
     "chaos",
     "client",
     "durability",

@@ -370,6 +370,16 @@ def still_counted(ids: Iterable[bytes]) -> set[bytes]:
     return {id_ for id_ in ids if counts.get(id_.hex().encode(), {}).get("local")}
 
 
+def drop_values(ids: Iterable[bytes]) -> None:
+    """Free what this process still keeps of its own objects to which nobody has references any more (see `counted`).
+
+    Ray keeps a task's result in the process that owns it: the value up to 100 KB, a mark of a larger one. It frees that when the
+    process drops its last reference, but not when a borrower does later, and that was the last there was: seen in Ray 2.60, also
+    without safe_refs. Another reference, made and dropped here, has it freed. Without this, a copy owner would keep all small copies.
+    """
+    references(ids)
+
+
 def references(ids: Iterable[bytes]) -> list[ray.ObjectRef[Any]]:
     """References to objects to which this process has references already, so that Ray knows their owners here."""
     import ray

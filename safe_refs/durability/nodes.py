@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PROBE_S = 0.5
 _GOOD_FOR_S = 2.0  # how long the list of nodes is good for
-_MANY = 1000
+_MANY = 100
 
 
 class Nodes:
@@ -71,7 +71,8 @@ class OwnedCopies:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the rest, as the actor's calls and its thread for copies both count
-        # By id. Copies that nobody has any more go when they are counted, which happens before their number has doubled.
+        # By id. Copies that nobody has any more go when they are counted, which happens before their number has doubled. Their values
+        # may take up to 100 KB each until then.
         self._owned: dict[bytes, _Owned] = {}
         self._counts_at = _MANY
 
@@ -105,5 +106,6 @@ class OwnedCopies:
 
     def _count(self) -> int:
         counted = set(counts.counted(self._owned))
+        counts.drop_values(self._owned.keys() - counted)
         self._owned = {id_: what for id_, what in self._owned.items() if id_ in counted}
         return len(self._owned)

@@ -18,13 +18,14 @@ import ray
 import safe_refs
 from safe_refs import OwnerGoneError, RegistryUnavailableError, UnsupportedReferenceError, _settings, aio, assembly
 from safe_refs._ray import environments, workers
+from safe_refs._ray.native import core_worker
 from safe_refs.durability.client import Copies
 from safe_refs.durability.wire import WING, CopyRequest
 from safe_refs.registry.records import Terms
 from safe_refs.registry.requests import Plan
 from tests.support.actors import Owner
 from tests.support.cluster import as_actor
-from tests.support.copies import copying, owned
+from tests.support.copies import copy_owner, copying, owned
 from tests.support.processes import Driver
 from tests.support.store import is_empty
 from tests.support.tasks import when_told
@@ -231,6 +232,25 @@ def _is_lost(ref: Any) -> bool:
     except ray.exceptions.ObjectLostError:
         return True
     return False
+
+
+def values_kept(owner: Any) -> int:
+    """How many results of tasks the process of an actor keeps in its own memory."""
+    return int(ray.get(owner.__ray_call__.remote(lambda _: core_worker().get_memory_store_size()), timeout=60))
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("size", [1_000, 200_000], ids=["in the process", "in the store"])
+def test_the_copy_owner_keeps_nothing_of_copies_that_nobody_has(size: int) -> None:
+    """The registry drops a copy's last reference, of which Ray frees no value by itself: the copy owner does, after a hundred."""
+    name = os.environ["SAFE_REFS_REGISTRY"]
+    for _ in range(6):
+        safe_refs.release(safe_refs.dumps_many([ray.put(bytes(size)) for _ in range(50)], durable=True))
+    live = safe_refs.dumps(ray.put(bytes(size)), durable=True)
+    assert values_kept(copy_owner(name)) <= 200, "it counts them before there are many"
+    wait_until(lambda: owned(name) == 1, 20)
+    assert values_kept(copy_owner(name)) <= 5
+    assert got(safe_refs.loads(live, take=True)) == bytes(size)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -27,20 +26,9 @@ SHORT = 40  # of each kind, twice
 LONG = 50_000
 
 
-def actors_of(registry: str) -> dict[str, Any]:
-    """The actors of a registry, and the relays."""
-    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
-    ours = [name for name in names if name.startswith((f"registry:{registry}", "relay:", "exit_delay"))]
-    return {name: ray.get_actor(name, namespace=NAMESPACE) for name in ours}
-
-
 def look(registry: str, client: Any) -> dict[str, int]:
     """The sizes in each process."""
-    asked = {name: actor.__ray_call__.remote(growth.sizes) for name, actor in actors_of(registry).items()}
-    found = {"client": ray.get(client.sizes.remote(), timeout=60)}
-    for name, reply in asked.items():
-        with suppress(ray.exceptions.RayActorError):  # a relay that nobody needed any more
-            found[name] = ray.get(reply, timeout=60)
+    found = growth.answers({"client": client.sizes.remote(), **growth.ask_actors(registry)})
     assert all("references that Ray counts" in theirs for theirs in found.values())
     assert {"client", actor_name(registry)} <= found.keys()
     return {f"{process}: {path}": size for process, theirs in found.items() for path, size in theirs.items()}

@@ -17,10 +17,14 @@ import types
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from safe_refs._ray import native
+from safe_refs._ray.cluster import NAMESPACE
 
 from .waiting import comes
 
@@ -44,6 +48,8 @@ BOUNDS = {
     "objects of safe_refs.anchoring.reports.Recent": 4096 + 1,  # and one that stands for none
     "objects of safe_refs.envelope.LeaseAddress": 3 * 4096,  # of the two above
     "dependents._objects_of": 1000,
+    "_owned._owned": 120,  # a hundred, and twice as many as live
+    "objects of safe_refs.durability.nodes._Owned": 120,
 }
 _SLACK = {"threads": 2, "files": 8}
 _SLACK_OF_OTHERS = 16
@@ -67,6 +73,22 @@ def sizes(*roots: object) -> dict[str, int]:
     core = native.connected()
     found["references that Ray counts"] = 0 if core is None else len(core.get_all_reference_counts())
     return dict(found)
+
+
+def ask_actors(registry: str) -> dict[str, Any]:
+    """Ask the actors of a registry, and the relays, for their `sizes`: by name, what `answers` waits for."""
+    names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    ours = [name for name in names if name.startswith((f"registry:{registry}", "relay:", "exit_delay"))]
+    return {name: ray.get_actor(name, namespace=NAMESPACE).__ray_call__.remote(sizes) for name in ours}
+
+
+def answers(asked: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """What they have answered, by name."""
+    found = {}
+    for name, reply in asked.items():
+        with suppress(ray.exceptions.RayActorError):  # a relay that nobody needed any more
+            found[name] = ray.get(reply, timeout=60)
+    return found
 
 
 def _module(class_: type) -> str:
