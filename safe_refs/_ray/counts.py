@@ -255,9 +255,14 @@ def _touch_each(refs: Sequence[Any]) -> list[Touch]:
             except ValueError:
                 touches[place] = Touch.REPORTED
             finally:
-                core.add_object_ref_reference(ref)
-                if touches[place] is Touch.REPORTED:
-                    core.deserialize_and_register_object_ref(ref.binary(), nil, owner, status)
+                try:
+                    core.add_object_ref_reference(ref)
+                except Exception:
+                    _held.append(ray.ObjectRef(ref.binary()))  # as in `_restore`
+                    raise
+                finally:
+                    if touches[place] is Touch.REPORTED:
+                        core.deserialize_and_register_object_ref(ref.binary(), nil, owner, status)
     except Exception as error:  # only a shard calls this, and there are no signal handlers in it
         raise _StepError(repr(error)) from error
     return touches

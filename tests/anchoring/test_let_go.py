@@ -72,7 +72,7 @@ class Reader:
 class Forwarder(Borrower):
     """A reader that releases what it has got, makes a payload of its own of it, and lets go."""
 
-    def load(self, payloads: list[bytes]) -> None:
+    def open_all(self, payloads: list[bytes]) -> None:
         self.payloads = payloads
         self.refs = [safe_refs.loads(each) for each in payloads]
 
@@ -158,7 +158,7 @@ def test_a_borrower_releases_pins_again_and_lets_go(cluster: str, rounds: int) -
     with stumbling(ray.get(owner.pid.remote(), timeout=60), 0.1):
         for _ in range(rounds):
             payloads = ray.get(owner.make.remote(60), timeout=60)
-            ray.get(forwarder.load.remote(payloads), timeout=60)
+            ray.get(forwarder.open_all.remote(payloads), timeout=60)
             wait_until(anchored, 30)  # so that the owner knows the reader before the registry lets go
             made = ray.get(forwarder.forward.remote(), timeout=120)
             assert ray.get(reader.lost.remote(made), timeout=120) == 0

@@ -60,6 +60,16 @@ def test_a_call_that_fails_in_the_middle_of_a_touch_costs_no_reference(driver: D
         assert seen == {"read": [1, 2], "counts": True, "depends": [True, True], "loaded": 2}, case
 
 
+def test_a_call_that_fails_in_a_shards_touch_costs_no_reference(driver: Driver, registry: str) -> None:
+    """A shard touches one object after the other, without a look at all counts: what it took down is taken up again."""
+    found = driver(f"from tests.support import private_calls as p; p.in_a_shards_touch({registry!r})")
+    assert len(found) == 6
+    for case, seen in found.items():
+        assert seen == {
+            "touched": ["BUSY"], "read": [1, 2], "owned": [True, True], "counted": [True, True], "warned": 1,
+        }, case  # fmt: skip
+
+
 @pytest.mark.parametrize("name", OF_TOUCH[:-1])
 def test_a_call_that_fails_in_a_shard_costs_no_lease(cluster: str, registry: str, name: str) -> None:
     """A shard in which a call fails holds what it held, and serves everybody; leases of borrowers depend on these from then on."""

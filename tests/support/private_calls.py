@@ -187,6 +187,34 @@ def in_a_touch(registry: str) -> None:
     print(json.dumps(found))
 
 
+def in_a_shards_touch(registry: str) -> None:
+    """Print what comes of each call that fails in the middle of a shard's touch, of an object of which it has one reference."""
+    from safe_refs.anchoring import relays
+
+    os.environ["SAFE_REFS_REGISTRY"] = registry
+    owner = as_actor(Owner).remote()
+    refs = ray.get(owner.put.remote(1, 2), timeout=60)
+    safe_refs.release(safe_refs.dumps(refs))
+    core = native.core_worker()
+    relay = relays.Relays().handle(relays.FOR_CLIENTS[1])
+    found: dict[str, Any] = {}
+    for name in OF_TOUCH[1:4]:
+        for first in range(2):
+            ray.get(relay.hold.remote(b"12345678", refs, []), timeout=60)  # somebody else must have them
+            with changed(Changed(core, name, fails, partial(operator.le, first))) as warned:
+                counts._fault = ""
+                touched = {each.name for each in counts.touch_held(refs)}
+            found[f"{name} {first}"] = {
+                "touched": sorted(touched),
+                "read": ray.get(refs, timeout=10),
+                "owned": [bool(core.get_owner_address(ref)) for ref in refs],
+                "counted": [count > 0 for count in _counted(refs)],
+                "warned": len(warned.lines),
+            }
+            ray.get(relay.give.options(num_returns=2).remote([b"12345678"]), timeout=60)
+    print(json.dumps(found))
+
+
 def break_here(name: str | None) -> None:
     """Make a call of this process fail; None: it works again."""
     counts._fault = None
