@@ -18,10 +18,12 @@ from .ledger import NEVER, Ledger
 from .plan import Action
 from .rules import Verdict
 from .shards import Place, Shards
+from .solo import SoloSeat
 from .troupe import Seat, Troupe
 
 _RECOVERY_S = 90.0
 _SETTLES_S = 1.0  # what clients had to tell a dead shard, the others tell it within this
+_MOMENT_S = 0.001  # in a call, for each second of a pause
 _SHARD_PAUSE_S = (
     1.5  # without anchoring, a load that gives up on a paused shard (after 2 s) would hang on the other one
 )
@@ -76,6 +78,8 @@ class Killer:
             "pause player": self._pause_player,
             "pause shard": self._pause_shard,
             "fill": self._fill_store,
+            "leave": self._have_one_leave,
+            "stall": self._stall_control_service,
         }
         for action in self._plan:
             time.sleep(max(0.0, begun + action.at_s - time.monotonic()))
@@ -151,8 +155,31 @@ class Killer:
         seat = self._choose_seat(action)
         if seat is None:
             return False
+        self._trouble(action.seconds)
         self._pause(seat.pid, action.seconds)
         return True
+
+    def _stall_control_service(self, action: Action) -> bool:
+        self._trouble(action.seconds)
+        self._pause(self._cluster.control_service, action.seconds)
+        return True
+
+    def _trouble(self, seconds: float) -> None:
+        now = time.monotonic()
+        self._ledger.trouble(now, now + seconds + _SETTLES_S)
+
+    def _have_one_leave(self, action: Action) -> bool:
+        """A process calls `ray.shutdown()` in the middle of what it does."""
+        seat = self._choose_seat(action, lambda seat: isinstance(seat, SoloSeat))
+        if not isinstance(seat, SoloSeat) or seat.process is None:
+            return False
+        self._ledger.leaving(seat.process.token, time.monotonic())
+        self._in_background(self._leave, seat, action.seconds * _MOMENT_S)
+        return True
+
+    def _leave(self, seat: SoloSeat, moment_s: float) -> None:
+        if not seat.leave(moment_s):
+            self._report.note(Verdict("hung", "did not come back from ray.shutdown()"), seat.name)
 
     def _pause_shard(self, action: Action) -> bool:
         places = self._when_well()
@@ -164,15 +191,18 @@ class Killer:
         return True
 
     def _pause(self, pid: int, seconds: float) -> None:
-        thread = threading.Thread(target=cluster.pause, args=(pid, seconds), daemon=True)
+        self._in_background(cluster.pause, pid, seconds)
+
+    def _in_background(self, does: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=does, args=args, daemon=True)
         thread.start()
         self._pauses.append(thread)
 
-    def _choose_seat(self, action: Action) -> Seat | None:
+    def _choose_seat(self, action: Action, wanted: Callable[[Seat], bool] = lambda _: True) -> Seat | None:
         seats = [
             seat
             for seat in self._troupe.seats()
-            if seat.pid and seat.process is not None and seat.process.dying_at == NEVER
+            if wanted(seat) and seat.pid and seat.process is not None and seat.process.dying_at == NEVER
         ]
         return _choose(action, seats) if seats else None
 

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import safe_refs
 from safe_refs._ray import store
@@ -18,9 +19,10 @@ from .ledger import Ledger
 from .plan import draw_plan
 from .rules import Rules, Verdict
 from .shards import Shards
+from .solo import Solo
 from .stage import Stage
 from .stories import FILL_SIZE, Stories, fill
-from .troupe import Troupe
+from .troupe import Begin, Job, Troupe
 
 _FILLED = 1.4  # times a node's store
 _STORY_ENDS_S = 200.0
@@ -44,10 +46,7 @@ def storm(parameters: Parameters, say: Say = lambda _: None) -> Report:
         safe_refs.init(shards=parameters.shards, replicas=parameters.replicas)
         ledger = Ledger()
         rules = Rules(ledger, replicas=parameters.replicas, anchored=parameters.anchored)
-        troupe = Troupe(
-            nodes.address, parameters.jobs, parameters.players, ledger,
-            lambda why: report.note(Verdict("wrong", why), "a death"),
-        )  # fmt: skip
+        troupe = Troupe(_begin(parameters, report, nodes, ledger), ledger)
         say("cluster, registry and jobs are there")
         stage = Stage(troupe, ledger, rules, report)
         _rage(parameters, report, nodes, stage, say)
@@ -61,6 +60,24 @@ def storm(parameters: Parameters, say: Say = lambda _: None) -> Report:
     finally:
         nodes.close()
     return report
+
+
+def _begin(parameters: Parameters, report: Report, nodes: Cluster, ledger: Ledger) -> list[Begin]:
+    """What begins each job."""
+
+    def surprise(why: str) -> None:
+        report.note(Verdict("wrong", why), "a death")
+
+    def job(name: str) -> Job:
+        return Job(name, nodes.address, parameters.players, ledger, surprise)
+
+    def driver(name: str) -> Solo:
+        return Solo(name, "driver", nodes.address, ledger, surprise)
+
+    def client(name: str) -> Solo:
+        return Solo(name, "client", nodes.clients_address, ledger, surprise)
+
+    return [*[job] * parameters.jobs, driver, client]
 
 
 def _rage(parameters: Parameters, report: Report, nodes: Cluster, stage: Stage, say: Say) -> None:
@@ -126,6 +143,18 @@ def _check_left(report: Report, nodes: Cluster, rules: Rules, when: str) -> None
             break
         time.sleep(0.2)
     report.left_bytes = max(report.left_bytes, left)
+    while (actors := _echoes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if actors:
+        report.note(Verdict("leaked", f"{actors} live {when}"), "actors")
+
+
+def _echoes() -> int:
+    """How many of the actors live that were passed on."""
+    from ray._private import state
+
+    rows: Any = state.actors(actor_state_name="ALIVE")
+    return sum(row["ActorClassName"] == "Echo" for row in rows.values())
 
 
 def _who_holds() -> list[str]:

@@ -13,42 +13,12 @@ import pytest
 
 from tests.chaos import values
 from tests.chaos.figures import Parameters, Report
-from tests.chaos.ledger import Ledger, Payload, Process, Span
+from tests.chaos.judging import answer, figure, made
+from tests.chaos.ledger import Ledger, Payload, Process
 from tests.chaos.plan import KINDS, draw_plan
-from tests.chaos.rules import FIGURES, MOURNED_S, Answer, Rules, Verdict
+from tests.chaos.rules import FIGURES, MOURNED_S, ONLY_SHARD, TWO_SHARDS, UNANCHORED, Rules, Verdict
 from tests.chaos.values import Stamp
 from tests.support.environment import ROOT
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    return Ledger()
-
-
-@pytest.fixture
-def owner(ledger: Ledger) -> Process:
-    return ledger.born("t1", "a.0", "a", "node 1")
-
-
-@pytest.fixture
-def payload(ledger: Ledger, owner: Process) -> Payload:
-    """Of two objects, made from 10 to 11."""
-    return made(ledger, owner)
-
-
-def made(ledger: Ledger, owner: Process, **how: Any) -> Payload:
-    payload = ledger.order(10.0, owner, 2, **how)
-    ledger.made(payload, 11.0, b"payload")
-    return payload
-
-
-def answer(step: str, error: str = "", at: float = 20.0, **more: Any) -> Answer:
-    return Answer(Span(at, at + 1), step, error, **more)
-
-
-def figure(ledger: Ledger, payload: Payload, given: Answer, *, live_since: float | None = None, **mode: Any) -> str:
-    verdict = Rules(ledger, **mode).judge(payload, given, live_since)
-    return "excused" if verdict.excused else verdict.figure or ""
 
 
 def test_a_lease_that_was_released_behind_its_makers_back_is_early(ledger: Ledger, payload: Payload) -> None:
@@ -181,22 +151,14 @@ def test_without_anchoring_some_holds_are_excused(ledger: Ledger, payload: Paylo
     gone = answer("get", "ReferenceCountingAssertionError")
     assert figure(ledger, forwarded, gone, anchored=False) == "lost"
     ledger.dying(14.0, token="t2")  # noqa: S106 # a process's name, no secret
-    assert figure(ledger, forwarded, gone, anchored=False) == "excused"
+    assert figure(ledger, forwarded, gone, anchored=False) == UNANCHORED
     assert figure(ledger, forwarded, gone) == "lost"
     assert figure(ledger, payload, gone, anchored=False) == "lost"
     for begun in (12.0, 15.0):
         assert figure(ledger, payload, gone, anchored=False) == "lost"
         ledger.shard_dying(begun).ended = begun + 1
-    assert figure(ledger, payload, gone, anchored=False) == "excused"
+    assert figure(ledger, payload, gone, anchored=False) == TWO_SHARDS
     assert figure(ledger, payload, gone) == "lost"
-
-
-def test_one_replica_is_lost_with_its_shard_and_says_so(ledger: Ledger, payload: Payload) -> None:
-    """With R = 1 a crash costs all leases; before one, none."""
-    lost = answer("loads", "LeaseLostError")
-    assert figure(ledger, payload, lost, replicas=1) == "lost"
-    ledger.shard_dying(15.0).ended = 16.0
-    assert figure(ledger, payload, lost, replicas=1) == "excused"
 
 
 def test_an_order_that_reached_the_next_process_is_that_ones(ledger: Ledger, owner: Process) -> None:
@@ -223,7 +185,7 @@ def test_a_report_fails_by_any_of_the_figures() -> None:
     """Each figure alone makes the storm fail, and what is excused doesn't. The JSON has them all."""
     for name in FIGURES:
         report = Report(Parameters(seconds=1.0))
-        report.note(Verdict(excused=True, why="not promised"), "payload 1")
+        report.note(Verdict(excused=ONLY_SHARD, why="not promised"), "payload 1")
         assert report.all_zero()
         report.note(Verdict(name, "planted"), "payload 1")
         assert not report.all_zero()

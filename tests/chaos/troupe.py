@@ -6,21 +6,19 @@ What always holds: one order at a time to each player; the ledger knows the proc
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from .cluster import ROOT
 from .ledger import NEVER, Ledger, Process
-from .player import NAMESPACE, Reply
+from .player import NAMESPACE, Hello, Reply
 
-ROOT = Path(__file__).resolve().parents[2]
-_ORDER_TIMEOUT_S = 200.0  # longer than all that an order may wait for, one after the other
+ORDER_TIMEOUT_S = 200.0  # longer than all that an order may wait for, one after the other
 _STARTS_S = 60.0
 
 
@@ -56,17 +54,21 @@ class Seat:
         try:
             if self._handle is None:
                 self._handle = ray.get_actor(self.name, namespace=NAMESPACE)
-            hello = ray.get(self._handle.hello.remote(), timeout=timeout_s)
+            hello: Hello = ray.get(self._handle.hello.remote(), timeout=timeout_s)
         except (ValueError, ray.exceptions.RayError) as error:
             self.doing = f"not answering: {type(error).__name__}"
             return False
+        self.is_there(hello)
+        return True
+
+    def is_there(self, hello: Hello) -> None:
+        """A process has said hello."""
         self.doing = ""
         before = self.process
         self.pid = hello.pid
-        self.process = self._ledger.born(hello.token, self.name, self.job, hello.node)
+        self.process = self._ledger.born(hello.token, self.name, self.job, hello.node, hello.kind)
         if before and before.token != hello.token and before.dying_at == NEVER and not before.doomed:
             self._surprise(f"player {self.name} died though nobody had killed it")
-        return True
 
     def ask(self, method: str, *args: Any) -> Reply | None:
         """Give an order and wait for the answer; None if the player died meanwhile.
@@ -78,9 +80,9 @@ class Seat:
 
         self.doing = f"{method} of {time.monotonic():.1f} by {self.pid}"
         try:
-            reply: Reply = ray.get(getattr(self._handle, method).remote(*args), timeout=_ORDER_TIMEOUT_S)
+            reply: Reply = ray.get(getattr(self._handle, method).remote(*args), timeout=ORDER_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
-            raise HungError(f"player {self.name} did not answer within {_ORDER_TIMEOUT_S:g} s") from None
+            raise HungError(f"player {self.name} did not answer within {ORDER_TIMEOUT_S:g} s") from None
         except ray.exceptions.RayActorError:
             self.pid = 0  # whoever sits down here next says hello first
             return None
@@ -89,7 +91,7 @@ class Seat:
         return reply
 
     def kill_by_ray(self) -> None:
-        """`ray.kill`; it comes back as another process."""
+        """The way that Ray offers: `ray.kill`. It comes back as another process."""
         import ray
 
         ray.kill(self._handle, no_restart=False)
@@ -109,10 +111,9 @@ class Job:
     def __init__(self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
         self.name = name
         self.seats = [Seat(f"{name}.{number}", name, ledger, surprise) for number in range(players)]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._driver = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.job"],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, text=True,
+            cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert self._driver.stdin is not None
@@ -142,25 +143,36 @@ class Job:
             self.kill()
 
 
+class Company(Protocol):
+    """A job, of several players or of one that plays by itself."""
+
+    name: str
+
+    @property
+    def seats(self) -> Sequence[Seat]: ...
+
+    def ready(self) -> bool: ...
+    def kill(self) -> None: ...
+    def end(self) -> None: ...
+
+
+Begin = Callable[[str], Company]  # a job of this name
+
+
 class Troupe:
     """All jobs and players.
 
     Args:
-        address: of the cluster.
-        jobs: how many jobs.
-        players: how many in each.
-        ledger: as for `Seat`.
-        surprise: as for `Seat`.
+        begin: for each job, what begins it, or another one in its place.
+        ledger: to tell who dies.
     """
 
-    def __init__(self, address: str, jobs: int, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
-        self._address = address
-        self._players = players
+    def __init__(self, begin: Sequence[Begin], ledger: Ledger) -> None:
         self._ledger = ledger
-        self._surprise = surprise
         self._started = 0
         self._lock = threading.Lock()
-        self.jobs = [self._begin() for _ in range(jobs)]
+        self._begin = list(begin)
+        self.jobs = [self._another(number) for number in range(len(begin))]
         for job in self.jobs:
             if not job.ready():
                 raise RuntimeError(f"job {job.name} did not start")
@@ -182,14 +194,15 @@ class Troupe:
                 seat.busy.release()
         return None
 
-    def kill_job(self, job: Job) -> None:
+    def kill_job(self, job: Company) -> None:
         """Kill a job's driver; another job comes in its place."""
         self._ledger.dying(time.monotonic(), job=job.name)
         job.kill()
         # A process that had not yet said hello dies with the others.
-        new = self._begin()
+        number = self.jobs.index(job)
+        new = self._another(number)
         with self._lock:
-            self.jobs[self.jobs.index(job)] = new
+            self.jobs[number] = new
         new.ready()
 
     def end(self) -> None:
@@ -200,6 +213,6 @@ class Troupe:
         for job in self.jobs:
             job.end()
 
-    def _begin(self) -> Job:
+    def _another(self, number: int) -> Company:
         self._started += 1
-        return Job(f"job{self._started}", self._address, self._players, self._ledger, self._surprise)
+        return self._begin[number](f"job{self._started}")
