@@ -13,6 +13,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,15 @@ class Cluster:
         """Ids of the nodes that may be removed."""
         return list(self._others)
 
-    def add(self) -> str:
-        """Another node; its id."""
-        node = self._cluster.add_node(**_node())
+    def add(self, environment: Mapping[str, str] | None = None, **resources: float) -> str:
+        """Another node; its id.
+
+        Args:
+            environment: of its own.
+            resources: of its own.
+        """
+        with _in_environment(environment or {}):
+            node = self._cluster.add_node(**_node(), resources=resources)
         self._others[node.node_id] = node
         return str(node.node_id)
 
@@ -103,7 +110,12 @@ class Cluster:
 
     def spilled_bytes(self) -> int:
         """Bytes on disk, in the spill folders of all nodes that live."""
-        return sum(path.stat().st_size for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file())
+        return sum(self.spilled().values())
+
+    def spilled(self) -> dict[str, int]:
+        """The files in the spill folders, with their sizes; a name is that of the first object in it."""
+        files = [path for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file()]
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
 
     def close(self) -> None:
         """End all."""
@@ -113,6 +125,17 @@ class Cluster:
         ray.shutdown()
         self._cluster.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _in_environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started meanwhile get these variables, too."""
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name in more:
+            del os.environ[name]
 
 
 def _family(node: Any) -> list[int]:

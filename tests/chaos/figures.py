@@ -58,6 +58,7 @@ class Report:
         excused: answers that would have counted, but for something that is not promised, by its name.
         calls: answers by step and error.
         players: answers by the kind of process that gave them.
+        garbage: what became of calls that nobody should make.
         stories: told to the end, by kind.
         actions: what the killer did, by kind; skipped ones by themselves.
         recoveries_s: from each kill of a shard until the registry had recovered, by kind.
@@ -73,6 +74,7 @@ class Report:
     excused: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     players: Counter[str] = field(default_factory=Counter)
+    garbage: Counter[str] = field(default_factory=Counter)
     stories: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
     recoveries_s: dict[str, list[float]] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class Report:
         table.add_row("payloads", str(self.payloads), _counts(self.stories))
         table.add_row("calls", str(sum(self.calls.values())), _counts(self.calls))
         table.add_row("answers", str(sum(self.players.values())), _counts(self.players))
+        table.add_row("garbage", str(sum(self.garbage.values())), _counts(self.garbage))
         table.add_row("failures", str(sum(self.actions.values())), _counts(self.actions))
         table.add_row("spilled", f"{self.spilled_bytes / 1e6:.0f} MB", f"left at the end: {self.left_bytes} bytes")
         for kind, times in self.recoveries_s.items():

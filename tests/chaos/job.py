@@ -19,7 +19,8 @@ def main() -> None:
 
     ray.init(address=orders["address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     # A player that is killed comes back as another process. What it was doing is not done again: the ledger must know what was.
-    as_actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")
+    where: dict[str, Any] = {"resources": {orders["resource"]: 1}} if orders["resource"] else {}
+    as_actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD", **where)
     plain, with_loop = as_actor(Player), as_actor(AsyncPlayer)
     # The last of them has an event loop.
     players: list[Any] = [plain.options(name=name).remote() for name in orders["players"][:-1]]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from . import cluster
+from . import cluster, half_shutdown, squeeze
 from .cluster import Cluster
 from .figures import Report
 from .ledger import NEVER, Ledger
@@ -19,7 +19,7 @@ from .plan import Action
 from .rules import Verdict
 from .shards import Place, Shards
 from .solo import SoloSeat
-from .troupe import Seat, Troupe
+from .troupe import Begin, Seat, Troupe
 
 _RECOVERY_S = 90.0
 _SETTLES_S = 1.0  # what clients had to tell a dead shard, the others tell it within this
@@ -42,6 +42,8 @@ class Killer:
         ledger: where to write it down.
         report: where to count it.
         fill: fills the store, and reads all of it back.
+        while_others_hold: calls a function while another job has a lease.
+        visitors: begins a job where memory is about to be short.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Killer:
         ledger: Ledger,
         report: Report,
         fill: Callable[[], None],
+        while_others_hold: Callable[[Callable[[], str]], str],
+        visitors: Begin,
     ) -> None:
         self._plan = plan
         self._cluster = nodes
@@ -61,6 +65,8 @@ class Killer:
         self._ledger = ledger
         self._report = report
         self._fill = fill
+        self._while_others_hold = while_others_hold
+        self._visitors = visitors
         self._pauses: list[threading.Thread] = []
         self._shard_paused_until = 0.0
         self._places: dict[int, Place] = {}
@@ -80,6 +86,8 @@ class Killer:
             "fill": self._fill_store,
             "leave": self._have_one_leave,
             "stall": self._stall_control_service,
+            "half shutdown": self._shut_down_half,
+            "squeeze": self._squeeze,
         }
         for action in self._plan:
             time.sleep(max(0.0, begun + action.at_s - time.monotonic()))
@@ -163,6 +171,46 @@ class Killer:
         self._trouble(action.seconds)
         self._pause(self._cluster.control_service, action.seconds)
         return True
+
+    def _shut_down_half(self, action: Action) -> bool:
+        """In one of three ways: refused, as others have leases; a shard is silent; the caller is killed in the middle."""
+        places = self._when_well()
+        way = ("refused", "silent", "killed")[int(action.seconds * 100) % 3]
+        trouble = self._ledger.trouble(time.monotonic())
+        wrong = ""
+        if way == "refused":
+            wrong = self._while_others_hold(half_shutdown.refused)
+        elif way == "silent":
+            now = time.monotonic()
+            self._ledger.shard_pausing(now, now + half_shutdown.LITTLE_S + 2 * _SETTLES_S)
+            wrong = half_shutdown.with_a_silent_shard(places[_choose(action, sorted(places))].pid)
+        else:
+            wrong = half_shutdown.killed_half_way(self._cluster.address)
+        trouble.ended = time.monotonic() + half_shutdown.TIME_S + _SETTLES_S
+        if wrong:
+            self._report.note(Verdict("wrong", wrong), f"a half-done shutdown, {way}")
+        self._report.count(self._report.actions, f"half shutdown, {way}")
+        return True
+
+    def _squeeze(self, action: Action) -> bool:
+        """A node comes, and with it a job; memory there is short, whoever is there may be killed; they are gone."""
+        if not squeeze.is_possible():
+            return False
+        node = self._cluster.add(squeeze.environment(), **{squeeze.RESOURCE: 100})
+        job = self._troupe.visit(self._visitors)
+        time.sleep(action.seconds)  # for some stories
+        shards = {shard for shard, place in self._shards.places().items() if place.node == node}
+        begun = time.monotonic()
+        span = self._ledger.shard_dying(begun) if shards else None
+        self._ledger.squeezing(begun, node)
+        is_done = squeeze.hog()
+        self._ledger.dying(time.monotonic(), node=node)
+        self._troupe.depart(job)
+        self._cluster.remove(node, hard=action.hard)
+        if span is not None:
+            self._when_well()
+            span.ended = time.monotonic()
+        return is_done
 
     def _trouble(self, seconds: float) -> None:
         now = time.monotonic()

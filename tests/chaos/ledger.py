@@ -31,6 +31,7 @@ class Process:
         kind: `actor`, a plain one, whose borrowed references are anchored; `async`, an actor with an event loop; `driver`, with a
             thread of its own; `client`, the server of a Ray Client.
         dying_at: since when it may be dead.
+        dead_at: when it was surely dead, or as good as that.
         left: it ends in order, and so takes nothing along that it has only borrowed.
         doomed: its death is no surprise, although the ledger is not told of it: a planted fault.
         keeps: live references to objects that it was told to keep, and not yet told to drop.
@@ -43,6 +44,7 @@ class Process:
     node: str
     kind: str = "actor"
     dying_at: float = NEVER
+    dead_at: float = NEVER
     left: bool = False
     doomed: bool = False
     keeps: Counter[Stamp] = field(default_factory=Counter)
@@ -159,6 +161,7 @@ class Ledger:
         )  # of copies; it survives what the registry survives
         self.lost_nodes: dict[str, float] = {}
         self.lost_jobs: dict[str, float] = {}
+        self._squeezed: dict[str, float] = {}  # nodes that live, and are to die
         self._number = 0
 
     def born(self, token: str, player: str, job: str, node: str, kind: str = "actor") -> Process:
@@ -168,17 +171,29 @@ class Ledger:
             # It may have said so with its last breath.
             lost = (self.lost_nodes.get(node, NEVER), self.lost_jobs.get(job, NEVER))
             found.dying_at = min(found.dying_at, *lost)
+            found.dead_at = min(found.dead_at, self._squeezed.get(node, lost[0]), lost[1])
             return found
 
     def dying(self, at: float, *, token: str = "", job: str = "", node: str = "") -> None:
         """A process, all of a job, or all of a node and the objects there, are about to die."""
         with self.lock:
             if node:
-                self.lost_nodes[node] = at
+                self.lost_nodes.setdefault(node, at)
+                self._squeezed.pop(node, None)
             if job:
                 self.lost_jobs[job] = at
             for each in self.processes.values():
                 if (token and each.token == token) or (job and each.job == job) or (node and each.node == node):
+                    each.dying_at = min(each.dying_at, at)
+                    each.dead_at = min(each.dead_at, at)
+
+    def squeezing(self, at: float, node: str) -> None:
+        """From now on any process of a node may die; all that are left do when the node does."""
+        with self.lock:
+            self.lost_nodes[node] = at
+            self._squeezed[node] = NEVER
+            for each in self.processes.values():
+                if each.node == node:
                     each.dying_at = min(each.dying_at, at)
 
     def leaving(self, token: str, at: float) -> None:
@@ -187,6 +202,7 @@ class Ledger:
             process = self.processes[token]
             process.left = process.dying_at == NEVER
             process.dying_at = min(process.dying_at, at)
+            process.dead_at = min(process.dead_at, at)
 
     def had(self, process: Process, payload: Payload, until: float) -> None:
         """A process has had references of a payload for a moment."""

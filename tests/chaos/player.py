@@ -25,6 +25,7 @@ from .calls import Awaited, InPlace, at_once
 from .values import Stamp
 
 NAMESPACE = "chaos"
+LABEL = "storm "  # and a payload's number
 GET_TIMEOUT_S = 45.0  # an object may have to come back from disk, from another node, or be made again by a cold worker
 
 
@@ -122,7 +123,7 @@ def _value(stamp: Stamp, size: int) -> bytes:
 
 def label(payload: int) -> str:
     """Label of a payload's lease, by which the ledger finds it in a listing."""
-    return f"storm {payload}"
+    return f"{LABEL}{payload}"
 
 
 class Echo:

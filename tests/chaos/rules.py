@@ -140,7 +140,7 @@ class Rules:
                 return "its ttl is over"
             if payload.uses is not None and sum(each.ended < at for each in payload.loads) >= payload.uses:
                 return "it is used up"
-            if all(each.owner.dying_at + MOURNED_S < at for each in payload.objects):
+            if all(each.owner.dead_at + MOURNED_S < at for each in payload.objects):
                 return "its owners are dead"
             return ""
 

@@ -106,9 +106,12 @@ class Job:
         players: how many.
         ledger: as for `Seat`.
         surprise: as for `Seat`.
+        resource: that the players' node has; empty if they may be anywhere.
     """
 
-    def __init__(self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None], resource: str = ""
+    ) -> None:
         self.name = name
         self.seats = [Seat(f"{name}.{number}", name, ledger, surprise) for number in range(players)]
         self._driver = subprocess.Popen(
@@ -117,7 +120,8 @@ class Job:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert self._driver.stdin is not None
-        self._driver.stdin.write(json.dumps({"address": address, "players": [seat.name for seat in self.seats]}) + "\n")
+        orders = {"address": address, "players": [seat.name for seat in self.seats], "resource": resource}
+        self._driver.stdin.write(json.dumps(orders) + "\n")
         self._driver.stdin.flush()
 
     def ready(self) -> bool:
@@ -204,6 +208,22 @@ class Troupe:
         with self._lock:
             self.jobs[number] = new
         new.ready()
+
+    def visit(self, begin: Begin) -> Company:
+        """One job more, for a while; not there yet if it takes long."""
+        self._started += 1
+        job = begin(f"job{self._started}")
+        job.ready()
+        with self._lock:
+            self.jobs.append(job)
+        return job
+
+    def depart(self, job: Company) -> None:
+        """Kill a job's driver; nobody comes in its place."""
+        self._ledger.dying(time.monotonic(), job=job.name)
+        with self._lock:
+            self.jobs.remove(job)
+        job.kill()
 
     def end(self) -> None:
         """End all jobs in order."""
