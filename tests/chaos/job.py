@@ -15,7 +15,8 @@ def main() -> None:
     orders = json.loads(sys.stdin.readline())
     import ray
 
-    from .player import NAMESPACE, AsyncPlayer, Player
+    from .orders import NAMESPACE
+    from .player import AsyncPlayer, Player
 
     ray.init(address=orders["address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     # A player that is killed comes back as another process. What it was doing is not done again: the ledger must know what was.

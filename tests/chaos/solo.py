@@ -17,7 +17,7 @@ from typing import Any
 
 from .cluster import ROOT, kill
 from .ledger import Ledger
-from .player import Hello, Reply
+from .orders import Hello, Reply
 from .soloist import from_line, to_line
 from .troupe import ORDER_TIMEOUT_S, HungError, Seat
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import ray
 
-from .player import NAMESPACE, Player
+from .orders import NAMESPACE
+from .player import Player
 
 _CALL_COMES_S = 5.0  # how long to wait for a call, to leave in its middle
 _CONNECTS = 5  # times; now and then Ray's server for a client fails to start

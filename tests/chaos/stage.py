@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .figures import Report
 from .ledger import Ledger, Payload, Process, Span
-from .player import Make, Read, Reply
+from .orders import Make, Read, Reply
 from .rules import Answer, Rules, Verdict
 from .troupe import HungError, Seat, Troupe
 

@@ -16,8 +16,8 @@ from .cluster import STORE_BYTES, Cluster
 from .figures import Parameters, Report
 from .killer import Killer
 from .ledger import Ledger
+from .orders import LABEL
 from .plan import draw_plan
-from .player import LABEL
 from .rules import Rules, Verdict
 from .shards import Shards
 from .solo import Solo

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from .cluster import ROOT
 from .ledger import NEVER, Ledger, Process
-from .player import NAMESPACE, Hello, Reply
+from .orders import NAMESPACE, Hello, Reply
 
 ORDER_TIMEOUT_S = 200.0  # longer than all that an order may wait for, one after the other
 _STARTS_S = 60.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -131,11 +132,13 @@ class Job:
         said, _ = self._driver.communicate("", timeout=3 * _ANSWER_S)
         if self._driver.returncode:
             raise RuntimeError("the job that sends garbage has failed")
-        found = json.loads(said.splitlines()[-1])  # Ray may have said something before
+        found = json.loads(said)
         return Counter(found["seen"]), list(found["odd"])
 
 
 def _main(address: str, seed: int) -> None:
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Ray prints, too
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     vandal, is_over = Vandal(seed), threading.Event()
     work = threading.Thread(target=vandal.work, args=(is_over,))
@@ -143,7 +146,7 @@ def _main(address: str, seed: int) -> None:
     sys.stdin.read()
     is_over.set()
     work.join()
-    print(json.dumps({"seen": vandal.seen, "odd": vandal.odd}), flush=True)
+    print(json.dumps({"seen": vandal.seen, "odd": vandal.odd}), file=out, flush=True)
     ray.shutdown()
 
 
