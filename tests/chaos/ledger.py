@@ -159,9 +159,8 @@ class Ledger:
         self.copy_owner = Process(
             "the registry", "the registry", "", ""
         )  # of copies; it survives what the registry survives
-        self.lost_nodes: dict[str, float] = {}
+        self.lost_nodes: dict[str, Span] = {}  # from when processes there may die until all are dead
         self.lost_jobs: dict[str, float] = {}
-        self._squeezed: dict[str, float] = {}  # nodes that live, and are to die
         self._number = 0
 
     def born(self, token: str, player: str, job: str, node: str, kind: str = "actor") -> Process:
@@ -169,17 +168,16 @@ class Ledger:
         with self.lock:
             found = self.processes.setdefault(token, Process(token, player, job, node, kind))
             # It may have said so with its last breath.
-            lost = (self.lost_nodes.get(node, NEVER), self.lost_jobs.get(job, NEVER))
-            found.dying_at = min(found.dying_at, *lost)
-            found.dead_at = min(found.dead_at, self._squeezed.get(node, lost[0]), lost[1])
+            lost, job_died = self.lost_nodes.get(node, Span(NEVER)), self.lost_jobs.get(job, NEVER)
+            found.dying_at = min(found.dying_at, lost.begun, job_died)
+            found.dead_at = min(found.dead_at, lost.ended, job_died)
             return found
 
     def dying(self, at: float, *, token: str = "", job: str = "", node: str = "") -> None:
         """A process, all of a job, or all of a node and the objects there, are about to die."""
         with self.lock:
             if node:
-                self.lost_nodes.setdefault(node, at)
-                self._squeezed.pop(node, None)
+                self.lost_nodes.setdefault(node, Span(at)).ended = at
             if job:
                 self.lost_jobs[job] = at
             for each in self.processes.values():
@@ -190,8 +188,7 @@ class Ledger:
     def squeezing(self, at: float, node: str) -> None:
         """From now on any process of a node may die; all that are left do when the node does."""
         with self.lock:
-            self.lost_nodes[node] = at
-            self._squeezed[node] = NEVER
+            self.lost_nodes[node] = Span(at)
             for each in self.processes.values():
                 if each.node == node:
                     each.dying_at = min(each.dying_at, at)
@@ -241,7 +238,9 @@ class Ledger:
         """For whoever looks into a finding: which failures there were in the minute before a time."""
         with self.lock:
             shards = [f"a shard's {at - each.begun:.1f} s" for each in self.shard_failures if 0 <= at - each.begun < 60]
-            nodes = [f"a node's {at - each:.1f} s" for each in self.lost_nodes.values() if 0 <= at - each < 60]
+            nodes = [
+                f"a node's {at - each.begun:.1f} s" for each in self.lost_nodes.values() if 0 <= at - each.begun < 60
+            ]
         return f" (failures before it was made: {', '.join([*shards, *nodes]) or 'none'})"
 
     def order(

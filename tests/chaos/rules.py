@@ -190,6 +190,8 @@ class Rules:
             return FINE if self._failing_throughout(answer.span) else Verdict("wrong", said)
         if answer.step == "dumps" and answer.error in _OWNER_DIED and _owners_died(payload, answer.span.ended):
             return FINE  # it could not be copied
+        if answer.step == "dumps" and answer.error == "OwnerGoneError" and self._only_copy_gone(payload, answer):
+            return Verdict(None, said, ONLY_COPY)
         if answer.step in ("loads", "renew"):
             if answer.error in self.may_have_ended(payload, answer.span.ended):
                 return FINE
@@ -211,17 +213,19 @@ class Rules:
         gone = (*_OWNER_DIED, *_DATA_GONE, *(_ACTOR_GONE if read.is_actor else ()))
         if answer.error in gone and read.owner.dying_at <= ended:
             return FINE
-        lost = [at for node, at in self._ledger.lost_nodes.items() if at >= read.made_at and read.node in ("", node)]
+        since = read.made_at
         if payload.durable:
             # A reference is to one replica's copy. Whoever loads again gets the other one's.
             since = (held.begun if held else answer.span.begun) - NOTICED_S
-            lost = [at for at in lost if at >= since]
-        if answer.error in gone and payload.durable and any(at <= ended for at in lost):
-            return FINE
-        if answer.error in (*_DATA_GONE, *(_ACTOR_GONE if read.is_actor else ())) and any(at <= ended for at in lost):
+        is_node_lost = any(
+            since <= lost.ended and lost.begun <= ended and read.node in ("", node)
+            for node, lost in self._ledger.lost_nodes.items()
+        )
+        gone_with_node = gone if payload.durable else (*_DATA_GONE, *(_ACTOR_GONE if read.is_actor else ()))
+        if answer.error in gone_with_node and is_node_lost:
             return FINE
         verdict = Verdict("lost" if answer.error in _GONE else "wrong", said)
-        if read.owner.dying_at <= ended or any(at <= ended for at in lost):
+        if read.owner.dying_at <= ended or is_node_lost:
             verdict = Verdict("wrong", f"{said}, for an object that is gone")
         return self._unless_lost(payload, answer, verdict, held)
 
@@ -288,8 +292,10 @@ class Rules:
         )
 
     def _only_copy_gone(self, payload: Payload, answer: Answer) -> bool:
-        nodes = [at for at in self._ledger.lost_nodes.values() if payload.made.begun <= at <= answer.span.ended]
-        return self._replicas == 1 and payload.durable and bool(nodes)
+        if self._replicas > 1 or not payload.durable:
+            return False
+        nodes = self._ledger.lost_nodes.values()
+        return any(payload.made.begun <= each.ended and each.begun <= answer.span.ended for each in nodes)
 
     def _failures_since(self, since: float, until: float) -> int:
         return sum(each.ended >= since and each.begun <= until for each in self._ledger.shard_failures)

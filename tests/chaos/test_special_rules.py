@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.judging import answer, figure, made
-from tests.chaos.ledger import Ledger, Payload, Process
+from tests.chaos.ledger import NEVER, Ledger, Payload, Process, Span
 from tests.chaos.rules import JUST_LOADED, ONLY_COPY, ONLY_SHARD, Rules
 
 LOST = answer("loads", "LeaseLostError")
@@ -46,7 +46,7 @@ def test_durable_leases_outlive_their_maker(ledger: Ledger, owner: Process) -> N
 def test_a_copy_goes_with_its_node_and_the_lease_has_another(ledger: Ledger, owner: Process) -> None:
     """A reference to a copy dies with its replica's node, the lease doesn't; but with one replica there was one copy."""
     payload = made(ledger, owner, durable=True)
-    ledger.lost_nodes["node 2"] = 15.0
+    ledger.lost_nodes["node 2"] = Span(15.0, 15.0)
     assert figure(ledger, payload, LOST) == "lost"
     assert figure(ledger, payload, LOST, replicas=1) == ONLY_COPY
     assert figure(ledger, payload, answer("loads", "OwnerGoneError")) == "early"
@@ -101,7 +101,7 @@ def test_a_lease_of_an_actors_handle_depends_on_who_has_borrowed_it(ledger: Ledg
     assert figure(ledger, forwarded, LOST) == ""
     died = answer("get", "ActorDiedError", slot=2)
     assert figure(ledger, payload, died) == "lost"
-    ledger.lost_nodes["node 1"] = 15.0
+    ledger.lost_nodes["node 1"] = Span(15.0, 15.0)
     assert figure(ledger, payload, died) == ""
     assert figure(ledger, payload, answer("get", "ActorDiedError", slot=1)) == "wrong"
 
@@ -141,3 +141,17 @@ def test_what_a_killed_maker_of_a_durable_lease_has_left_ends_by_its_time(ledger
     ledger.broken_off(payload, 11.0)
     assert Rules(ledger).leaked([payload.number], 40.0) == []
     assert Rules(ledger).leaked([payload.number], 60.0) != []
+
+
+def test_a_node_that_is_squeezed_may_lose_whom_it_likes(ledger: Ledger, payload: Payload) -> None:
+    """From the squeeze on its processes may be dead, but need not be before the node has gone."""
+    ledger.squeezing(15.0, "node 1")
+    assert figure(ledger, payload, answer("loads", "OwnerGoneError")) == ""
+    assert figure(ledger, payload, answer("loads", at=100.0)) == ""
+    late = ledger.born("t9", "a.1", "a", "node 1")
+    assert (late.dying_at, late.dead_at) == (15.0, NEVER)
+    ledger.dying(100.0, node="node 1")
+    assert figure(ledger, payload, answer("loads", at=110.0)) == ""
+    assert figure(ledger, payload, answer("loads", at=140.0)) == "leaked"
+    durable = made(ledger, ledger.born("t2", "b.0", "b", "node 2"), durable=True)
+    assert figure(ledger, durable, answer("loads", "OwnerGoneError"), replicas=1) == ONLY_COPY

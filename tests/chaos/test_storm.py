@@ -14,7 +14,7 @@ import pytest
 from tests.chaos import values
 from tests.chaos.figures import Parameters, Report
 from tests.chaos.judging import answer, figure, made
-from tests.chaos.ledger import Ledger, Payload, Process
+from tests.chaos.ledger import Ledger, Payload, Process, Span
 from tests.chaos.plan import KINDS, draw_plan
 from tests.chaos.rules import FIGURES, MOURNED_S, ONLY_SHARD, TWO_SHARDS, UNANCHORED, Rules, Verdict
 from tests.chaos.values import Stamp
@@ -97,9 +97,9 @@ def test_an_object_without_a_reason_to_be_gone_is_lost(ledger: Ledger, payload: 
 
 def test_data_goes_with_its_node(ledger: Ledger, payload: Payload) -> None:
     """A value lies where its owner is. What lies on other nodes is not lost with this one."""
-    ledger.lost_nodes["node 2"] = 15.0
+    ledger.lost_nodes["node 2"] = Span(15.0, 15.0)
     assert figure(ledger, payload, answer("get", "ObjectLostError")) == "lost"
-    ledger.lost_nodes["node 1"] = 15.0
+    ledger.lost_nodes["node 1"] = Span(15.0, 15.0)
     assert figure(ledger, payload, answer("get", "ObjectLostError")) == ""
     assert figure(ledger, payload, answer("get", "ReferenceCountingAssertionError")) == "wrong"
 
