@@ -21,7 +21,7 @@ help:
 	@echo "make bench-check  the same, and fails where a target is missed by more than a tenth"
 	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
-	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
+	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 REPLICAS=1 for another storm"
 	@echo "make signals      ten minutes of signals at random moments; SECONDS=60 SEED=2 for others"
 	@echo "make cloudpickle-suite CHECKOUT=dir  cloudpickle's own tests against safe_refs, from a checkout of its repository"
 	@echo "make house        draw docs/house.svg from the code's imports"
@@ -107,8 +107,9 @@ leak: venv
 # A storm: the registry's shards, owners, borrowers, jobs and nodes are killed, by a plan drawn from the seed. See docs/chaos.md.
 SECONDS ?= 600
 SEED ?= 1
+REPLICAS ?= 2
 chaos: venv
-	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --replicas $(REPLICAS)
 
 # Signals at random moments, whose handlers raise or call safe_refs, to a process with threads and a busy collector. See docs/anywhere.md.
 signals: venv

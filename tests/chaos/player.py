@@ -66,12 +66,6 @@ class Role:
         self._calls = calls or InPlace()
         self._kept: dict[str, list[Any]] = {}
         self._node = str(ray.get_runtime_context().get_node_id())
-        self._by_task = ray.remote(num_cpus=0.5, max_retries=20, scheduling_strategy="SPREAD")(_value)
-        # On this node, as what it puts is. A little CPU, as Ray starts an actor that needs none wherever it likes. It may be that the
-        # worker is killed that Ray would make into one; so it is started again.
-        here = NodeAffinitySchedulingStrategy(self._node, soft=False)
-        options: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3, "scheduling_strategy": here}
-        self._echo: Any = ray.remote(num_cpus=0.01, **options)(Echo)
 
     async def hello(self) -> Hello:
         """Who this is."""
@@ -81,14 +75,8 @@ class Role:
         """Make objects, and a payload of them; keep none."""
         reply = Reply(self._token, "put")
         try:
-            refs: list[Any] = []
             with self.plain:
-                for slot, size in enumerate(order.sizes):
-                    stamp = Stamp(order.payload + (1_000_000 if order.swap else 0), slot)
-                    value = self._by_task.remote(stamp, size) if order.by_task else ray.put(values.make(stamp, size))
-                    refs.append(value)
-                for slot in range(len(refs), len(refs) + order.actors):
-                    refs.append(self._echo.remote(Stamp(order.payload, slot)))
+                refs = self._objects(order) + self._actors(order)
             terms: dict[str, Any] = {"wait": order.wait} if order.wait is False else {}
             await self._dumps(reply, order.payload, refs, order.ttl, uses=order.uses, durable=order.durable, **terms)
         except Exception as error:
@@ -178,6 +166,28 @@ class Role:
         except Exception as error:
             _note(reply, error)
         return reply
+
+    # What they make these with is made anew each time: in a Ray Client it is an object of the client's, as long as it is kept.
+
+    def _objects(self, order: Make) -> list[Any]:
+        by_task = ray.remote(num_cpus=0.5, max_retries=20, scheduling_strategy="SPREAD")(_value)
+        first = order.payload + (1_000_000 if order.swap else 0)
+        stamps = [(Stamp(first, slot), size) for slot, size in enumerate(order.sizes)]
+        if order.by_task:
+            return [by_task.remote(stamp, size) for stamp, size in stamps]
+        return [ray.put(values.make(stamp, size)) for stamp, size in stamps]
+
+    def _actors(self, order: Make) -> list[Any]:
+        """On this node, as what is put is."""
+        if not order.actors:
+            return []
+        here = NodeAffinitySchedulingStrategy(self._node, soft=False)
+        # It may be that the worker is killed that Ray would make into one; so it is started again.
+        options: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3, "scheduling_strategy": here}
+        # A little CPU, as Ray starts an actor that needs none wherever it likes.
+        echo: Any = ray.remote(num_cpus=0.01, **options)(Echo)
+        first = len(order.sizes)
+        return [echo.remote(Stamp(order.payload, slot)) for slot in range(first, first + order.actors)]
 
     async def _dumps(self, reply: Reply, number: int, refs: list[Any], ttl: float | None, **terms: Any) -> None:
         reply.step = "dumps"
