@@ -126,6 +126,12 @@ class Payload:
         """When the first of the payloads that it comes from was ordered."""
         return min([self.made.begun, *(source.since for source in self.sources)])
 
+    def __str__(self) -> str:
+        """For a trace: which it is, and what is special about it."""
+        text = f"payload {self.number} {'forwarded' if self.sources else f'of {self.maker.player}'}"
+        text += ", durable" * self.durable + ", not waited for" * (not self.waited)
+        return text + ", with actors" * any(each.is_actor for each in self.objects)
+
     def depending(self) -> Iterable[Payload]:
         """Of this payload and those that it comes from, those whose leases depend on their maker for a while; see docs/deaths.md."""
         if not self.sources or self.durable:
@@ -297,6 +303,8 @@ class Ledger:
         """Its maker knows that the registry holds it."""
         with self.lock:
             payload.flushed_at = at
+            if payload.ttl is not None:
+                payload.expires_by = max(payload.expires_by, at + payload.ttl)
 
     def broken_off(self, payload: Payload, at: float) -> None:
         """Its maker died, or failed, while it was making it: there may be a lease all the same, which nobody knows of."""
@@ -316,6 +324,7 @@ class Ledger:
             payload.expires_by = at + ttl
             if surely:
                 payload.expires_from = begun + ttl
+                payload.flushed_at = min(payload.flushed_at, at)
 
     def releasing(self, payload: Payload, at: float) -> Span:
         """A release, or a take, is about to begin."""

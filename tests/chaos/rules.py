@@ -100,7 +100,7 @@ class Rules:
     """
 
     def __init__(self, ledger: Ledger, *, replicas: int = 2, anchored: bool = True, timeout_s: float = 30.0) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._replicas = replicas
         self._anchored = anchored
         self._timeout_s = timeout_s
@@ -113,7 +113,7 @@ class Rules:
             answer: the answer.
             held: when the live reference that was read had been resolved; None where it was resolved in this call.
         """
-        with self._ledger.lock:
+        with self.ledger.lock:
             timeout_s = DURABLE_TIMEOUT_S if payload.durable and answer.step == "dumps" else self._timeout_s
             if answer.call_s > timeout_s + HANG_MARGIN_S:
                 return Verdict("hung", f"{answer.step} took {answer.call_s:.1f} s with a timeout of {timeout_s:g} s")
@@ -133,16 +133,26 @@ class Rules:
 
     def must_have_ended(self, payload: Payload, at: float) -> str:
         """Why a lease can't be live at a time any more; empty if it can."""
-        with self._ledger.lock:
+        with self.ledger.lock:
             if any(each.ended < at for each in payload.releases):
                 return "it was released"
-            if payload.expires_by + LATE_S < at:
+            if payload.expires_by + self._late_s(payload) + LATE_S < at:
                 return "its ttl is over"
             if payload.uses is not None and sum(each.ended < at for each in payload.loads) >= payload.uses:
                 return "it is used up"
             if all(each.owner.dead_at + MOURNED_S < at for each in payload.objects):
                 return "its owners are dead"
             return ""
+
+    def _late_s(self, payload: Payload) -> float:
+        """How much later than its `dumps` returned the registry may have got a payload that its maker did not wait for."""
+        if payload.waited or payload.flushed_at < NEVER:
+            return 0.0
+        there = payload.made.ended
+        for each in sorted(self._troubles(), key=lambda span: span.begun):
+            if payload.made.begun <= each.ended and each.begun <= there:
+                there = max(there, each.ended)
+        return there - payload.made.ended if there > payload.made.ended else 0.0
 
     def may_have_ended(self, payload: Payload, at: float) -> set[str]:
         """The errors that can say how a lease ended, if it has ended by a time."""
@@ -161,7 +171,7 @@ class Rules:
         """Of the payloads whose leases are listed as live, those that can't be, each with why."""
         found = []
         for number in live:
-            payload = self._ledger.payloads.get(number)
+            payload = self.ledger.payloads.get(number)
             why = "nobody ordered it" if payload is None else self.must_have_ended(payload, at)
             if why:
                 found.append((number, why))
@@ -219,7 +229,7 @@ class Rules:
             since = (held.begun if held else answer.span.begun) - NOTICED_S
         is_node_lost = any(
             since <= lost.ended and lost.begun <= ended and read.node in ("", node)
-            for node, lost in self._ledger.lost_nodes.items()
+            for node, lost in self.ledger.lost_nodes.items()
         )
         gone_with_node = gone if payload.durable else (*_DATA_GONE, *(_ACTOR_GONE if read.is_actor else ()))
         if answer.error in gone_with_node and is_node_lost:
@@ -279,8 +289,11 @@ class Rules:
             return False
         if payload.maker.dying_at <= span.ended:
             return True
-        around = [*self._ledger.shard_failures, *self._ledger.shard_pauses, *self._ledger.troubles]
-        return any(each.begun <= span.ended and each.ended >= payload.made.begun for each in around)
+        return any(each.begun <= span.ended and each.ended >= payload.made.begun for each in self._troubles())
+
+    def _troubles(self) -> list[Span]:
+        """What slows pins down."""
+        return [*self.ledger.shard_failures, *self.ledger.shard_pauses, *self.ledger.troubles]
 
     def _just_loaded(self, payload: Payload, answer: Answer, held: Span | None) -> bool:
         """Whether a shard crashed before the reference that was read, or one that it was made from, was anchored."""
@@ -288,24 +301,24 @@ class Rules:
         return any(
             moment.begun <= failure.ended and failure.begun <= moment.ended + ANCHORED_S
             for moment in moments
-            for failure in self._ledger.shard_failures
+            for failure in self.ledger.shard_failures
         )
 
     def _only_copy_gone(self, payload: Payload, answer: Answer) -> bool:
         if self._replicas > 1 or not payload.durable:
             return False
-        nodes = self._ledger.lost_nodes.values()
+        nodes = self.ledger.lost_nodes.values()
         return any(payload.made.begun <= each.ended and each.begun <= answer.span.ended for each in nodes)
 
     def _failures_since(self, since: float, until: float) -> int:
-        return sum(each.ended >= since and each.begun <= until for each in self._ledger.shard_failures)
+        return sum(each.ended >= since and each.begun <= until for each in self.ledger.shard_failures)
 
     def _registry_failing(self, span: Span) -> bool:
-        failures = [*self._ledger.shard_failures, *self._ledger.shard_pauses]
+        failures = [*self.ledger.shard_failures, *self.ledger.shard_pauses]
         return any(each.begun <= span.ended and each.ended >= span.begun for each in failures)
 
     def _failing_throughout(self, span: Span) -> bool:
-        failures = [*self._ledger.shard_failures, *self._ledger.shard_pauses]
+        failures = [*self.ledger.shard_failures, *self.ledger.shard_pauses]
         return any(each.begun <= span.begun + 5 and each.ended >= span.ended - 5 for each in failures)
 
 

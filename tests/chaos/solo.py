@@ -107,7 +107,7 @@ class SoloSeat(Seat):
         self, name: str, job: str, kind: str, address: str, ledger: Ledger, surprise: Callable[[str], None]
     ) -> None:
         super().__init__(name, job, ledger, surprise)
-        self._kind = kind
+        self.kind = kind
         self._address = address
         self._changing = threading.Lock()
         self.line = _Line(address, kind)
@@ -116,7 +116,7 @@ class SoloSeat(Seat):
         """As for `Seat`."""
         with self._changing:
             if self.line.process.poll() is not None:
-                self.line = _Line(self._address, self._kind)
+                self.line = _Line(self._address, self.kind)
             line = self.line
         try:
             hello: Hello | None = line.ask("hello", (), timeout_s)
@@ -134,7 +134,7 @@ class SoloSeat(Seat):
         try:
             reply: Reply | None = self.line.ask(method, args, ORDER_TIMEOUT_S)
         except Empty:
-            raise HungError(f"{self._kind} {self.name} did not answer within {ORDER_TIMEOUT_S:g} s") from None
+            raise HungError(f"{self.kind} {self.name} did not answer within {ORDER_TIMEOUT_S:g} s") from None
         finally:
             self.doing = ""
         if reply is None:

@@ -228,25 +228,13 @@ class Stage:
         self.report.count(self.report.calls, f"{reply.step} {reply.error}".strip())
         if player is not None:
             self.report.count(self.report.players, f"{player.kind}{', leaving' * (leaving and bool(reply.error))}")
-        how = "forwarded" if payload.sources else f"of {payload.maker.player}"
-        what = "".join(f", {name}" for name in _kinds(payload))
-        about = f"payload {payload.number} {how}{what}, {ended - payload.made.begun:.1f} s old, at {ended:.2f} by {seat.name}"
+        about = f"{payload}, {ended - payload.made.begun:.1f} s old, at {ended:.2f} by {seat.name}"
         if verdict.why:
             about += self.ledger.lately(payload.made.ended)
         self.report.note(verdict, about)
 
     def _there(self, kept: Kept) -> bool:
         return _process(kept.seat).token == kept.token and bool(kept.seat.pid)
-
-
-def _kinds(payload: Payload) -> Iterator[str]:
-    """What is special about a payload."""
-    if payload.durable:
-        yield "durable"
-    if not payload.waited:
-        yield "not waited for"
-    if any(each.is_actor for each in payload.objects):
-        yield "with actors"
 
 
 def _process(seat: Seat) -> Process:

@@ -56,6 +56,7 @@ def storm(parameters: Parameters, say: Say = lambda _: None) -> Report:
         _rage(parameters, report, nodes, stage, visitors, say)
         _end_garbage(report, garbage)
         say("quiet: waiting for what is left to go")
+        troupe.end("client")  # its server keeps the functions and classes that it has used, as objects
         _check_left(report, nodes, rules, "when all payloads had ended")
         troupe.end()
         _check_left(report, nodes, rules, "when all players had gone")
@@ -141,7 +142,8 @@ def _check_listing(report: Report, rules: Rules) -> None:
     except safe_refs.RegistryUnavailableError:
         return
     for number, why in rules.leaked(live, asked):
-        report.note(Verdict("leaked", f"is listed as live although {why}"), f"payload {number} at {asked:.2f}")
+        payload = rules.ledger.payloads.get(number, f"payload {number}")
+        report.note(Verdict("leaked", f"is listed as live although {why}"), f"{payload} at {asked:.2f}")
 
 
 def _check_left(report: Report, nodes: Cluster, rules: Rules, when: str) -> None:
@@ -150,7 +152,7 @@ def _check_left(report: Report, nodes: Cluster, rules: Rules, when: str) -> None
     while (live := _live()) and time.monotonic() < deadline:
         time.sleep(0.2)
     for number in live:
-        report.note(Verdict("leaked", f"is live {when}"), f"payload {number}")
+        report.note(Verdict("leaked", f"is live {when}"), str(rules.ledger.payloads.get(number, f"payload {number}")))
     while (left := store.store_usage().primary_bytes + nodes.spilled_bytes()) > _MARKS_BYTES:
         if time.monotonic() > deadline:
             report.note(Verdict("leaked", f"{left} bytes {when}"), "the stores")

@@ -155,3 +155,18 @@ def test_a_node_that_is_squeezed_may_lose_whom_it_likes(ledger: Ledger, payload:
     assert figure(ledger, payload, answer("loads", at=140.0)) == "leaked"
     durable = made(ledger, ledger.born("t2", "b.0", "b", "node 2"), durable=True)
     assert figure(ledger, durable, answer("loads", "OwnerGoneError"), replicas=1) == ONLY_COPY
+
+
+def test_a_pin_that_comes_late_has_its_time_from_then(ledger: Ledger, owner: Process) -> None:
+    """The registry counts from when it gets it. Where nothing slows that down, or the maker has flushed, it has it."""
+    rules = Rules(ledger)
+    payload = made(ledger, owner, waited=False, ttl=5.0)
+    assert rules.must_have_ended(payload, 20.0)
+    ledger.trouble(9.0, 14.0)
+    ledger.shard_pausing(13.0, 16.0)
+    ledger.trouble(17.0, 40.0)
+    assert not rules.must_have_ended(payload, 20.0)
+    assert rules.must_have_ended(payload, 25.0)
+    ledger.flushed(payload, 13.0)
+    assert not rules.must_have_ended(payload, 20.0)
+    assert rules.must_have_ended(payload, 22.0)

@@ -16,7 +16,17 @@ from tests.chaos.figures import Parameters, Report
 from tests.chaos.judging import answer, figure, made
 from tests.chaos.ledger import Ledger, Payload, Process, Span
 from tests.chaos.plan import KINDS, draw_plan
-from tests.chaos.rules import FIGURES, MOURNED_S, ONLY_SHARD, TWO_SHARDS, UNANCHORED, Rules, Verdict
+from tests.chaos.rules import (
+    FIGURES,
+    JUST_LOADED,
+    MOURNED_S,
+    ONLY_COPY,
+    ONLY_SHARD,
+    TWO_SHARDS,
+    UNANCHORED,
+    Rules,
+    Verdict,
+)
 from tests.chaos.values import Stamp
 from tests.support.environment import ROOT
 
@@ -210,17 +220,30 @@ def run_storm(out: Path, *arguments: str) -> tuple[int, Any]:
 
 @pytest.mark.timeout(300)
 # How many failures come in that time depends on the machine: the next one waits until the registry, and a job that died, are back.
-@pytest.mark.parametrize(("seconds", "kills"), [(6, 1), pytest.param(60, 5, marks=pytest.mark.long)])
-def test_a_storm_costs_nothing(tmp_path: Path, seconds: int, kills: int) -> None:
+@pytest.mark.parametrize(("seconds", "seed", "kills"), [(6, 29, 1), pytest.param(60, 1, 5, marks=pytest.mark.long)])
+def test_a_storm_costs_nothing(tmp_path: Path, seconds: int, seed: int, kills: int) -> None:
     """With two replicas, processes, shards, jobs and nodes may die: nothing is lost, early, leaked, hung or wrong."""
-    status, report = run_storm(tmp_path, "--seconds", str(seconds), "--seed", "1")
+    status, report = run_storm(tmp_path, "--seconds", str(seconds), "--seed", str(seed))
     assert report["figures"] == dict.fromkeys(FIGURES, 0), "\n".join([*report["traces"], *report["left"]])
     assert status == 0
+    assert report["excused"] == {}
     done = report["actions"]
     assert seconds < 60 or done["shard"] >= 1
     assert sum(done.values()) >= kills
     assert report["payloads"] >= seconds // 2
+    assert set(report["players"]) >= {"actor", "async", "driver", "client"} or seconds < 60
+    assert report["garbage"]["refused"] > 0
     assert (report["recovery_worst_s"] or 0) < 60  # a short storm may kill no shard
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_without_replicas_a_storm_costs_what_is_said(tmp_path: Path) -> None:
+    """A crash costs the leases of that shard, and what was loaded or copied just then; all that is excused has its name."""
+    status, report = run_storm(tmp_path, "--seconds", "60", "--seed", "29", "--replicas", "1")
+    assert report["figures"] == dict.fromkeys(FIGURES, 0), "\n".join([*report["traces"], *report["left"]])
+    assert status == 0
+    assert set(report["excused"]) <= {ONLY_SHARD, ONLY_COPY, JUST_LOADED}
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ class Seat:
         self.process: Process | None = None
         self.pid = 0
         self.doing = ""
+        self.kind = ""  # of the process that was last there
         self._ledger = ledger
         self._surprise = surprise
         self._handle: Any = None
@@ -65,7 +66,7 @@ class Seat:
         """A process has said hello."""
         self.doing = ""
         before = self.process
-        self.pid = hello.pid
+        self.pid, self.kind = hello.pid, hello.kind
         self.process = self._ledger.born(hello.token, self.name, self.job, hello.node, hello.kind)
         if before and before.token != hello.token and before.dying_at == NEVER and not before.doomed:
             self._surprise(f"player {self.name} died though nobody had killed it")
@@ -225,12 +226,15 @@ class Troupe:
             self.jobs.remove(job)
         job.kill()
 
-    def end(self) -> None:
-        """End all jobs in order."""
+    def end(self, kind: str = "") -> None:
+        """End all jobs in order, or those of which the only player is of a kind."""
         at = time.monotonic()
-        for job in self.jobs:
+        ends = [job for job in self.jobs if not kind or {seat.kind for seat in job.seats} == {kind}]
+        with self._lock:
+            self.jobs = [job for job in self.jobs if job not in ends]
+        for job in ends:
             self._ledger.dying(at, job=job.name)
-        for job in self.jobs:
+        for job in ends:
             job.end()
 
     def _another(self, number: int) -> Company:
