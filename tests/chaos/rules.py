@@ -33,6 +33,8 @@ _DATA_GONE = (
     "ObjectReconstructionFailedLineageEvictedError",
 )
 _ACTOR_GONE = ("ActorDiedError", "ActorUnavailableError")
+# Besides, once it is gone: a Ray Client has a task ask for the actor's methods, and that fails.
+_NO_METHODS = "RayTaskError(RaySystemError)"
 _GONE = (
     *_DATA_GONE,
     *_ACTOR_GONE,
@@ -220,7 +222,7 @@ class Rules:
             return Verdict("leaked", f"loads worked although {over}") if over else FINE
         said = f"get: {answer.error}: {answer.message}"
         read, ended = payload.objects[answer.slot], answer.span.ended
-        gone = (*_OWNER_DIED, *_DATA_GONE, *(_ACTOR_GONE if read.is_actor else ()))
+        gone = (*_OWNER_DIED, *_DATA_GONE, *((*_ACTOR_GONE, _NO_METHODS) if read.is_actor else ()))
         if answer.error in gone and read.owner.dying_at <= ended:
             return FINE
         since = read.made_at

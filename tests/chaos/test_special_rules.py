@@ -104,6 +104,10 @@ def test_a_lease_of_an_actors_handle_depends_on_who_has_borrowed_it(ledger: Ledg
     ledger.lost_nodes["node 1"] = Span(15.0, 15.0)
     assert figure(ledger, payload, died) == ""
     assert figure(ledger, payload, answer("get", "ActorDiedError", slot=1)) == "wrong"
+    methods = answer("get", "RayTaskError(RaySystemError)", slot=2)
+    assert figure(ledger, payload, methods) == "wrong"
+    ledger.dying(15.0, token="t1")  # noqa: S106 # a process's name, no secret
+    assert figure(ledger, payload, methods) == ""
 
 
 def test_a_pin_that_nobody_waited_for_may_never_begin(ledger: Ledger, owner: Process) -> None:
