@@ -15,7 +15,7 @@ from typing import NamedTuple
 # `shutdown` of the registry is not carried through; and a node that has come for it is squeezed: its memory is short.
 KINDS = (
     *("worker", "player", "shard", "pause player", "fill", "job", "shard", "pause shard", "node", "player"),
-    *("leave", "stall", "half shutdown", "squeeze"),
+    *("leave", "stall", "half shutdown", "leave", "squeeze"),
 )
 FIRST_S = 3.0
 _GAPS_S = (2.0, 5.0)
