@@ -45,5 +45,17 @@ def hog() -> bool:
             if time.monotonic() > until:
                 return False
             time.sleep(0.1)
-        del hogging
-    return True
+    return _was_killed(hogging)
+
+
+def _was_killed(hogging: Any) -> bool:
+    """Whether a hog, which has ended, was killed for memory; else there was too much of it for the hog."""
+    import ray
+
+    try:
+        ray.get(hogging, timeout=_DIES_S)
+    except ray.exceptions.OutOfMemoryError:
+        return True
+    except ray.exceptions.RayError:
+        return False
+    return False
