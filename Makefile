@@ -21,8 +21,8 @@ help:
 	@echo "make bench-check  the same, and fails where a target is missed by more than a tenth"
 	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
-	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 for another storm"
 	@echo "make soak         an hour of steady work beside the same without safe_refs: what grows? SECONDS=600 SEED=2 for another"
+	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 REPLICAS=1 for another storm"
 	@echo "make signals      ten minutes of signals at random moments; SECONDS=60 SEED=2 for others"
 	@echo "make cloudpickle-suite CHECKOUT=dir  cloudpickle's own tests against safe_refs, from a checkout of its repository"
 	@echo "make house        draw docs/house.svg from the code's imports"
@@ -108,8 +108,9 @@ leak: venv
 # A storm: the registry's shards, owners, borrowers, jobs and nodes are killed, by a plan drawn from the seed. See docs/chaos.md.
 chaos signals: SECONDS ?= 600
 SEED ?= 1
+REPLICAS ?= 2
 chaos: venv
-	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) --replicas $(REPLICAS)
 
 # An hour of steady work, with a control without safe_refs beside it: memory, threads, files and latencies by their slopes. See docs/soak.md.
 soak: SECONDS ?= 3600

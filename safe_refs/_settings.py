@@ -35,7 +35,6 @@ from .errors import RegistryUnavailableError
 FRESH_S = float(os.environ.get("SAFE_REFS_TESTS_FRESH_S", "0.5"))
 _BRIEF_S = 0.3  # how long a call waits for the control service to read settings again
 _AGAIN_S = 2.0  # after that has failed
-_FIRST_S = 2.0  # and how long to read them for the first time
 _MOST_CONNECTIONS = 8
 _AS_THEY_ARE = ("registry", "require_ttl", "wait", "shards", "replicas", "anchoring")
 _MOST_LOOKS = 3  # at whether the control service answers, after something was written
@@ -142,9 +141,7 @@ def current(timeout: float | timedelta | None = None) -> Settings:
     texts = tuple(map(ENVIRONMENT.get, KEYS))
     if known is not None and known.texts == texts and known.connection == connection and time.monotonic() < known.until:
         return known.settings
-    return _resolve(
-        connection, texts, _FIRST_S if timeout is None else min(_FIRST_S, config.seconds(timeout, "timeout"))
-    )
+    return _resolve(connection, texts, config.first_s(timeout))
 
 
 def is_fresh() -> bool:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .registry.sessions import Session
 
 _JOB = re.compile("[0-9a-f]{8}")
-_SETTINGS_S = 2.0  # for the job's settings
 _SLICE = 200  # leases that one call ends, in 2 to 10 ms of the shard's time
 
 
@@ -130,8 +129,7 @@ async def reach(asked: terms.Asked) -> None:
 async def know_settings(timeout: float | timedelta | None = None) -> None:
     """See to it that this process knows its settings, so that nothing has to wait for that in an event loop."""
     if not _settings.is_fresh():
-        within_s = _SETTINGS_S if timeout is None else config.seconds(timeout, "timeout")
-        await callers.to_thread(partial(_settings.current, timeout), min(within_s, _SETTINGS_S))
+        await callers.to_thread(partial(_settings.current, timeout), config.first_s(timeout))
 
 
 async def waits_s(timeout: float | timedelta | None) -> float:

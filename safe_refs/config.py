@@ -265,6 +265,17 @@ def of_texts(found: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
+def first_s(given: float | timedelta | None) -> float:
+    """How long a call waits for the settings themselves, in seconds: which may say how long it is to wait for the rest.
+
+    Args:
+        given: its timeout; None goes by the environment, or else the default.
+    """
+    if given is not None:
+        return seconds(given, "timeout")
+    return float(of_texts(tuple(map(ENVIRONMENT.get, KEYS))).get("timeout", BY_NAME["timeout"].default))
+
+
 def unknown_variables() -> list[str]:
     """Variables that begin as ours do, and that nobody reads: mistyped, most likely. Those that begin as the tests' do are theirs."""
     ours = {setting.variable for setting in SETTINGS}

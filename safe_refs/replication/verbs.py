@@ -19,7 +19,7 @@ from ..config import Deadline
 from ..errors import SafeRefsError
 from ..registry import late
 from ..registry.asking import Verbs
-from ..registry.calls import BEHIND_PAUSE_S, LONGEST_WAIT_S, Call, NoRegistryError, Registry
+from ..registry.calls import BEHIND_PAUSE_S, LONGEST_WAIT_S, RETRY_PAUSE_S, Call, NoRegistryError, Registry
 from ..registry.protocols import Layout
 from ..registry.records import Identity, Origin
 from ..registry.requests import Plan, Question, Unspent, Wanted
@@ -191,7 +191,9 @@ class ReplicatedVerbs(Verbs):
             question.memory = None
             return cast("A | SafeRefsError", step)
         question.memory = inquiry
-        self.not_now(step, deadline)
+        # One holder can't tell, and the other has been waited for no longer than that one's answer is worth: there is more time.
+        if step is not Silence.LATE or deadline.left_s() <= RETRY_PAUSE_S:
+            self.not_now(step, deadline)
         return None
 
     def give_back_once(self, uses: Sequence[Unspent], lives: set[bytes], deadline: Deadline) -> bool | None:

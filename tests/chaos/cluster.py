@@ -13,11 +13,18 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support import clients
+
+from .ledger import DURABLE_TIMEOUT_S
+
+ROOT = Path(__file__).resolve().parents[2]
 STORE_BYTES = 100 * 2**20
 _CPUS = 2
+_CLIENTS_FIRST_PORT = 25_000
 # Ray gives a node that has fallen silent 15 s or more. Here it takes 5, so that more happens in a minute.
 _SYSTEM = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000}
 # By their titles. Others that a node starts, its agents, are not to be killed alone: the node would go with them, be it the head.
@@ -29,6 +36,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread that is late would connect anew when the storm is broken off
     "RAY_allow_out_of_band_object_ref_serialization": "0",
     "SAFE_REFS_TIMEOUT": "30",
+    "SAFE_REFS_DURABLE_TIMEOUT": str(DURABLE_TIMEOUT_S),
 }
 
 
@@ -42,13 +50,18 @@ class Cluster:
     def __init__(self, nodes: int) -> None:
         short = None if len(tempfile.gettempdir()) <= 30 else "/tmp"  # noqa: S108 # mkdtemp makes a private folder in it
         self.folder = Path(tempfile.mkdtemp(prefix="storm-", dir=short))
-        os.environ.update(ENVIRONMENT, RAY_TMPDIR=str(self.folder))
+        # Servers of clients import the storm's own functions, too.
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        os.environ.update(ENVIRONMENT, RAY_TMPDIR=str(self.folder), PYTHONPATH=path)
         import ray
         from ray import cluster_utils
 
         self._cluster: Any = cluster_utils.Cluster()
         self._others: dict[str, Any] = {}
+        self._ends = contextlib.ExitStack()
         self._cluster.add_node(**_node(), include_dashboard=False, _system_config=_SYSTEM)
+        first = _CLIENTS_FIRST_PORT + clients.PORTS * (os.getpid() % 50)
+        self.clients_address = f"ray://127.0.0.1:{self._ends.enter_context(clients.serve(self.address, first))[0]}"
         for _ in range(nodes - 1):
             self.add()
         ray.init(address=self.address, namespace="storm", log_to_driver=False, logging_level=logging.CRITICAL)
@@ -59,13 +72,24 @@ class Cluster:
         return str(self._cluster.address)
 
     @property
+    def control_service(self) -> int:
+        """Pid of Ray's control service."""
+        return int(self._cluster.head_node.all_processes["gcs_server"][0].process.pid)
+
+    @property
     def others(self) -> list[str]:
         """Ids of the nodes that may be removed."""
         return list(self._others)
 
-    def add(self) -> str:
-        """Another node; its id."""
-        node = self._cluster.add_node(**_node())
+    def add(self, environment: Mapping[str, str] | None = None, **resources: float) -> str:
+        """Another node; its id.
+
+        Args:
+            environment: of its own.
+            resources: of its own.
+        """
+        with _in_environment(environment or {}):
+            node = self._cluster.add_node(**_node(), resources=resources)
         self._others[node.node_id] = node
         return str(node.node_id)
 
@@ -86,15 +110,32 @@ class Cluster:
 
     def spilled_bytes(self) -> int:
         """Bytes on disk, in the spill folders of all nodes that live."""
-        return sum(path.stat().st_size for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file())
+        return sum(self.spilled().values())
+
+    def spilled(self) -> dict[str, int]:
+        """The files in the spill folders, with their sizes; a name is that of the first object in it."""
+        files = [path for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file()]
+        return {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
 
     def close(self) -> None:
         """End all."""
         import ray
 
+        self._ends.close()
         ray.shutdown()
         self._cluster.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _in_environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started meanwhile get these variables, too."""
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name in more:
+            del os.environ[name]
 
 
 def _family(node: Any) -> list[int]:

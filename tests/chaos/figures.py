@@ -15,6 +15,7 @@ from rich.table import Table
 from .rules import FIGURES, Verdict
 
 _MOST_TRACES = 50
+_MOST_EXCUSED = 3  # traces of each name
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Parameters:
         shards: of the registry.
         replicas: of each lease.
         nodes: of the cluster, with the head.
-        jobs: at a time.
+        jobs: of several players, at a time; one more is a driver, and one a Ray Client.
         players: of each job.
         stories: that go on at a time.
         anchored: judge, and kill, as if every hold were known to the owner.
@@ -53,9 +54,11 @@ class Report:
     Attributes:
         parameters: what it was.
         figures: lost, early, leaked, hung, wrong; all must be 0.
-        traces: of what counts for one of the figures, and of what was excused.
-        excused: answers that would have counted, but for what this release doesn't promise.
+        traces: of what counts for one of the figures, and of some of what was excused.
+        excused: answers that would have counted, but for something that is not promised, by its name.
         calls: answers by step and error.
+        players: answers by the kind of process that gave them.
+        garbage: what became of calls that nobody should make.
         stories: told to the end, by kind.
         actions: what the killer did, by kind; skipped ones by themselves.
         recoveries_s: from each kill of a shard until the registry had recovered, by kind.
@@ -68,8 +71,10 @@ class Report:
     parameters: Parameters
     figures: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(FIGURES, 0)))
     traces: list[str] = field(default_factory=list)
-    excused: int = 0
+    excused: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
+    players: Counter[str] = field(default_factory=Counter)
+    garbage: Counter[str] = field(default_factory=Counter)
     stories: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
     recoveries_s: dict[str, list[float]] = field(default_factory=dict)
@@ -88,9 +93,10 @@ class Report:
             if verdict.figure is not None:
                 self.figures[verdict.figure] += 1
             if verdict.excused:
-                self.excused += 1
-            if (verdict.figure is not None or verdict.excused) and len(self.traces) < _MOST_TRACES:
-                self.traces.append(f"{verdict.figure or 'excused'}: {about}: {verdict.why}")
+                self.excused[verdict.excused] += 1
+            is_worth = verdict.figure is not None or 0 < self.excused[verdict.excused] <= _MOST_EXCUSED
+            if is_worth and len(self.traces) < _MOST_TRACES:
+                self.traces.append(f"{verdict.figure or f'excused, {verdict.excused}'}: {about}: {verdict.why}")
                 self._unsaid.append(self.traces[-1])
 
     def news(self) -> list[str]:
@@ -138,9 +144,11 @@ class Report:
         for name in FIGURES:
             table.add_row(name, str(self.figures[name]), "" if not self.figures[name] else "must be 0")
         table.add_section()
-        table.add_row("excused", str(self.excused), "what this release doesn't promise to survive")
+        table.add_row("excused", str(sum(self.excused.values())), _counts(self.excused) or "what is not promised")
         table.add_row("payloads", str(self.payloads), _counts(self.stories))
         table.add_row("calls", str(sum(self.calls.values())), _counts(self.calls))
+        table.add_row("answers", str(sum(self.players.values())), _counts(self.players))
+        table.add_row("garbage", str(sum(self.garbage.values())), _counts(self.garbage))
         table.add_row("failures", str(sum(self.actions.values())), _counts(self.actions))
         table.add_row("spilled", f"{self.spilled_bytes / 1e6:.0f} MB", f"left at the end: {self.left_bytes} bytes")
         for kind, times in self.recoveries_s.items():

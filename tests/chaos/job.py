@@ -8,18 +8,24 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from typing import Any
 
 
 def main() -> None:
     orders = json.loads(sys.stdin.readline())
     import ray
 
-    from .player import NAMESPACE, Player
+    from .orders import NAMESPACE
+    from .player import AsyncPlayer, Player
 
     ray.init(address=orders["address"], namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     # A player that is killed comes back as another process. What it was doing is not done again: the ledger must know what was.
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")(Player)
-    players = [actor.options(name=name).remote() for name in orders["players"]]
+    where: dict[str, Any] = {"resources": {orders["resource"]: 1}} if orders["resource"] else {}
+    as_actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD", **where)
+    plain, with_loop = as_actor(Player), as_actor(AsyncPlayer)
+    # The last of them has an event loop.
+    players: list[Any] = [plain.options(name=name).remote() for name in orders["players"][:-1]]
+    players += [with_loop.options(name=name).remote() for name in orders["players"][-1:]]
     print(json.dumps({"job": ray.get_runtime_context().get_job_id()}), flush=True)
     sys.stdin.read()
     del players

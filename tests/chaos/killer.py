@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from . import cluster
+from . import cluster, half_shutdown, squeeze
 from .cluster import Cluster
 from .figures import Report
 from .ledger import NEVER, Ledger
 from .plan import Action
 from .rules import Verdict
 from .shards import Place, Shards
-from .troupe import Seat, Troupe
+from .solo import SoloSeat
+from .troupe import Begin, Seat, Troupe
 
 _RECOVERY_S = 90.0
 _SETTLES_S = 1.0  # what clients had to tell a dead shard, the others tell it within this
+_MOMENT_S = 0.001  # in a call, for each second of a pause
 _SHARD_PAUSE_S = (
     1.5  # without anchoring, a load that gives up on a paused shard (after 2 s) would hang on the other one
 )
@@ -40,6 +42,8 @@ class Killer:
         ledger: where to write it down.
         report: where to count it.
         fill: fills the store, and reads all of it back.
+        while_others_hold: calls a function while another job has a lease.
+        visitors: begins a job where memory is about to be short.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class Killer:
         ledger: Ledger,
         report: Report,
         fill: Callable[[], None],
+        while_others_hold: Callable[[Callable[[], str]], str],
+        visitors: Begin,
     ) -> None:
         self._plan = plan
         self._cluster = nodes
@@ -59,6 +65,8 @@ class Killer:
         self._ledger = ledger
         self._report = report
         self._fill = fill
+        self._while_others_hold = while_others_hold
+        self._visitors = visitors
         self._pauses: list[threading.Thread] = []
         self._shard_paused_until = 0.0
         self._places: dict[int, Place] = {}
@@ -76,6 +84,10 @@ class Killer:
             "pause player": self._pause_player,
             "pause shard": self._pause_shard,
             "fill": self._fill_store,
+            "leave": self._have_one_leave,
+            "stall": self._stall_control_service,
+            "half shutdown": self._shut_down_half,
+            "squeeze": self._squeeze,
         }
         for action in self._plan:
             time.sleep(max(0.0, begun + action.at_s - time.monotonic()))
@@ -151,8 +163,71 @@ class Killer:
         seat = self._choose_seat(action)
         if seat is None:
             return False
+        self._trouble(action.seconds)
         self._pause(seat.pid, action.seconds)
         return True
+
+    def _stall_control_service(self, action: Action) -> bool:
+        self._trouble(action.seconds)
+        self._pause(self._cluster.control_service, action.seconds)
+        return True
+
+    def _shut_down_half(self, action: Action) -> bool:
+        """In one of three ways: refused, as others have leases; a shard is silent; the caller is killed in the middle."""
+        places = self._when_well()
+        way = ("refused", "silent", "killed")[int(action.seconds * 100) % 3]
+        trouble = self._ledger.trouble(time.monotonic())
+        wrong = ""
+        if way == "refused":
+            wrong = self._while_others_hold(half_shutdown.refused)
+        elif way == "silent":
+            now = time.monotonic()
+            self._ledger.shard_pausing(now, now + half_shutdown.LITTLE_S + 2 * _SETTLES_S)
+            wrong = half_shutdown.with_a_silent_shard(places[_choose(action, sorted(places))].pid)
+        else:
+            wrong = half_shutdown.killed_half_way(self._cluster.address)
+        trouble.ended = time.monotonic() + half_shutdown.TIME_S + _SETTLES_S
+        if wrong:
+            self._report.note(Verdict("wrong", wrong), f"a half-done shutdown, {way}")
+        self._report.count(self._report.actions, f"half shutdown, {way}")
+        return True
+
+    def _squeeze(self, action: Action) -> bool:
+        """A node comes, and with it a job; memory there is short, whoever is there may be killed; they are gone."""
+        if not squeeze.is_possible():
+            return False
+        node = self._cluster.add(squeeze.environment(), **{squeeze.RESOURCE: 100})
+        job = self._troupe.visit(self._visitors)
+        time.sleep(action.seconds)  # for some stories
+        shards = {shard for shard, place in self._shards.places().items() if place.node == node}
+        begun = time.monotonic()
+        span = self._ledger.shard_dying(begun) if shards else None
+        self._ledger.squeezing(begun, node)
+        is_done = squeeze.hog()
+        self._ledger.dying(time.monotonic(), node=node)
+        self._troupe.depart(job)
+        self._cluster.remove(node, hard=action.hard)
+        if span is not None:
+            self._when_well()
+            span.ended = time.monotonic()
+        return is_done
+
+    def _trouble(self, seconds: float) -> None:
+        now = time.monotonic()
+        self._ledger.trouble(now, now + seconds + _SETTLES_S)
+
+    def _have_one_leave(self, action: Action) -> bool:
+        """A process calls `ray.shutdown()` in the middle of what it does."""
+        seat = self._choose_seat(action, lambda seat: isinstance(seat, SoloSeat))
+        if not isinstance(seat, SoloSeat) or seat.process is None:
+            return False
+        self._ledger.leaving(seat.process.token, time.monotonic())
+        self._in_background(self._leave, seat, action.seconds * _MOMENT_S)
+        return True
+
+    def _leave(self, seat: SoloSeat, moment_s: float) -> None:
+        if not seat.leave(moment_s):
+            self._report.note(Verdict("hung", "did not come back from ray.shutdown()"), seat.name)
 
     def _pause_shard(self, action: Action) -> bool:
         places = self._when_well()
@@ -164,15 +239,18 @@ class Killer:
         return True
 
     def _pause(self, pid: int, seconds: float) -> None:
-        thread = threading.Thread(target=cluster.pause, args=(pid, seconds), daemon=True)
+        self._in_background(cluster.pause, pid, seconds)
+
+    def _in_background(self, does: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=does, args=args, daemon=True)
         thread.start()
         self._pauses.append(thread)
 
-    def _choose_seat(self, action: Action) -> Seat | None:
+    def _choose_seat(self, action: Action, wanted: Callable[[Seat], bool] = lambda _: True) -> Seat | None:
         seats = [
             seat
             for seat in self._troupe.seats()
-            if seat.pid and seat.process is not None and seat.process.dying_at == NEVER
+            if wanted(seat) and seat.pid and seat.process is not None and seat.process.dying_at == NEVER
         ]
         return _choose(action, seats) if seats else None
 

@@ -11,8 +11,12 @@ from typing import NamedTuple
 
 # Whom or what it strikes: a worker that runs tasks; a player, which owns or borrows objects; a job's driver, and so all of its
 # processes; a shard; a node with all that is on it. Pauses stop a process and let it go on. `fill` makes more objects than the store
-# has room for.
-KINDS = ("worker", "player", "shard", "pause player", "fill", "job", "shard", "pause shard", "node", "player")
+# has room for. A process that calls `ray.shutdown()` leaves; Ray's control service stalls; a
+# `shutdown` of the registry is not carried through; and a node that has come for it is squeezed: its memory is short.
+KINDS = (
+    *("worker", "player", "shard", "pause player", "fill", "job", "shard", "pause shard", "node", "player"),
+    *("leave", "stall", "half shutdown", "leave", "squeeze"),
+)
 FIRST_S = 3.0
 _GAPS_S = (2.0, 5.0)
 _PAUSES_S = (1.0, 3.0)

@@ -1,106 +1,30 @@
-"""The actor that plays: it makes payloads, loads them, reads, forwards and ends them, as it is told, and reports what happened.
+"""Who plays: a role makes payloads, loads them, reads, forwards and ends them, as it is told, and reports what happened.
 
-It knows nothing of the ledger. What always holds: an error is reported, never raised; between two orders it holds no references but
-those that it was told to keep.
+It is played by an actor, by an actor with an event loop (`AsyncPlayer`), or by a driver or a Ray Client (`soloist`). It knows nothing
+of the ledger. What always holds: an error is reported, never raised; between two orders it holds no references but those that it was
+told to keep.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import safe_refs
-from safe_refs._ray import objects
-
-from . import values
+from . import forks, values
+from .calls import Awaited, InPlace, at_once
+from .orders import Hello, Make, Read, Reply, label
 from .values import Stamp
 
-NAMESPACE = "chaos"
 GET_TIMEOUT_S = 45.0  # an object may have to come back from disk, from another node, or be made again by a cold worker
-
-
-class Hello(NamedTuple):
-    """A player's process: a token of its own, its node, its pid."""
-
-    token: str
-    node: str
-    pid: int
-
-
-class Make(NamedTuple):
-    """An order for a payload.
-
-    Attributes:
-        payload: its number.
-        sizes: bytes of each of its objects.
-        by_task: let tasks make the values, wherever they run, instead of putting them.
-        ttl: seconds, or None.
-        uses: how often it may be loaded, or None.
-        swap: a planted fault: put another's value.
-    """
-
-    payload: int
-    sizes: tuple[int, ...]
-    by_task: bool = False
-    ttl: float | None = None
-    uses: int | None = None
-    swap: bool = False
-
-
-class Read(NamedTuple):
-    """An order to load a payload.
-
-    Attributes:
-        payload: its bytes.
-        number: its number.
-        stamps: the objects expected in it.
-        take: end the lease with it.
-        get: fetch the values now.
-        keep: keep the live references under this name; empty for none.
-        stall_s: a planted fault: loiter before the call.
-    """
-
-    payload: bytes
-    number: int
-    stamps: tuple[Stamp, ...]
-    take: bool = False
-    get: bool = True
-    keep: str = ""
-    stall_s: float = 0.0
-
-
-@dataclass
-class Reply:
-    """What became of an order.
-
-    Attributes:
-        token: of the process that did it.
-        step: what it was doing at the end: `dumps`, `loads`, `get`, `release`, `renew`.
-        error: class of the error; empty if there was none.
-        message: of the error, or what is wrong with a value.
-        slot: which object was being read.
-        payload: the bytes that were made.
-        count: how many leases a release ended.
-        call_s: the longest call to safe_refs.
-        get_s: the longest `ray.get`.
-    """
-
-    token: str
-    step: str = ""
-    error: str = ""
-    message: str = ""
-    slot: int = 0
-    payload: bytes = b""
-    count: int = 0
-    call_s: float = 0.0
-    get_s: float = 0.0
 
 
 class WrongValueError(Exception):
@@ -111,135 +35,250 @@ def _value(stamp: Stamp, size: int) -> bytes:
     return values.make(stamp, size)
 
 
-def label(payload: int) -> str:
-    """Label of a payload's lease, by which the ledger finds it in a listing."""
-    return f"storm {payload}"
+class Echo:
+    """An actor that is passed on. It dies with the player that has created it, or when nobody has its handle."""
+
+    def __init__(self, stamp: Stamp) -> None:
+        self._value = values.make(stamp, 100)
+
+    def value(self) -> bytes:
+        """What tells it from others."""
+        return self._value
 
 
-class Player:
-    """A process of the storm; one order at a time."""
+class Role:
+    """What a process of the storm can be told to do; one order at a time.
 
-    def __init__(self) -> None:
+    Args:
+        kind: of process; see `ledger.Process`.
+        calls: how it calls safe_refs.
+
+    Attributes:
+        plain: held while it calls Ray itself.
+        calling: set while it calls safe_refs.
+    """
+
+    def __init__(self, kind: str = "actor", calls: InPlace | None = None) -> None:
+        self.plain = threading.Lock()
+        self.calling = threading.Event()
         self._token = uuid.uuid4().hex
+        self._kind = kind
+        self._calls = calls or InPlace()
         self._kept: dict[str, list[Any]] = {}
-        self._by_task = ray.remote(num_cpus=0.5, max_retries=20, scheduling_strategy="SPREAD")(_value)
+        self._node = str(ray.get_runtime_context().get_node_id())
 
-    def hello(self) -> Hello:
+    async def hello(self) -> Hello:
         """Who this is."""
-        return Hello(self._token, ray.get_runtime_context().get_node_id(), os.getpid())
+        return Hello(self._token, self._node, os.getpid(), self._kind)
 
-    def make(self, order: Make) -> Reply:
+    async def make(self, order: Make) -> Reply:
         """Make objects, and a payload of them; keep none."""
-        reply = Reply(self._token, "dumps")
+        reply = Reply(self._token, "put")
         try:
-            refs = []
-            for slot, size in enumerate(order.sizes):
-                stamp = Stamp(order.payload + (1_000_000 if order.swap else 0), slot)
-                refs.append(self._by_task.remote(stamp, size) if order.by_task else ray.put(values.make(stamp, size)))
-            self._dumps(reply, order.payload, refs, order.ttl, order.uses)
+            with self.plain:
+                refs = self._objects(order) + self._actors(order)
+            terms: dict[str, Any] = {"wait": order.wait} if order.wait is False else {}
+            await self._dumps(reply, order.payload, refs, order.ttl, uses=order.uses, durable=order.durable, **terms)
         except Exception as error:
             _note(reply, error)
         return reply
 
-    def read(self, order: Read) -> Reply:
+    async def read(self, order: Read) -> Reply:
         """Load a payload, and fetch or keep what it leads to."""
         reply = Reply(self._token, "loads")
         try:
-            refs = self._loads(reply, order)
+            refs = await self._loads(reply, order)
             if order.get:
-                self._get(reply, refs, order.stamps)
+                await self._get(reply, refs, order.stamps)
             if order.keep:  # only now: nobody asks for the drop of what could not be read
                 self._kept[order.keep] = refs
         except Exception as error:
             _note(reply, error)
         return reply
 
-    def look(self, keep: str, stamps: Sequence[Stamp]) -> Reply:
+    async def look(self, keep: str, stamps: Sequence[Stamp]) -> Reply:
         """Fetch the values of live references that were kept."""
         reply = Reply(self._token, "get")
         try:
-            self._get(reply, self._kept[keep], stamps)
+            await self._get(reply, self._kept[keep], stamps)
         except Exception as error:
             _note(reply, error)
         return reply
 
-    def drop(self, keep: str) -> Reply:
+    async def drop(self, keep: str) -> Reply:
         """Let go of live references."""
         self._kept.pop(keep, None)
         gc.collect()
         return Reply(self._token)
 
-    def forward(self, orders: Sequence[Read], number: int, ttl: float | None) -> Reply:
+    async def forward(self, orders: Sequence[Read], number: int, ttl: float | None, durable: bool, wait: bool) -> Reply:
         """Load payloads of others, and make one of all their references: this process borrows them."""
         reply = Reply(self._token, "loads")
         try:
             refs = []
             for place, order in enumerate(orders):
                 reply.slot = place
-                refs += self._loads(reply, order)
-            reply.step = "dumps"
-            self._dumps(reply, number, refs, ttl, None)
+                refs += await self._loads(reply, order)
+            terms: dict[str, Any] = {} if wait else {"wait": False}
+            await self._dumps(reply, number, refs, ttl, durable=durable, **terms)
         except Exception as error:
             _note(reply, error)
         return reply
 
-    def release(self, payload: bytes) -> Reply:
+    async def release(self, payload: bytes) -> Reply:
         """End a payload's lease."""
         reply = Reply(self._token, "release")
-        begun = time.monotonic()
         try:
-            reply.count = safe_refs.release(payload)
-            reply.call_s = time.monotonic() - begun
+            with self._called(reply):
+                reply.count = await self._calls.release(payload)
         except Exception as error:
-            _note(reply, error, time.monotonic() - begun)
+            _note(reply, error)
         return reply
 
-    def renew(self, payload: bytes, ttl: float) -> Reply:
+    async def renew(self, payload: bytes, ttl: float) -> Reply:
         """Prolong a payload's lease."""
         reply = Reply(self._token, "renew")
-        begun = time.monotonic()
         try:
-            safe_refs.renew(payload, ttl)
-            reply.call_s = time.monotonic() - begun
+            with self._called(reply):
+                await self._calls.renew(payload, ttl)
         except Exception as error:
-            _note(reply, error, time.monotonic() - begun)
+            _note(reply, error)
         return reply
 
-    def _dumps(self, reply: Reply, number: int, refs: list[Any], ttl: float | None, uses: int | None) -> None:
-        begun = time.monotonic()
+    async def flush(self) -> Reply:
+        """Wait until the registry has acknowledged what was made without waiting."""
+        reply = Reply(self._token, "flush")
         try:
-            reply.payload = safe_refs.dumps((number, refs), ttl=ttl, uses=uses, label=label(number))
-        finally:
-            reply.call_s = max(reply.call_s, time.monotonic() - begun)
+            with self._called(reply):
+                await self._calls.flush()
+        except Exception as error:
+            _note(reply, error)
+        return reply
 
-    def _loads(self, reply: Reply, order: Read) -> list[Any]:
-        begun = time.monotonic()
+    async def fork(self, payload: bytes) -> Reply:
+        """Have a forked child do what it can."""
+        reply = Reply(self._token, "put")
         try:
+            with self.plain:
+                ref = ray.put(b"for a child")
+                reply.step = "fork"
+                forks.try_child(payload, ref)
+        except Exception as error:
+            _note(reply, error)
+        return reply
+
+    # What they make these with is made anew each time: in a Ray Client it is an object of the client's, as long as it is kept.
+
+    def _objects(self, order: Make) -> list[Any]:
+        by_task = ray.remote(num_cpus=0.5, max_retries=20, scheduling_strategy="SPREAD")(_value)
+        first = order.payload + (1_000_000 if order.swap else 0)
+        stamps = [(Stamp(first, slot), size) for slot, size in enumerate(order.sizes)]
+        if order.by_task:
+            return [by_task.remote(stamp, size) for stamp, size in stamps]
+        return [ray.put(values.make(stamp, size)) for stamp, size in stamps]
+
+    def _actors(self, order: Make) -> list[Any]:
+        """On this node, as what is put is."""
+        if not order.actors:
+            return []
+        here = NodeAffinitySchedulingStrategy(self._node, soft=False)
+        # It may be that the worker is killed that Ray would make into one; so it is started again.
+        options: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3, "scheduling_strategy": here}
+        # A little CPU, as Ray starts an actor that needs none wherever it likes.
+        echo: Any = ray.remote(num_cpus=0.01, **options)(Echo)
+        first = len(order.sizes)
+        return [echo.remote(Stamp(order.payload, slot)) for slot in range(first, first + order.actors)]
+
+    async def _dumps(self, reply: Reply, number: int, refs: list[Any], ttl: float | None, **terms: Any) -> None:
+        reply.step = "dumps"
+        with self._called(reply):
+            reply.payload = await self._calls.dumps((number, refs), ttl=ttl, label=label(number), **terms)
+
+    async def _loads(self, reply: Reply, order: Read) -> list[Any]:
+        with self._called(reply):
             if order.stall_s:
                 time.sleep(order.stall_s)
-            number, refs = safe_refs.loads(order.payload, take=order.take)
-        finally:
-            reply.call_s = max(reply.call_s, time.monotonic() - begun)
+            number, refs = await self._calls.loads(order.payload, take=order.take)
         if number != order.number or len(refs) != len(order.stamps):
             raise WrongValueError(f"payload {number} of {len(refs)} references in place of {order.number}")
         found: list[Any] = refs
         return found
 
-    def _get(self, reply: Reply, refs: Sequence[Any], stamps: Sequence[Stamp]) -> None:
+    async def _get(self, reply: Reply, refs: Sequence[Any], stamps: Sequence[Stamp]) -> None:
         reply.step = "get"
         for slot, (ref, stamp) in enumerate(zip(refs, stamps, strict=True)):
             reply.slot = slot
             begun = time.monotonic()
             try:
-                value = objects.get(ref, GET_TIMEOUT_S)  # which keeps no reference of a read that failed
+                with self.plain:
+                    is_actor = type(ref).__name__.endswith("ActorHandle")
+                    value = await self._calls.get(ref.value.remote() if is_actor else ref, GET_TIMEOUT_S)
             finally:
                 reply.get_s = max(reply.get_s, time.monotonic() - begun)
             wrong = values.complaint(value, stamp)
             if wrong:
                 raise WrongValueError(wrong)
 
+    @contextmanager
+    def _called(self, reply: Reply) -> Iterator[None]:
+        """Around a call to safe_refs."""
+        begun = time.monotonic()
+        self.calling.set()
+        try:
+            yield
+        finally:
+            self.calling.clear()
+            reply.call_s = max(reply.call_s, time.monotonic() - begun)
 
-def _note(reply: Reply, error: Exception, call_s: float = 0.0) -> None:
+
+class AsyncPlayer(Role):
+    """An actor with an event loop, which calls `safe_refs.aio`."""
+
+    def __init__(self) -> None:
+        super().__init__("async", Awaited())
+
+
+class Player:
+    """A process that calls in place: the same orders, without an event loop.
+
+    Args:
+        kind: as for `Role`.
+    """
+
+    def __init__(self, kind: str = "actor") -> None:
+        self.role = Role(kind)
+
+    def hello(self) -> Hello:
+        return at_once(self.role.hello())
+
+    def make(self, order: Make) -> Reply:
+        return at_once(self.role.make(order))
+
+    def read(self, order: Read) -> Reply:
+        return at_once(self.role.read(order))
+
+    def look(self, keep: str, stamps: Sequence[Stamp]) -> Reply:
+        return at_once(self.role.look(keep, stamps))
+
+    def drop(self, keep: str) -> Reply:
+        return at_once(self.role.drop(keep))
+
+    def forward(self, orders: Sequence[Read], number: int, ttl: float | None, durable: bool, wait: bool) -> Reply:
+        return at_once(self.role.forward(orders, number, ttl, durable, wait))
+
+    def release(self, payload: bytes) -> Reply:
+        return at_once(self.role.release(payload))
+
+    def renew(self, payload: bytes, ttl: float) -> Reply:
+        return at_once(self.role.renew(payload, ttl))
+
+    def flush(self) -> Reply:
+        return at_once(self.role.flush())
+
+    def fork(self, payload: bytes) -> Reply:
+        return at_once(self.role.fork(payload))
+
+
+def _note(reply: Reply, error: Exception) -> None:
     reply.error = type(error).__name__
     reply.message = (str(error).strip().splitlines() or [""])[0][:300]
-    reply.call_s = max(reply.call_s, call_s)

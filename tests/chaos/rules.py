@@ -1,7 +1,7 @@
 """What each failure may cost: the table of docs/lifetimes.md as rules over the ledger. Pure.
 
 A verdict is one of the five figures, or none. What always holds: an answer is blamed only if nothing in the ledger can explain it;
-what is excused because this release doesn't promise it yet is counted as such.
+what is excused because it is not promised is counted as such, by its name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from .ledger import NEVER, Ledger, Payload, Process, Span
+from .ledger import DURABLE_TIMEOUT_S, NEVER, Ledger, Object, Payload, Span
 
 Figure = Literal["lost", "early", "leaked", "hung", "wrong"]
 FIGURES: tuple[Figure, ...] = ("lost", "early", "leaked", "hung", "wrong")
@@ -19,7 +19,9 @@ LATE_S = 3.0  # a lease may be there so long after its ttl: it is swept, and loo
 MOURNED_S = (
     30.0  # a lease may outlive its owner so long: Ray has to notice the death of a node, and the registry to ask
 )
-HANDED_OVER_S = 5.0  # without anchoring: after so long without it, a borrower's hold has surely been handed over
+HANDED_OVER_S = 5.0  # after so long without a reference, what depended on a borrower has surely been handed over
+ANCHORED_S = 1.0  # after a load, its references survive the registry's death
+NOTICED_S = 15.0  # the registry may so long believe that copies on a dead node are there
 
 _ENDS = ("LeaseReleasedError", "LeaseExpiredError", "LeaseUsedUpError", "OwnerGoneError")
 _OWNER_DIED = ("OwnerDiedError", "OwnerGoneError")
@@ -30,7 +32,21 @@ _DATA_GONE = (
     "ObjectReconstructionFailedMaxAttemptsExceededError",
     "ObjectReconstructionFailedLineageEvictedError",
 )
-_GONE = (*_DATA_GONE, "OwnerDiedError", "ReferenceCountingAssertionError", "GetTimeoutError", "ObjectFreedError")
+_ACTOR_GONE = ("ActorDiedError", "ActorUnavailableError")
+# Besides, once it is gone: a Ray Client has a task ask for the actor's methods, and that fails.
+_NO_METHODS = "RayTaskError(RaySystemError)"
+_GONE = (
+    *_DATA_GONE,
+    *_ACTOR_GONE,
+    *("OwnerDiedError", "ReferenceCountingAssertionError", "GetTimeoutError", "ObjectFreedError"),
+)
+
+# What may be excused, by name. The first three without replicas only, the others without anchoring only.
+ONLY_SHARD = "a lease whose only shard crashed"
+ONLY_COPY = "a durable lease whose only copies died with a node"
+JUST_LOADED = "references loaded less than a second before their only shard crashed"
+UNANCHORED = "references of a borrower that was not anchored"
+TWO_SHARDS = "leases after the crashes of two shards"
 
 
 class Verdict(NamedTuple):
@@ -39,12 +55,12 @@ class Verdict(NamedTuple):
     Attributes:
         figure: which of the five it counts for; None if it is in order.
         why: in words.
-        excused: whether it would count, but for what this release doesn't promise.
+        excused: if it would count, but for something that is not promised: the name of that.
     """
 
     figure: Figure | None = None
     why: str = ""
-    excused: bool = False
+    excused: str = ""
 
 
 FINE = Verdict()
@@ -55,12 +71,13 @@ class Answer(NamedTuple):
 
     Attributes:
         span: from the order to the answer.
-        step: what was being done: `dumps`, `loads`, `get`, `release`, `renew`.
+        step: what was being done: `put`, `dumps`, `flush`, `loads`, `get`, `release`, `renew`, `fork`.
         error: class of the error, or empty.
         message: of it.
         slot: which object was being read.
         call_s: how long the longest call to safe_refs took.
         released: leases that a release ended.
+        leaving: whether the process that answers was leaving the cluster.
     """
 
     span: Span
@@ -70,6 +87,7 @@ class Answer(NamedTuple):
     slot: int = 0
     call_s: float = 0.0
     released: int = 0
+    leaving: bool = False
 
 
 class Rules:
@@ -84,44 +102,59 @@ class Rules:
     """
 
     def __init__(self, ledger: Ledger, *, replicas: int = 2, anchored: bool = True, timeout_s: float = 30.0) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._replicas = replicas
         self._anchored = anchored
         self._timeout_s = timeout_s
 
-    def judge(self, payload: Payload, answer: Answer, held_since: float | None = None) -> Verdict:
+    def judge(self, payload: Payload, answer: Answer, held: Span | None = None) -> Verdict:
         """What an answer about a payload is worth.
 
         Args:
             payload: which it was about.
             answer: the answer.
-            held_since: when the live reference that was read had been resolved; None where it was resolved in this call.
+            held: when the live reference that was read had been resolved; None where it was resolved in this call.
         """
-        with self._ledger.lock:
-            if answer.call_s > self._timeout_s + HANG_MARGIN_S:
-                return Verdict(
-                    "hung", f"{answer.step} took {answer.call_s:.1f} s with a timeout of {self._timeout_s:g} s"
-                )
-            if answer.error == "WrongValueError":
+        with self.ledger.lock:
+            timeout_s = DURABLE_TIMEOUT_S if payload.durable and answer.step == "dumps" else self._timeout_s
+            if answer.call_s > timeout_s + HANG_MARGIN_S:
+                return Verdict("hung", f"{answer.step} took {answer.call_s:.1f} s with a timeout of {timeout_s:g} s")
+            if answer.error == "HungForkError":
+                return Verdict("hung", answer.message)
+            if answer.error in ("WrongValueError", "WrongForkError"):
                 return Verdict("wrong", answer.message)
+            if answer.leaving and answer.error and answer.step in ("put", "get"):
+                return FINE  # plain calls of Ray, in a process that has left
+            if answer.leaving and answer.error == "RegistryUnavailableError":
+                return FINE
             if answer.step == "get":
-                return self._judge_get(payload, answer, held_since)
+                return self._judge_get(payload, answer, held)
             if not answer.error:
                 return self._judge_success(payload, answer)
             return self._judge_error(payload, answer)
 
     def must_have_ended(self, payload: Payload, at: float) -> str:
         """Why a lease can't be live at a time any more; empty if it can."""
-        with self._ledger.lock:
+        with self.ledger.lock:
             if any(each.ended < at for each in payload.releases):
                 return "it was released"
-            if payload.expires_by + LATE_S < at:
+            if payload.expires_by + self._late_s(payload) + LATE_S < at:
                 return "its ttl is over"
             if payload.uses is not None and sum(each.ended < at for each in payload.loads) >= payload.uses:
                 return "it is used up"
-            if all(each.owner.dying_at + MOURNED_S < at for each in payload.objects):
+            if all(each.owner.dead_at + MOURNED_S < at for each in payload.objects):
                 return "its owners are dead"
             return ""
+
+    def _late_s(self, payload: Payload) -> float:
+        """How much later than its `dumps` returned the registry may have got a payload that its maker did not wait for."""
+        if payload.waited or payload.flushed_at < NEVER:
+            return 0.0
+        there = payload.made.ended
+        for each in sorted(self._troubles(), key=lambda span: span.begun):
+            if payload.made.begun <= each.ended and each.begun <= there:
+                there = max(there, each.ended)
+        return there - payload.made.ended if there > payload.made.ended else 0.0
 
     def may_have_ended(self, payload: Payload, at: float) -> set[str]:
         """The errors that can say how a lease ended, if it has ended by a time."""
@@ -140,7 +173,7 @@ class Rules:
         """Of the payloads whose leases are listed as live, those that can't be, each with why."""
         found = []
         for number in live:
-            payload = self._ledger.payloads.get(number)
+            payload = self.ledger.payloads.get(number)
             why = "nobody ordered it" if payload is None else self.must_have_ended(payload, at)
             if why:
                 found.append((number, why))
@@ -148,7 +181,7 @@ class Rules:
 
     def _judge_success(self, payload: Payload, answer: Answer) -> Verdict:
         begun, ended = answer.span.begun, answer.span.ended
-        if answer.step == "dumps":
+        if answer.step in ("put", "dumps", "flush", "fork"):
             return FINE
         over = self.must_have_ended(payload, begun)
         if answer.step == "release":
@@ -158,7 +191,7 @@ class Rules:
                 others = [each for each in payload.releases if each.begun <= ended]
                 # The release itself is one of them. A shard that ended the lease and died before it said so leaves 0 for an answer.
                 if len(others) < 2 and not self._registry_failing(answer.span):
-                    return self._unless_weak(payload, answer, Verdict("early", "a release found the lease ended"))
+                    return self._unless_lost(payload, answer, Verdict("early", "a release found the lease ended"))
             return FINE
         return Verdict("leaked", f"{answer.step} worked although {over}") if over else FINE
 
@@ -167,57 +200,136 @@ class Rules:
         if answer.error == "RegistryUnavailableError":
             # One failure at a time never takes as long as the timeout; but it may have come upon another just over.
             return FINE if self._failing_throughout(answer.span) else Verdict("wrong", said)
+        if answer.step == "dumps" and answer.error in _OWNER_DIED and _owners_died(payload, answer.span.ended):
+            return FINE  # it could not be copied
+        if answer.step == "dumps" and answer.error == "OwnerGoneError" and self._only_copy_gone(payload, answer):
+            return Verdict(None, said, ONLY_COPY)
         if answer.step in ("loads", "renew"):
             if answer.error in self.may_have_ended(payload, answer.span.ended):
                 return FINE
+            if answer.error == "LeaseNotFoundError" and self._may_be_unacknowledged(payload, answer.span):
+                return FINE
             if answer.error in _ENDS:
-                return Verdict("early", said)
+                gone = answer.error == "OwnerGoneError" and self._only_copy_gone(payload, answer)
+                return Verdict(None, said, ONLY_COPY) if gone else Verdict("early", said)
             if answer.error == "LeaseLostError":
-                return self._unless_weak(payload, answer, Verdict("lost", said))
-        return self._unless_weak(payload, answer, Verdict("wrong", said))
+                return self._unless_lost(payload, answer, Verdict("lost", said))
+        return self._unless_lost(payload, answer, Verdict("wrong", said))
 
-    def _judge_get(self, payload: Payload, answer: Answer, held_since: float | None) -> Verdict:
+    def _judge_get(self, payload: Payload, answer: Answer, held: Span | None) -> Verdict:
         if not answer.error:
-            over = "" if held_since is not None else self.must_have_ended(payload, answer.span.begun)
+            over = "" if held is not None else self.must_have_ended(payload, answer.span.begun)
             return Verdict("leaked", f"loads worked although {over}") if over else FINE
         said = f"get: {answer.error}: {answer.message}"
         read, ended = payload.objects[answer.slot], answer.span.ended
-        if answer.error in (*_OWNER_DIED, *_DATA_GONE) and read.owner.dying_at <= ended:
+        gone = (*_OWNER_DIED, *_DATA_GONE, *((*_ACTOR_GONE, _NO_METHODS) if read.is_actor else ()))
+        if answer.error in gone and read.owner.dying_at <= ended:
             return FINE
-        lost = [at for node, at in self._ledger.lost_nodes.items() if at >= read.made_at and read.node in ("", node)]
-        if answer.error in _DATA_GONE and any(at <= ended for at in lost):
+        since = read.made_at
+        if payload.durable:
+            # A reference is to one replica's copy. Whoever loads again gets the other one's.
+            since = (held.begun if held else answer.span.begun) - NOTICED_S
+        is_node_lost = any(
+            since <= lost.ended and lost.begun <= ended and read.node in ("", node)
+            for node, lost in self.ledger.lost_nodes.items()
+        )
+        gone_with_node = gone if payload.durable else (*_DATA_GONE, *(_ACTOR_GONE if read.is_actor else ()))
+        if answer.error in gone_with_node and is_node_lost:
             return FINE
         verdict = Verdict("lost" if answer.error in _GONE else "wrong", said)
-        if read.owner.dying_at <= ended or any(at <= ended for at in lost):
+        if read.owner.dying_at <= ended or is_node_lost:
             verdict = Verdict("wrong", f"{said}, for an object that is gone")
-        return self._unless_weak(payload, answer, verdict)
+        return self._unless_lost(payload, answer, verdict, held)
 
-    def _unless_weak(self, payload: Payload, answer: Answer, verdict: Verdict) -> Verdict:
-        """The verdict, unless this release doesn't promise that the hold survives what has happened."""
-        failures = self._failures_since(payload.since, answer.span.ended)
+    def _unless_lost(self, payload: Payload, answer: Answer, verdict: Verdict, held: Span | None = None) -> Verdict:
+        """The verdict, unless the lease went with the process that it depended on, or with something that is excused by name."""
+        says_lost = answer.error == "LeaseLostError" or (verdict.figure == "early" and not answer.error)
+        if (says_lost or (answer.step == "get" and answer.error in _GONE)) and self._went_with_its_maker(
+            payload, answer, held
+        ):
+            return FINE
+        name = self._excuse(payload, answer, says_lost, held)
+        return verdict._replace(figure=None, excused=name) if name else verdict
+
+    def _excuse(self, payload: Payload, answer: Answer, says_lost: bool, held: Span | None) -> str:
+        """The name of what is not promised here, and explains the answer; empty if nothing does."""
+        until = answer.span.ended
         if self._replicas == 1:
-            return verdict._replace(figure=None, excused=True) if failures else verdict
+            if says_lost and self._failures_since(payload.made.begun, until):
+                return ONLY_SHARD
+            is_copy_gone = says_lost or (answer.step == "get" and answer.error in _GONE)
+            if is_copy_gone and held is None and self._only_copy_gone(payload, answer):
+                return ONLY_COPY
+            if answer.step == "get" and answer.error in _GONE and self._just_loaded(payload, answer, held):
+                return JUST_LOADED
         if self._anchored:
-            return verdict
+            return ""
         # What a recovered shard holds depends on the one that it got it from; so two failures, one after the other, are too many.
-        weak = failures >= self._replicas
-        for maker, done in payload.makers():
-            weak = weak or _died_soon_after(maker, done, answer.span.ended)
-        return verdict._replace(figure=None, excused=True) if weak else verdict
+        if self._failures_since(payload.since, until) >= self._replicas:
+            return TWO_SHARDS
+        died_soon = any(_died_soon_after(each, until) for each in payload.borrowed())
+        return UNANCHORED if died_soon else ""
+
+    def _went_with_its_maker(self, payload: Payload, answer: Answer, held: Span | None) -> bool:
+        """Whether a maker on the way was killed while a lease depended on it, and whoever reads did not yet hold the reference."""
+        until = answer.span.ended
+        for each in payload.depending():
+            died = each.maker.dying_at
+            if each.maker.left or died > until or (held is not None and held.begun + ANCHORED_S < died):
+                continue
+            had = any(
+                each.maker.keeps[stamp] > 0 or each.maker.held_until.get(stamp, 0.0) + HANDED_OVER_S >= died
+                for stamp in payload.stamps
+            )
+            if had or _died_soon_after(each, until):
+                return True
+        return False
+
+    def _may_be_unacknowledged(self, payload: Payload, span: Span) -> bool:
+        """Whether its maker did not wait, and the registry may not have the pin: the maker died, or something slows it down."""
+        if payload.waited or payload.flushed_at <= span.begun:
+            return False
+        if payload.maker.dying_at <= span.ended:
+            return True
+        return any(each.begun <= span.ended and each.ended >= payload.made.begun for each in self._troubles())
+
+    def _troubles(self) -> list[Span]:
+        """What slows pins down."""
+        return [*self.ledger.shard_failures, *self.ledger.shard_pauses, *self.ledger.troubles]
+
+    def _just_loaded(self, payload: Payload, answer: Answer, held: Span | None) -> bool:
+        """Whether a shard crashed before the reference that was read, or one that it was made from, was anchored."""
+        moments = [held or answer.span, *(each.made for each in payload.borrowed())]
+        return any(
+            moment.begun <= failure.ended and failure.begun <= moment.ended + ANCHORED_S
+            for moment in moments
+            for failure in self.ledger.shard_failures
+        )
+
+    def _only_copy_gone(self, payload: Payload, answer: Answer) -> bool:
+        if self._replicas > 1 or not payload.durable:
+            return False
+        nodes = self.ledger.lost_nodes.values()
+        return any(payload.made.begun <= each.ended and each.begun <= answer.span.ended for each in nodes)
 
     def _failures_since(self, since: float, until: float) -> int:
-        return sum(each.ended >= since and each.begun <= until for each in self._ledger.shard_failures)
+        return sum(each.ended >= since and each.begun <= until for each in self.ledger.shard_failures)
 
     def _registry_failing(self, span: Span) -> bool:
-        failures = [*self._ledger.shard_failures, *self._ledger.shard_pauses]
+        failures = [*self.ledger.shard_failures, *self.ledger.shard_pauses]
         return any(each.begun <= span.ended and each.ended >= span.begun for each in failures)
 
     def _failing_throughout(self, span: Span) -> bool:
-        failures = [*self._ledger.shard_failures, *self._ledger.shard_pauses]
+        failures = [*self.ledger.shard_failures, *self.ledger.shard_pauses]
         return any(each.begun <= span.begun + 5 and each.ended >= span.ended - 5 for each in failures)
 
 
-def _died_soon_after(maker: Process, done: float, until: float) -> bool:
-    if done == NEVER:
-        return True
-    return maker.dying_at <= min(done + HANDED_OVER_S, until)
+def _owners_died(payload: Payload, until: float) -> bool:
+    sources: list[Object] = [each for source in payload.sources for each in source.objects]
+    return any(each.owner.dying_at <= until for each in sources)
+
+
+def _died_soon_after(payload: Payload, until: float) -> bool:
+    """Whether its maker was killed so soon that what depended on it may be gone."""
+    died, done = payload.maker.dying_at, payload.made.ended
+    return died <= until and not payload.maker.left if done == NEVER else died <= min(done + HANDED_OVER_S, until)

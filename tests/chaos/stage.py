@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .figures import Report
 from .ledger import Ledger, Payload, Process, Span
-from .player import Make, Read, Reply
+from .orders import Make, Read, Reply
 from .rules import Answer, Rules, Verdict
 from .troupe import HungError, Seat, Troupe
 
@@ -28,15 +28,15 @@ class Kept:
         seat: who keeps them.
         token: of its process; they are gone with it.
         name: under which it keeps them.
-        since: when they were resolved.
+        span: when they were resolved.
     """
 
-    def __init__(self, payload: Payload, seat: Seat, token: str, name: str, since: float) -> None:
+    def __init__(self, payload: Payload, seat: Seat, token: str, name: str, span: Span) -> None:
         self.payload = payload
         self.seat = seat
         self.token = token
         self.name = name
-        self.since = since
+        self.span = span
 
 
 class Stage:
@@ -73,24 +73,44 @@ class Stage:
             seat.busy.release()
 
     def make(
-        self, seat: Seat, sizes: Sequence[int], *, by_task: bool = False, ttl: float | None = None,
-        uses: int | None = None, swap: bool = False,
+        self, seat: Seat, sizes: Sequence[int], *, actors: int = 0, by_task: bool = False, ttl: float | None = None,
+        uses: int | None = None, durable: bool = False, wait: bool = True, swap: bool = False,
     ) -> Payload | None:  # fmt: skip
         """Have a payload made; None if it wasn't."""
         begun = time.monotonic()
-        payload = self.ledger.order(begun, _process(seat), len(sizes), by_task=by_task, ttl=ttl, uses=uses)
-        return self._made(payload, begun, seat, "make", Make(payload.number, tuple(sizes), by_task, ttl, uses, swap))
+        payload = self.ledger.order(
+            begun, _process(seat), len(sizes),
+            actors=actors, by_task=by_task, ttl=ttl, uses=uses, durable=durable, waited=wait,
+        )  # fmt: skip
+        order = Make(payload.number, tuple(sizes), by_task, ttl, uses, actors, durable, wait, swap)
+        return self._made(payload, begun, seat, "make", order)
 
-    def forward(self, seat: Seat, sources: Sequence[Payload], ttl: float | None) -> Payload | None:
+    def forward(
+        self, seat: Seat, sources: Sequence[Payload], ttl: float | None, *, durable: bool = False, wait: bool = True
+    ) -> Payload | None:
         """Have a payload made of the references of others; None if it wasn't."""
         begun = time.monotonic()
-        payload = self.ledger.order(begun, _process(seat), ttl=ttl, sources=sources)
+        payload = self.ledger.order(begun, _process(seat), ttl=ttl, durable=durable, waited=wait, sources=sources)
         spans = [self.ledger.loading(source, begun) for source in sources]
         orders = [Read(source.data, source.number, source.stamps) for source in sources]
-        made = self._made(payload, begun, seat, "forward", orders, payload.number, ttl)
+        made = self._made(payload, begun, seat, "forward", orders, payload.number, ttl, durable, wait)
         for span in spans:
             span.ended = time.monotonic()
+        self.ledger.had(payload.maker, payload, time.monotonic())
         return made
+
+    def flush(self, seat: Seat, payload: Payload) -> None:
+        """Have the maker of a payload wait until the registry holds it, if it is still there."""
+        token = payload.maker.token
+        if _process(seat).token != token:
+            return
+        reply = self._ask(payload, time.monotonic(), seat, "flush")
+        if reply is not None and not reply.error and reply.token == token:
+            self.ledger.flushed(payload, time.monotonic())
+
+    def fork(self, seat: Seat, payload: Payload) -> None:
+        """Have a player fork, and the child do what it can."""
+        self._ask(payload, time.monotonic(), seat, "fork", payload.data)
 
     def read(
         self,
@@ -120,9 +140,12 @@ class Stage:
                 taking.ended = time.monotonic()
         elif reply.error != "RegistryUnavailableError":
             self.ledger.forget(payload, loading)
+        reader = self.ledger.processes[reply.token]
         if reply.error or not keep:
+            self.ledger.had(reader, payload, time.monotonic())
             return reply, None
-        return reply, Kept(payload, seat, reply.token, name, begun)
+        self.ledger.keeps(reader, payload)
+        return reply, Kept(payload, seat, reply.token, name, Span(begun, time.monotonic()))
 
     def look(self, kept: Kept) -> None:
         """Read live references again, if they are still there."""
@@ -132,13 +155,15 @@ class Stage:
                 reply = self._answer(kept.seat, "look", kept.name, kept.payload.stamps)
                 # The next process under that name may have answered, which never had them.
                 if reply is not None and reply.token == kept.token:
-                    self._judge(kept.payload, begun, kept.seat, reply, kept.since)
+                    self._judge(kept.payload, begun, kept.seat, reply, kept.span)
 
     def drop(self, kept: Kept) -> None:
         """Let go of live references."""
         with kept.seat.busy:
             if self._there(kept):
-                self._answer(kept.seat, "drop", kept.name)
+                reply = self._answer(kept.seat, "drop", kept.name)
+                if reply is not None and reply.token == kept.token:
+                    self.ledger.dropped(self.ledger.processes[kept.token], kept.payload, time.monotonic())
 
     def release(self, seat: Seat, payload: Payload) -> Reply | None:
         """End a payload."""
@@ -192,15 +217,18 @@ class Stage:
             self.report.count(self.report.calls, "not answered, the player having died")
         return reply
 
-    def _judge(self, payload: Payload, begun: float, seat: Seat, reply: Reply, held_since: float | None) -> None:
+    def _judge(self, payload: Payload, begun: float, seat: Seat, reply: Reply, held: Span | None) -> None:
         ended = time.monotonic()
+        player = self.ledger.processes.get(reply.token)
+        leaving = player is not None and player.left and player.dying_at <= ended
         answer = Answer(
-            Span(begun, ended), reply.step, reply.error, reply.message, reply.slot, reply.call_s, reply.count
+            Span(begun, ended), reply.step, reply.error, reply.message, reply.slot, reply.call_s, reply.count, leaving
         )
-        verdict = self.rules.judge(payload, answer, held_since)
+        verdict = self.rules.judge(payload, answer, held)
         self.report.count(self.report.calls, f"{reply.step} {reply.error}".strip())
-        how = "forwarded" if payload.sources else f"of {payload.maker.player}"
-        about = f"payload {payload.number} {how}, {ended - payload.made.begun:.1f} s old, at {ended:.2f} by {seat.name}"
+        if player is not None:
+            self.report.count(self.report.players, f"{player.kind}{', leaving' * (leaving and bool(reply.error))}")
+        about = f"{payload}, {ended - payload.made.begun:.1f} s old, at {ended:.2f} by {seat.name}"
         if verdict.why:
             about += self.ledger.lately(payload.made.ended)
         self.report.note(verdict, about)

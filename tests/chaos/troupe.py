@@ -6,21 +6,19 @@ What always holds: one order at a time to each player; the ledger knows the proc
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from .cluster import ROOT
 from .ledger import NEVER, Ledger, Process
-from .player import NAMESPACE, Reply
+from .orders import NAMESPACE, Hello, Reply
 
-ROOT = Path(__file__).resolve().parents[2]
-_ORDER_TIMEOUT_S = 200.0  # longer than all that an order may wait for, one after the other
+ORDER_TIMEOUT_S = 200.0  # longer than all that an order may wait for, one after the other
 _STARTS_S = 60.0
 
 
@@ -45,6 +43,7 @@ class Seat:
         self.process: Process | None = None
         self.pid = 0
         self.doing = ""
+        self.kind = ""  # of the process that was last there
         self._ledger = ledger
         self._surprise = surprise
         self._handle: Any = None
@@ -56,17 +55,21 @@ class Seat:
         try:
             if self._handle is None:
                 self._handle = ray.get_actor(self.name, namespace=NAMESPACE)
-            hello = ray.get(self._handle.hello.remote(), timeout=timeout_s)
+            hello: Hello = ray.get(self._handle.hello.remote(), timeout=timeout_s)
         except (ValueError, ray.exceptions.RayError) as error:
             self.doing = f"not answering: {type(error).__name__}"
             return False
+        self.is_there(hello)
+        return True
+
+    def is_there(self, hello: Hello) -> None:
+        """A process has said hello."""
         self.doing = ""
         before = self.process
-        self.pid = hello.pid
-        self.process = self._ledger.born(hello.token, self.name, self.job, hello.node)
+        self.pid, self.kind = hello.pid, hello.kind
+        self.process = self._ledger.born(hello.token, self.name, self.job, hello.node, hello.kind)
         if before and before.token != hello.token and before.dying_at == NEVER and not before.doomed:
             self._surprise(f"player {self.name} died though nobody had killed it")
-        return True
 
     def ask(self, method: str, *args: Any) -> Reply | None:
         """Give an order and wait for the answer; None if the player died meanwhile.
@@ -78,9 +81,9 @@ class Seat:
 
         self.doing = f"{method} of {time.monotonic():.1f} by {self.pid}"
         try:
-            reply: Reply = ray.get(getattr(self._handle, method).remote(*args), timeout=_ORDER_TIMEOUT_S)
+            reply: Reply = ray.get(getattr(self._handle, method).remote(*args), timeout=ORDER_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError:
-            raise HungError(f"player {self.name} did not answer within {_ORDER_TIMEOUT_S:g} s") from None
+            raise HungError(f"player {self.name} did not answer within {ORDER_TIMEOUT_S:g} s") from None
         except ray.exceptions.RayActorError:
             self.pid = 0  # whoever sits down here next says hello first
             return None
@@ -89,7 +92,7 @@ class Seat:
         return reply
 
     def kill_by_ray(self) -> None:
-        """`ray.kill`; it comes back as another process."""
+        """The way that Ray offers: `ray.kill`. It comes back as another process."""
         import ray
 
         ray.kill(self._handle, no_restart=False)
@@ -104,19 +107,22 @@ class Job:
         players: how many.
         ledger: as for `Seat`.
         surprise: as for `Seat`.
+        resource: that the players' node has; empty if they may be anywhere.
     """
 
-    def __init__(self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None], resource: str = ""
+    ) -> None:
         self.name = name
         self.seats = [Seat(f"{name}.{number}", name, ledger, surprise) for number in range(players)]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self._driver = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.job"],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, text=True,
+            cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert self._driver.stdin is not None
-        self._driver.stdin.write(json.dumps({"address": address, "players": [seat.name for seat in self.seats]}) + "\n")
+        orders = {"address": address, "players": [seat.name for seat in self.seats], "resource": resource}
+        self._driver.stdin.write(json.dumps(orders) + "\n")
         self._driver.stdin.flush()
 
     def ready(self) -> bool:
@@ -142,25 +148,36 @@ class Job:
             self.kill()
 
 
+class Company(Protocol):
+    """A job, of several players or of one that plays by itself."""
+
+    name: str
+
+    @property
+    def seats(self) -> Sequence[Seat]: ...
+
+    def ready(self) -> bool: ...
+    def kill(self) -> None: ...
+    def end(self) -> None: ...
+
+
+Begin = Callable[[str], Company]  # a job of this name
+
+
 class Troupe:
     """All jobs and players.
 
     Args:
-        address: of the cluster.
-        jobs: how many jobs.
-        players: how many in each.
-        ledger: as for `Seat`.
-        surprise: as for `Seat`.
+        begin: for each job, what begins it, or another one in its place.
+        ledger: to tell who dies.
     """
 
-    def __init__(self, address: str, jobs: int, players: int, ledger: Ledger, surprise: Callable[[str], None]) -> None:
-        self._address = address
-        self._players = players
+    def __init__(self, begin: Sequence[Begin], ledger: Ledger) -> None:
         self._ledger = ledger
-        self._surprise = surprise
         self._started = 0
         self._lock = threading.Lock()
-        self.jobs = [self._begin() for _ in range(jobs)]
+        self._begin = list(begin)
+        self.jobs = [self._another(number) for number in range(len(begin))]
         for job in self.jobs:
             if not job.ready():
                 raise RuntimeError(f"job {job.name} did not start")
@@ -182,24 +199,44 @@ class Troupe:
                 seat.busy.release()
         return None
 
-    def kill_job(self, job: Job) -> None:
+    def kill_job(self, job: Company) -> None:
         """Kill a job's driver; another job comes in its place."""
         self._ledger.dying(time.monotonic(), job=job.name)
         job.kill()
         # A process that had not yet said hello dies with the others.
-        new = self._begin()
+        number = self.jobs.index(job)
+        new = self._another(number)
         with self._lock:
-            self.jobs[self.jobs.index(job)] = new
+            self.jobs[number] = new
         new.ready()
 
-    def end(self) -> None:
-        """End all jobs in order."""
+    def visit(self, begin: Begin) -> Company:
+        """One job more, for a while; not there yet if it takes long."""
+        self._started += 1
+        job = begin(f"job{self._started}")
+        job.ready()
+        with self._lock:
+            self.jobs.append(job)
+        return job
+
+    def depart(self, job: Company) -> None:
+        """Kill a job's driver; nobody comes in its place."""
+        self._ledger.dying(time.monotonic(), job=job.name)
+        with self._lock:
+            self.jobs.remove(job)
+        job.kill()
+
+    def end(self, kind: str = "") -> None:
+        """End all jobs in order, or those of which the only player is of a kind."""
         at = time.monotonic()
-        for job in self.jobs:
+        ends = [job for job in self.jobs if not kind or {seat.kind for seat in job.seats} == {kind}]
+        with self._lock:
+            self.jobs = [job for job in self.jobs if job not in ends]
+        for job in ends:
             self._ledger.dying(at, job=job.name)
-        for job in self.jobs:
+        for job in ends:
             job.end()
 
-    def _begin(self) -> Job:
+    def _another(self, number: int) -> Company:
         self._started += 1
-        return Job(f"job{self._started}", self._address, self._players, self._ledger, self._surprise)
+        return self._begin[number](f"job{self._started}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,46 +12,19 @@ import pytest
 import ray
 
 from tests.support.actors import Owner
-from tests.support.clients import NAMESPACE, Client, answers, start
+from tests.support.clients import NAMESPACE, PORTS, Client, serve, start
 from tests.support.cluster import as_actor
-from tests.support.waiting import wait_until
 
-STARTS_S = 60.0
-# The proxy starts a server for each client, at the first port from 23000 on that seems free. Two proxies, of two clusters, may choose
-# the same one at once, and both servers listen there: then a client of one cluster is in the other. So each has ports of its own.
+# The port of each proxy's first server: see `serve`.
 FIRST_PORT = 23_000
-PORTS = 100
-SERVER = f"""
-import sys
-from ray.util.client.server import proxier
-proxier.MIN_SPECIFIC_SERVER_PORT = int(sys.argv.pop(1))
-proxier.MAX_SPECIFIC_SERVER_PORT = proxier.MIN_SPECIFIC_SERVER_PORT + {PORTS}
-from ray.util.client.server.server import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")
 def server(ray_cluster: str) -> Iterator[tuple[int, int]]:
     """What starts a server for each Ray Client of the session's Ray, as in `ray start --ray-client-server-port`; its port and pid."""
     ports = FIRST_PORT + PORTS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, str(ports), "--mode", "proxy", "--host", "127.0.0.1"]
-    # No client here has a runtime environment, so that no agent for these is needed.
-    command += ["--port", str(number), "--address", ray_cluster, "--runtime-env-agent-address="]
-    # It forks while its own threads use gRPC, which now and then ends the child: its client waits 40 s in vain, and has to connect
-    # again. Without gRPC's hand in it that has not been seen.
-    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    try:
-        wait_until(lambda: server.poll() is not None or answers(number), STARTS_S)
-        assert server.poll() is None
-        yield number, server.pid
-    finally:
-        server.terminate()
-        server.wait(30)
+    with serve(ray_cluster, ports) as found:
+        yield found
 
 
 @pytest.fixture

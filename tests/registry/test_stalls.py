@@ -6,6 +6,7 @@ works again when the control service does. Source of the situation: Ray pull req
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 import ray
 
 import safe_refs
+from safe_refs import aio
 from safe_refs.registry import known
 from tests.support.actors import Owner, Process
 from tests.support.cluster import as_actor
@@ -45,6 +47,12 @@ class Newcomer(Process):
 
     def loads(self, payload: bytes) -> Call:
         return timed("loads", lambda: safe_refs.loads(payload, timeout=TIMEOUT_S))
+
+    def dumps(self, _: bytes, timeout: float) -> Call:
+        return timed("dumps", lambda: safe_refs.release(safe_refs.dumps(ray.put(1), ttl=60, timeout=timeout)))
+
+    def awaited(self, payload: bytes, timeout: float) -> Call:
+        return timed("loads", lambda: asyncio.run(aio.loads(payload, timeout=timeout)))
 
 
 class Stranger(Process):
@@ -191,6 +199,16 @@ def test_it_stops_in_the_middle(registry: str, after_s: float) -> None:
         thread.join(10)
     check(found)
     assert len(found) == 1
+    works_again(payload, "v")
+
+
+@pytest.mark.parametrize("call", ["dumps", "awaited"])
+def test_a_first_call_has_its_whole_timeout(registry: str, call: str) -> None:
+    """Also to find out which settings hold: a short stall does not end it."""
+    owner, reader = as_actor(Owner).remote(), newcomer()
+    payload = ray.get(owner.pinned.remote("v"), timeout=60)
+    with stalled(5.0):
+        assert ray.get(getattr(reader, call).remote(payload, 30.0), timeout=60).said == "ok"
     works_again(payload, "v")
 
 

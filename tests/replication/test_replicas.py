@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 import safe_refs
 from safe_refs._ray import counts
 from safe_refs.registry.calls import Registry
+from safe_refs.replication.merging import PATIENCE_S
 from safe_refs.replication.records import Record
 from tests.support.shards import (
     Start,
@@ -24,6 +26,7 @@ from tests.support.shards import (
     is_whole,
     kill,
     knows,
+    place,
     stopped,
     wait_until_whole,
 )
@@ -32,6 +35,14 @@ from tests.support.values import outcomes
 from tests.support.waiting import wait_until
 
 KB = 2**10
+
+
+def place_or_none(registry: str, shard: int) -> tuple[str, int] | None:
+    """Where a shard runs, if it answers."""
+    try:
+        return place(registry, shard)
+    except ray.exceptions.RayActorError:
+        return None
 
 
 def test_a_keepalives_renewals_are_the_same_on_all_replicas(start: Start) -> None:
@@ -178,6 +189,22 @@ def test_shards_that_do_not_answer_are_waited_for_no_longer_than_the_timeout(sta
             fails(lambda: safe_refs.leases(timeout=0.5), 0.5)
     wait_until(lambda: both(name, "live_leases") == (0, 0))  # the take was carried out in the end
     assert outcomes([payload]) == ["LeaseReleasedError"]
+
+
+def test_a_load_waits_for_a_silent_shard_while_the_other_recovers(start: Start) -> None:
+    """The restarted shard asks the silent one, so that neither can answer: a load has its timeout, and not just two seconds."""
+    name = start(2, 2)
+    payload = safe_refs.dumps(ray.put("there"))
+    with ThreadPoolExecutor(1) as pool:
+        with stopped(name, 1):
+            before = place(name, 0)
+            kill(name, 0)
+            wait_until(lambda: place_or_none(name, 0) not in (None, before))
+            loading = pool.submit(safe_refs.loads, payload, timeout=60)
+            time.sleep(3 * PATIENCE_S)
+            assert not loading.done(), loading.exception()
+        assert ray.get(loading.result(60)) == "there"
+    wait_until_whole(name)
 
 
 @pytest.mark.long

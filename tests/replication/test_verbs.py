@@ -194,6 +194,18 @@ def test_a_use_is_asked_of_one_holder_after_the_other_and_granted_once() -> None
     assert [sorted(calls) for calls in registry.asked] == [[0, 1], [0], [1], [1]]
 
 
+def test_a_silent_holder_is_asked_again_until_the_time_is_over() -> None:
+    """While the other one can't tell, patience with it is shorter than the caller's time."""
+    topology = Topology(7, shards=2, replicas=2)
+    (lease,) = leases(topology, 0, 1)
+    silent = {0: NotNow.RECOVERING, 1: Silence.LATE}
+    registry, asked = Answering(silent, {0: NotNow.RECOVERING, 1: "x"}, silent), question(lease, in_turn=False)
+    assert verbs(registry, topology).ask_once(asked, LATER) is None
+    assert verbs(registry, topology).ask_once(asked, LATER) == "x"
+    with pytest.raises(RegistryUnavailableError):
+        verbs(registry, topology).ask_once(asked, Deadline(0.0, 30.0))
+
+
 def test_what_no_shard_has_is_no_registry() -> None:
     """None of the actors runs: for who asks there is no such registry, and for who releases nothing to do."""
     topology = Topology(7, shards=2, replicas=2)

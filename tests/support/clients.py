@@ -1,4 +1,4 @@
-"""Programs that are Ray Clients (`ray://`), each in a process of its own."""
+"""Programs that are Ray Clients (`ray://`), each in a process of its own; and what starts servers for them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,30 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .waiting import wait_until
 
 NAMESPACE = "safe_refs-tests"
 # Seconds for which the server waits for a client that is gone without a word; 30 unless told otherwise. The client tells it.
 GRACE_S = 2
 LONG_GRACE_S = 120  # for clients that end in order, whose servers don't wait
+
+_STARTS_S = 60.0
+# The proxy starts a server for each client, at the first port from 23000 on that seems free. Two proxies, of two clusters, may choose
+# the same one at once, and both servers listen there: then a client of one cluster is in the other. So each has ports of its own.
+PORTS = 100
+_SERVER = f"""
+import sys
+from ray.util.client.server import proxier
+proxier.MIN_SPECIFIC_SERVER_PORT = int(sys.argv.pop(1))
+proxier.MAX_SPECIFIC_SERVER_PORT = proxier.MIN_SPECIFIC_SERVER_PORT + {PORTS}
+from ray.util.client.server.server import main
+main()
+"""
 
 Client = Callable[..., Any]
 
@@ -42,6 +58,33 @@ def error_of(call, *args):
         return type(error).__name__
     return None
 """
+
+
+@contextmanager
+def serve(cluster: str, first_port: int) -> Iterator[tuple[int, int]]:
+    """What starts a server for each Ray Client of a cluster, as in `ray start --ray-client-server-port`; its port and pid.
+
+    Args:
+        cluster: address.
+        first_port: of the `PORTS` for the servers.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number: int = free.getsockname()[1]
+    command = [sys.executable, "-c", _SERVER, str(first_port), "--mode", "proxy", "--host", "127.0.0.1"]
+    # No client here has a runtime environment, so that no agent for these is needed.
+    command += ["--port", str(number), "--address", cluster, "--runtime-env-agent-address="]
+    # It forks while its own threads use gRPC, which now and then ends the child: its client waits 40 s in vain, and has to connect
+    # again. Without gRPC's hand in it that has not been seen.
+    environment = {**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        wait_until(lambda: server.poll() is not None or answers(number), _STARTS_S)
+        assert server.poll() is None
+        yield number, server.pid
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def start(port: int, code: str, *args: str, grace_s: int = GRACE_S) -> subprocess.Popen[str]:

@@ -29,14 +29,15 @@ _STEP_BYTES = 50 * 2**20
 _LEASES = 20
 
 
-def _memory(what: str) -> int:
+def memory(what: str) -> int:
+    """A row of `/proc/meminfo`, in bytes."""
     rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(rows[what].split()[0]) * 1024
 
 
 def threshold() -> float:
     """The share of memory from which on it is short; what a hog has to take for that is twice what Ray wants to free."""
-    total, used = _memory("MemTotal"), _memory("MemTotal") - _memory("MemAvailable")
+    total, used = memory("MemTotal"), memory("MemTotal") - memory("MemAvailable")
     return (used + max(0.1 * total, 2 * _GB)) / total
 
 
@@ -44,7 +45,7 @@ def eat(path: str) -> None:
     """Take memory until the end of this process, or until it is too much for a test."""
     Path(path).write_text(str(os.getpid()))
     taken: list[bytearray] = []
-    while len(taken) * _STEP_BYTES < 0.2 * _memory("MemTotal"):
+    while len(taken) * _STEP_BYTES < 0.2 * memory("MemTotal"):
         taken.append(bytearray(b"x" * _STEP_BYTES))
         time.sleep(0.02)
     time.sleep(20)
@@ -117,7 +118,7 @@ def watch_hog(path: str) -> float:
         return not lives(pid)
 
     wait_until(is_dead, 90)
-    return max(taken) / _memory("MemTotal")
+    return max(taken) / memory("MemTotal")
 
 
 def on_one_node(kind: str, replicas: str, path: str) -> None:
