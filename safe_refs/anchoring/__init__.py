@@ -35,9 +35,12 @@ A borrower B pins, and then a reader R resolves:
 | `pace` | pure: whether readers have to wait |
 | `rounds`, `touching`, `returning` | the shard's threads: a round; the loan and the touch; step 3 |
 | `outcomes` | what a round has found for its leases |
+| `let_go` | pure: which objects a shard let go of a moment ago, so that it is unsure about a pin |
 | `borrower` | `Borrower`, the client's part: before and after a pin |
+| `lending` | pure: a borrower's loan, from the relay's answer to its end |
 | `reports`, `dependents` | pure: what was reported when; which leases depend on this process |
-| `holders`, `loans` | what a borrower asks of shards; the thread that takes its loans back |
+| `holders`, `loans` | what a borrower asks of shards; the thread that takes its loans back, and looks after them |
+| `keeping` | what a process keeps for a second, as a shard was unsure |
 | `exits`, `delaying` | the orderly end of a process; the actor `SafeRefsExitDelay`, which gives an actor the time for it |
 
 Parts, for `assembly`: `part.Anchoring(shard, anchors)`, where `anchors` is the setting `anchoring` of the process that starts the

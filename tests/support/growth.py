@@ -39,6 +39,7 @@ BOUNDS = {
     "objects of safe_refs.registry.records.": 12_500,  # the origins and terms of those
     "table._deadlines._heap": 64,
     "_unanchored._queue": 64,
+    "_let_go._at": 10_000,
     "_handed_out._ids": 5_000,  # 64, and twice what leases held lately: those of `HandOvers.expire` live for five seconds
     "slots._drawn[]": 2 * 170,
     "lately._new": 4096,
