@@ -83,9 +83,8 @@ class Keeping:
                 self._kept.pop(lease, None)
 
     def close(self) -> None:
-        """The connection is gone: the thread ends by itself."""
+        """The connection is gone: the thread lets go. A forked child has no thread, and must let go of nothing."""
         self._is_closed = True
-        self._kept = {}
 
     def _serve(self, _: bool) -> None:
         while self._kept and not self._is_closed:
@@ -96,6 +95,8 @@ class Keeping:
                 if kept.ticks > 1 and lease in self._kept:
                     self._kept[lease] = kept._replace(ticks=kept.ticks - 1)
             self._bring(over)
+        if self._is_closed:
+            self._kept.clear()
 
     def _bring(self, leases: list[bytes]) -> None:
         """Bring what is kept for these to the registry once more, and let go of it."""

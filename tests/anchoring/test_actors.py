@@ -41,6 +41,7 @@ def test_a_borrowers_lease_of_an_actor_outlives_an_orderly_end(end: str) -> None
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.long
 def test_a_borrowers_lease_of_an_actor_depends_on_it_and_is_lost_if_it_is_killed() -> None:
     """A process can not tell by itself whom it passed a handle to: the lease says so, and its loss, too."""
     actor, pid = counter()

@@ -133,6 +133,7 @@ def owner(cluster: str) -> Iterator[str]:
     ray.kill(actor)
 
 
+@pytest.mark.long
 def test_a_driver_that_leaves_ray_hands_over_first(cluster: str, owner: str) -> None:
     """It calls `ray.shutdown`, or leaves the context of `ray.init`, and lives on: what it pinned lives on, too, each time."""
     payloads = run_python(

@@ -76,6 +76,7 @@ def test_a_relay_forgets_what_it_was_lent(cluster: str, how: str) -> None:
     assert is_empty(10)
 
 
+@pytest.mark.long
 def test_a_relay_that_remembers_much_ends_soon(cluster: str) -> None:
     """What was released right after who lent it was killed, no shard can clear up: of that a relay keeps no more than a thousand."""
 

@@ -38,6 +38,7 @@ def test_this_ray_passes_and_nothing_is_left_of_the_trial(cluster: str, monkeypa
     assert counts.can_anchor()
 
 
+@pytest.mark.long
 def test_a_changed_call_turns_anchoring_off_before_anything_is_touched(driver: Driver, registry: str) -> None:
     """Whichever it is, and however: the lease depends on its maker, live references stay, and one warning names the call."""
     found = driver(f"from tests.support import private_calls as p; p.before_a_touch({registry!r})")

@@ -22,6 +22,7 @@ from tests.support.waiting import stays, wait_until
 
 
 @pytest.mark.parametrize("way", ["exit_actor", pytest.param("SIGTERM", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_an_actor_that_ends_flushes(cluster: str, way: str) -> None:
     """While the registry doesn't answer, it posts, and is told to end: it waits for the registry."""
     safe_refs.init()

@@ -210,6 +210,7 @@ def test_many_references_come_and_go(cluster: str, count: int) -> None:
     assert is_empty(10)
 
 
+@pytest.mark.long
 def test_many_borrowed_references_outlive_the_borrower(cluster: str) -> None:
     """As few do."""
     actor = borrower()

@@ -64,6 +64,7 @@ def test_a_handle_that_was_resolved_outlives_the_release() -> None:
     assert dies(pid)
 
 
+@pytest.mark.long
 def test_an_actor_goes_to_another_job(cluster: str, driver: Driver) -> None:
     """Another driver opens the payload, calls the actor and has it for as long as it likes."""
     assert cluster

@@ -82,6 +82,7 @@ def test_functions_of_a_script_are_the_scripts_own_again_at_home(tmp_path: Path)
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.long
 def test_what_a_spawned_process_writes_opens_elsewhere(cluster: str, tmp_path: Path, method: str) -> None:
     """There the script's classes are of `__mp_main__`, which no worker can import; to the script itself they are its own."""
     code = """

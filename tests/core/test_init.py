@@ -110,6 +110,7 @@ def test_one_that_is_interrupted_while_it_waits_for_the_job_is_undone(driver: Dr
     assert found == [True, ["before", 60], ["before", 60], 5, 0]
 
 
+@pytest.mark.long
 def test_a_short_timeout_is_for_the_registry_not_for_the_job(driver: Driver, cluster: str) -> None:
     """What was begun is finished: when `init` returns, tasks go by it."""
     found = driver(

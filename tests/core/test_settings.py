@@ -107,6 +107,7 @@ def test_blocks_have_timeouts_of_their_own(cluster: str) -> None:
     assert safe_refs.release(payload) == 1
 
 
+@pytest.mark.long
 def test_what_init_says_in_a_driver_holds_for_its_job(driver: Driver, cluster: str) -> None:
     """For tasks and actors that have used safe_refs before, too, from when `init` returns; not for other jobs."""
     found = driver(

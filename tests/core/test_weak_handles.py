@@ -78,6 +78,7 @@ def test_an_actor_that_publishes_its_own_handle_is_told_so() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.long
 def test_an_actor_that_has_its_creators_handle_may_publish_its_own() -> None:
     """The creator has passed it the handle as an argument: then Ray learns of the lease, and the actor lives as long as that."""
     actor, pid = service()

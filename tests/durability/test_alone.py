@@ -57,6 +57,7 @@ class Maker:
         return [ray.put(["given", ray.put("inside")])]
 
 
+@pytest.mark.long
 def test_what_is_durable_outlives_its_objects(alone: DurableSession) -> None:
     """The copies are the copy owner's, objects inside objects, too; shared ones are copied once."""
     shared = ray.put("shared")

@@ -66,6 +66,7 @@ def made_by_a_driver(address: str, how: str, end: str) -> bytes:
 
 
 @pytest.mark.parametrize("end", [pytest.param("exit", marks=pytest.mark.long), "SIGKILL"])
+@pytest.mark.long
 def test_what_a_driver_made_durable_is_read_by_another_after_its_end(cluster: str, end: str) -> None:
     """1 kB, 1 MB, 100 MB and objects in objects, all there when their maker, its job and its workers are gone."""
     payload = made_by_a_driver(cluster, "durable", end)

@@ -17,6 +17,7 @@ def check(cluster: str, mode: str, every: int, *ways: str, timeout: float = 880)
     assert (found["lost"], found["left"], found["failed"]) == ([], [], [])
 
 
+@pytest.mark.long
 def test_one_that_fails_at_some_lines(cluster: str) -> None:
     """The exception keeps the lease; whoever gets the message next has it, or is told that it was consumed."""
     check(cluster, "raise", 37, "with", "uses", "async", "many")

@@ -138,6 +138,7 @@ def test_calls_that_stand_in_line(registry: str, call: Callable[[Targets], Any])
     assert max(took) < TIMEOUT_S + MARGIN_S
 
 
+@pytest.mark.long
 def test_a_borrower_whose_relays_do_not_respond(driver: Driver, registry: str) -> None:
     """Its pins end in time all the same: they are held, or it says that they are not."""
     found = driver(

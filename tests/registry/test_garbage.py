@@ -122,10 +122,24 @@ def actors_of(registry: str, shards: int = 1) -> dict[str, tuple[type, Any]]:
         name = actor_name(registry, number)
         handles[name] = (SafeRefsRegistry, ray.get_actor(name, namespace="safe_refs"))
         handles[f"copies {number}"] = (owner.SafeRefsCopyOwner, owner.start(registry, number)._handle)
-    relay = Relays().handle(FOR_CLIENTS[1])  # the spare: a garbage loan keeps nobody's reference
-    handles["relay"] = (type_of("SafeRefsRelay"), relay)
+    handles["relay"] = (type_of("SafeRefsRelay"), relay())
     handles["exit delay"] = (SafeRefsExitDelay, exit_delay())
     return handles
+
+
+def relay() -> Any:
+    """The spare one: a garbage loan keeps nobody's reference. One that is just ending makes way for another."""
+    found: list[Any] = []
+
+    def stays() -> bool:
+        found[:] = [Relays().handle(FOR_CLIENTS[1])]
+        try:
+            return bool(ray.get(found[0].hello.remote(), timeout=30))
+        except ray.exceptions.RayActorError:
+            return False
+
+    wait_until(stays, 60)
+    return found[0]
 
 
 def exit_delay() -> Any:

@@ -25,6 +25,7 @@ from tests.support.values import MB, error_of
 from tests.support.waiting import wait_until
 
 
+@pytest.mark.long
 def test_processes_that_race_to_start_it_get_the_same_registry(registry: str, ray_cluster: str) -> None:
     """Drivers of several jobs whose first `dumps` come at once all end up with one registry, which is in its first generation."""
     code = PRELUDE + (

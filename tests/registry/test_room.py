@@ -39,6 +39,7 @@ wait_until(full)
 )
 
 
+@pytest.mark.long
 def test_it_starts_where_all_cpus_and_all_memory_are_reserved() -> None:
     """Somebody pins for the first time when others have reserved all that the nodes have: it works at once, and takes none of it."""
     code = """

@@ -100,6 +100,7 @@ def test_whoever_has_asked_the_registry_before_needs_no_control_service(registry
     works_again(payload, "v")
 
 
+@pytest.mark.long
 def test_first_contact_ends_in_time(registry: str) -> None:
     """A process that asks for the first time gets the error that says why, and asks with success when the control service is back."""
     actor = newcomer()
@@ -111,6 +112,7 @@ def test_first_contact_ends_in_time(registry: str) -> None:
     works_again(payload, "v")
 
 
+@pytest.mark.long
 def test_a_registry_can_not_be_started_meanwhile(registry: str) -> None:
     """The first `dumps` of all ends in time, and nothing is held; the next one, later, starts the registry."""
     ref = ray.put("v")
@@ -121,6 +123,7 @@ def test_a_registry_can_not_be_started_meanwhile(registry: str) -> None:
     works_again(payload, "v")
 
 
+@pytest.mark.long
 def test_a_handle_of_an_unknown_class_ends_in_time(registry: str) -> None:
     """Who opens an actor's handle needs the actor's class: it is waited for as long as the caller allows, and holds up nobody."""
     owner, reader = as_actor(Owner).remote(), newcomer()

@@ -134,6 +134,7 @@ def test_uses_and_takes_are_granted_at_most_once_also_in_a_crash(start: Start) -
         wait_until(lambda: both(name, "live_leases") == (0, 0))
 
 
+@pytest.mark.long
 def test_renewals_are_not_taken_in_different_orders(start: Start) -> None:
     """Clients renew leases at once, while a shard is killed and comes back: both replicas end up with the same ttl."""
     name = start(2, 2)

@@ -110,6 +110,7 @@ def test_listing_and_figures_count_each_lease_once(start: Start) -> None:
     assert safe_refs.leases() == []
 
 
+@pytest.mark.long
 def test_with_one_replica_dead_all_goes_on_and_it_hears_of_it_afterwards(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,6 +192,7 @@ def test_shards_that_do_not_answer_are_waited_for_no_longer_than_the_timeout(sta
     assert outcomes([payload]) == ["LeaseReleasedError"]
 
 
+@pytest.mark.long
 def test_a_load_waits_for_a_silent_shard_while_the_other_recovers(start: Start) -> None:
     """The restarted shard asks the silent one, so that neither can answer: a load has its timeout, and not just two seconds."""
     name = start(2, 2)

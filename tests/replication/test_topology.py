@@ -34,6 +34,7 @@ def test_by_default_there_is_one_shard_on_the_head_node(start: Start) -> None:
         actor(name, 1)
 
 
+@pytest.mark.long
 def test_other_processes_learn_the_topology_and_wishes_that_do_not_fit_are_refused(
     start: Start, driver: Driver
 ) -> None:

@@ -1,0 +1,64 @@
+"""What a process keeps for a second: it brings it to the registry once more, and lets go; at once if the lease is released."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import pytest
+
+from safe_refs.anchoring import keeping
+from safe_refs.anchoring.keeping import TICKS, Keeping
+from tests.support.waiting import wait_until
+
+
+class Holders:
+    """Writes down what was brought."""
+
+    def __init__(self) -> None:
+        self.brought: list[tuple[str, dict[bytes, Sequence[Any]]]] = []
+
+    def bring(self, registry: str, refs: Mapping[bytes, Sequence[Any]]) -> None:
+        self.brought.append((registry, dict(refs)))
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Holders]:
+    monkeypatch.setattr(keeping, "_TICK_S", 0.02)
+    monkeypatch.setattr(keeping, "is_current", lambda session: True)
+    holders = Holders()
+    return Keeping(cast(Any, None), cast(Any, holders)), holders
+
+
+def test_it_brings_what_it_has_kept_and_lets_go(kept: tuple[Any, Holders]) -> None:
+    keeper, holders = kept
+    begun = time.monotonic()
+    keeper.keep("one", b"a", [1, 2], is_borrowed=False)
+    keeper.keep("one", b"b", [3], is_borrowed=False)
+    keeper.keep("other", b"c", [4], is_borrowed=True)
+    assert keeper.has_borrowed()
+    wait_until(lambda: not len(keeper), 10)
+    assert time.monotonic() - begun >= (TICKS - 1) * 0.02
+    assert not keeper.has_borrowed()
+    everything = {lease: (registry, refs) for registry, each in holders.brought for lease, refs in each.items()}
+    assert everything == {b"a": ("one", [1, 2]), b"b": ("one", [3]), b"c": ("other", [4])}
+
+
+def test_what_is_released_is_let_go_of_at_once(kept: tuple[Any, Holders]) -> None:
+    keeper, holders = kept
+    keeper.keep("one", b"a", [1], is_borrowed=False)
+    keeper.released([b"a", b"unknown"])
+    assert len(keeper) == 0
+    time.sleep(2 * TICKS * 0.02)
+    assert holders.brought == []
+
+
+def test_what_is_closed_keeps_nothing_more(kept: tuple[Any, Holders]) -> None:
+    """The connection is gone: nothing is brought, and the thread lets go."""
+    keeper, holders = kept
+    keeper.keep("one", b"a", [1], is_borrowed=False)
+    keeper.close()
+    keeper.keep("one", b"b", [1], is_borrowed=False)
+    wait_until(lambda: not len(keeper), 10)
+    assert holders.brought == []
