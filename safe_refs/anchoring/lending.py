@@ -35,6 +35,7 @@ CONFIRMED_S = 5.0  # an owner may have been stopped for a while
 KNOWN_S = 0.25  # a round takes some milliseconds
 FIRST_PAUSE_S = 0.0005
 LONGEST_PAUSE_S = 0.05
+KNOWN_PAUSE_S = 0.002
 
 
 class Seen(NamedTuple):
@@ -204,7 +205,7 @@ def looked(loan: Lending, now: float, *, is_anchored: bool) -> Next:
         if is_anchored:
             return _confirm(loan, now)
         over = Over(frozenset(loan.left).union(loan.reported), (), frozenset(), once_more=True)
-        return (loan, over) if now >= loan.until else _pause(loan)
+        return (loan, over) if now >= loan.until else (loan, Pause(KNOWN_PAUSE_S))
     if not is_anchored:
         return _pause(loan)
     unseen = tuple(id_ for id_ in loan.left if id_ in loan.mine)
@@ -217,7 +218,7 @@ def returned(loan: Lending, now: float, *, is_sent: bool) -> Next:
     """The loan is on its way back; whether Ray sends the reports so that they arrive whatever happens to this process."""
     if loan.reported and loan.is_unsure:
         until = min(loan.deadline_at, now + KNOWN_S)
-        return loan._replace(is_returned=True, until=until, pause_s=FIRST_PAUSE_S), Look()
+        return loan._replace(is_returned=True, until=until), Look()
     if loan.reported and (loan.is_behind or not is_sent):
         return _confirm(loan, now)
     return loan, Over(frozenset(loan.left), loan.reported, frozenset())
