@@ -7,12 +7,14 @@ in order; and a reference that somebody resolved is dead when the registry is ki
 How: another process, a relay, holds the reference for some milliseconds, so that its holder can drop it, report, and have it again
 (hold, touch zero, give back: `relays` shows the three steps).
 
-What it costs. A `dumps` of a borrowed reference takes 1.7 times that of an owned one, 2.2 times in a tight loop. A shard anchors
-some thousand references a second, whether in leases of one or of a hundred; `loads` waits where it is more than a second behind. Each
-round stops all calls to the shard for about 4 ms, for 256 references at most. Two relay actors of 50 MB run while a registry holds
-leases, and for 20 s more, a third while borrowers pin, and two spare ones when one of them does not respond; who starts one waits a
-second or two. A `dumps` of owned references and a `loads` cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where the registry starts
-and where `dumps` is called, turns it off; so does a Ray without the private calls that it needs (`_ray.counts.can_anchor`).
+What it costs. A `dumps` of a borrowed reference takes 1.7 times that of an owned one, 2.2 times in a tight loop; and 15 ms where the
+registry had let go of the object within the last two seconds, as with a payload that is made anew when its last is released. A shard
+anchors some thousand references a second, whether in leases of one or of a hundred; `loads` waits where it is more than a second
+behind. Each round stops all calls to the shard for about 4 ms, for 256 references at most. Two relay actors of 50 MB run while a
+registry holds leases, and for 20 s more, a third while borrowers pin, and two spare ones when one of them does not respond; who
+starts one waits a second or two. A `dumps` of owned references and a `loads` cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where
+the registry starts and where `dumps` is called, turns it off; so does a Ray without the private calls that it needs
+(`_ray.counts.can_anchor`).
 
 A borrower B pins, and then a reader R resolves:
 
