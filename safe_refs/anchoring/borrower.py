@@ -55,7 +55,7 @@ _RELAY_FRESH_S = 2.0  # one that has not answered for longer is asked whether it
 _RELAY_PAUSE_S = 0.1
 _DOWN_S = 5.0  # relays that could not be had are not waited for by each and every call
 _ASKS_S = 5.0
-_TRIES = 4  # each of some tenths of a second
+_TRIES = 2  # each of some tenths of a second
 
 
 class Loan(NamedTuple):
@@ -112,17 +112,17 @@ class Borrower(ClientPart):
     def after_pin(self, registry: str, plan: Plan, held: Identity | None, deadline: Deadline) -> None:
         """The registry holds the references: have their owners know it, or note that the lease depends on this process."""
         loan: Loan | None = plan.notes.pop(_NOTE, None)
-        if loan is not None:
-            self._lends_until = 0.0
-        if held is None:
-            if loan is not None and loan.sent:
-                self._relays.give(loan.relay, [loan.key])
-            return
-        is_known = False
-        if plan.borrowed and not self._session.connection.client:
-            is_known = self._finish(loan, plan, registry, deadline)
-        if plan.is_unsure and not is_known:
-            self._keeping.keep(registry, plan.lease, plan.refs, is_borrowed=bool(plan.borrower))
+        try:
+            if held is None:
+                if loan is not None and loan.sent:
+                    self._relays.give(loan.relay, [loan.key])
+            elif not self._session.connection.client:
+                is_known = bool(plan.borrowed) and self._finish(loan, plan, registry, deadline)
+                if plan.is_unsure and not is_known:
+                    self._keeping.keep(registry, plan.lease, plan.refs)
+        finally:
+            if loan is not None:
+                self._lends_until = 0.0
 
     def resolved(self, address: LeaseAddress, refs: Sequence[Ref]) -> None:
         """The objects' owners know the registry, while they don't know this process yet."""
@@ -139,7 +139,6 @@ class Borrower(ClientPart):
 
     def released(self, registry: str, leases: Sequence[bytes]) -> None:
         """Leases that have ended depend on nobody."""
-        self._keeping.released(leases)
         if len(self._exit.dependents):
             self._exit.dependents.released(registry, leases)
 
@@ -160,7 +159,6 @@ class Borrower(ClientPart):
             or not _settings.current().anchoring
             or not counts.can_anchor()
             or not workers.is_alone()
-            or self._keeping.has_borrowed()
         ):
             return None
         found = {ref.binary(): ref for ref in actors.only_objects(refs)}
@@ -229,12 +227,12 @@ class Borrower(ClientPart):
     def _finish(self, loan: Loan | None, plan: Plan, registry: str, deadline: Deadline) -> bool:
         """Whether the owners of all that is borrowed know the registry, or will, by what was done here."""
         unreported = {ref.binary() for ref in actors.only_objects(plan.borrowed)}
-        for _ in range(_TRIES):
+        for tries_left in reversed(range(_TRIES)):
             held = None if loan is None else self._await_relay(loan, deadline)
             if held is None:
                 break
             unreported, once_more = self._anchor(*held, plan, registry, deadline)
-            if not once_more or deadline.is_over():
+            if not once_more or not tries_left or deadline.is_over():
                 break
             # The owners have read a report of the registry's after this process's. So all of it is done once more.
             self._holders.bring(registry, {plan.lease: plan.refs}, deadline)
@@ -258,9 +256,9 @@ class Borrower(ClientPart):
         sources = {self._reports.recent(id_).source for id_ in ids}
         leases = {each.lease for each in sources if each is not None and each.registry == registry}
         lent = Lent(loan.relay, life.mark, loan.key, registry, plan.lease, tuple(leases), ids)
-        begun = lending.begun(
-            ids, mine, deadline.at, time.monotonic(), is_behind=bool(behind), is_unsure=plan.is_unsure
-        )
+        # Actors are not lent, so that a lease that holds a borrowed one as well can't be anchored now.
+        is_unsure = plan.is_unsure and not actors.only_actors(plan.borrowed)
+        begun = lending.begun(ids, mine, deadline.at, time.monotonic(), is_behind=bool(behind), is_unsure=is_unsure)
         over = self._lend(loan, life, lent, begun, deadline)
         self._reports.acquaint(workers.owner_of(ref) for ref in loan.refs if ref.binary() in over.confirmed)
         self._reports.note_said(over.said, life)
@@ -305,7 +303,9 @@ class Borrower(ClientPart):
     def _touch(self, refs: list[Ref], registry: str, lease: bytes) -> dict[bytes, lending.Seen]:
         """Step 2 of `relays`; what it has shown of each object."""
         seen: dict[bytes, lending.Seen] = {}
-        for ref, state in zip(refs, counts.touch_zero(refs), strict=True):
+        with self._keeping.still:
+            touched = counts.touch_zero(refs)
+        for ref, state in zip(refs, touched, strict=True):
             at, source = self._reports.recent(ref.binary())
             if state is Touch.REPORTED:
                 self._reports.note_recent([ref.binary()], None)

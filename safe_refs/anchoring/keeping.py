@@ -9,15 +9,19 @@
 So a `dumps` need not wait. What the process owns dies with it in any case; what it borrows depends on it, as always where it could
 not be anchored at once (`borrower`).
 
-What always holds: what is kept is that of the unsure pins of the last second, without those that this process has released since.
-Time is counted in ticks: a process that was stopped has not waited.
+It is kept also if the lease is released meanwhile: who has resolved it is known to the owner through the registry only.
+
+What always holds: what is kept is that of the unsure pins of the last second. Time is counted in ticks: a process that was stopped
+has not waited. No reference is dropped while counts are touched (`still`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..threads import QueueThread
@@ -38,11 +42,10 @@ _IDLE_S = 5.0  # then the thread ends
 
 
 class Kept(NamedTuple):
-    """What is kept for a lease: the name of its registry, the references, whether some are borrowed, and how many ticks still."""
+    """What is kept for a lease: the name of its registry, the references, and how many ticks still."""
 
     registry: str
     refs: Sequence[Ref]
-    is_borrowed: bool
     ticks: int = TICKS
 
 
@@ -52,39 +55,36 @@ class Keeping:
     Args:
         session: whose it is.
         holders: how to ask shards.
+
+    Attributes:
+        still: whoever has it may touch counts (`_ray.counts`), as no reference is dropped here. A signal's handler may have it twice.
     """
 
     def __init__(self, session: Session, holders: Holders) -> None:
         self._session = session
         self._holders = holders
-        # By lease. Each step on it is atomic, so that it needs no lock; only the thread replaces what is there.
+        self.still = threading.RLock()
+        # By lease. Each step on it is atomic; only the thread replaces and drops what is there.
         self._kept: dict[bytes, Kept] = {}
+        self._pid = os.getpid()
         self._thread: QueueThread[bool] = QueueThread("safe_refs-keeping", self._serve, _IDLE_S)
         self._is_closed = False
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def has_borrowed(self) -> bool:
-        """Whether some of it is borrowed: then this process must not touch counts (`_ray.counts`), as a thread has references."""
-        return any(kept.is_borrowed for kept in list(self._kept.values()))
-
-    def keep(self, registry: str, lease: bytes, refs: Sequence[Ref], *, is_borrowed: bool) -> None:
+    def keep(self, registry: str, lease: bytes, refs: Sequence[Ref]) -> None:
         """Keep what a new lease holds."""
         if not self._is_closed:
-            self._kept[lease] = Kept(registry, refs, is_borrowed)
+            self._kept[lease] = Kept(registry, refs)
             if not self._thread.put(True):
                 self._bring([lease])  # the machine has no more threads, or Python is coming to its end
 
-    def released(self, leases: Iterable[bytes]) -> None:
-        """These have ended."""
-        if self._kept:
-            for lease in leases:
-                self._kept.pop(lease, None)
-
     def close(self) -> None:
-        """The connection is gone: the thread lets go. A forked child has no thread, and must let go of nothing."""
+        """The connection is about to go, so let go. A forked child must not."""
         self._is_closed = True
+        if self._pid == os.getpid():
+            self._kept.clear()
 
     def _serve(self, _: bool) -> None:
         while self._kept and not self._is_closed:
@@ -95,8 +95,6 @@ class Keeping:
                 if kept.ticks > 1 and lease in self._kept:
                     self._kept[lease] = kept._replace(ticks=kept.ticks - 1)
             self._bring(over)
-        if self._is_closed:
-            self._kept.clear()
 
     def _bring(self, leases: list[bytes]) -> None:
         """Bring what is kept for these to the registry once more, and let go of it."""
@@ -110,4 +108,6 @@ class Keeping:
         except Exception:
             logger.debug("could not bring references to the registry once more", exc_info=True)  # Ray is gone from it
         finally:
-            self.released(leases)
+            with self.still:
+                for lease in leases:
+                    self._kept.pop(lease, None)

@@ -204,8 +204,8 @@ def looked(loan: Lending, now: float, *, is_anchored: bool) -> Next:
     if loan.is_returned:
         if is_anchored:
             return _confirm(loan, now)
-        over = Over(frozenset(loan.left).union(loan.reported), (), frozenset(), once_more=True)
-        return (loan, over) if now >= loan.until else (loan, Pause(KNOWN_PAUSE_S))
+        over = Over(frozenset(loan.left).union(loan.reported), loan.reported, frozenset(), once_more=True)
+        return (loan, over) if now >= loan.until else _pause(loan)
     if not is_anchored:
         return _pause(loan)
     unseen = tuple(id_ for id_ in loan.left if id_ in loan.mine)
@@ -218,7 +218,7 @@ def returned(loan: Lending, now: float, *, is_sent: bool) -> Next:
     """The loan is on its way back; whether Ray sends the reports so that they arrive whatever happens to this process."""
     if loan.reported and loan.is_unsure:
         until = min(loan.deadline_at, now + KNOWN_S)
-        return loan._replace(is_returned=True, until=until), Look()
+        return loan._replace(is_returned=True, until=until, pause_s=KNOWN_PAUSE_S), Look()
     if loan.reported and (loan.is_behind or not is_sent):
         return _confirm(loan, now)
     return loan, Over(frozenset(loan.left), loan.reported, frozenset())

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 RECENT_S = 2.0  # by then an owner has the report, unless it does not respond
-MOST = 10_000
+MOST = 100_000  # of some 100 bytes each
 
 
 class LetGo:

@@ -1,7 +1,8 @@
-"""A borrower's loans on their way back: a thread has the clients' relay give them back, and looks after them until all is well.
+"""A borrower's loans on their way back: a thread has the clients' relay give them back, and looks after them.
 
 Until the relay has given a reference back, and the object's owner has asked it to whom, the borrower's hold depends on the relay.
-And what the owner does not ask about, the relay remembers for ever. So the thread looks every two seconds, until nothing is amiss:
+And what the owner does not ask about, the relay remembers for ever. So the thread looks every two seconds, until nothing is amiss,
+five times at most:
 
 - The relay does not give back, or is another one by now: it has died, or dropped the loan. The owner does not know this process.
 - The relay remembers the object. Either Ray could not report the relay to the owner, who did not know this process, or a call in
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("safe_refs")
 
 _WATCH_S = 0.5  # then a relay should have given back
-_ANSWER_S = 10.0  # a relay that starts takes a second or two
+_ANSWER_S = 2.0  # no longer: what the other relay has waits for this thread
 _LOOKS_S = 2.0  # by then an owner has asked, unless it was stopped
-LOOKS = 3
+LOOKS = 5
 _IDLE_S = 5.0  # then the thread ends
 
 
@@ -107,8 +108,8 @@ class Loans:
             try:
                 if not is_current(self._session):
                     return  # that cluster is left
-                self._take_back(begun, asked)
                 looks += [Look(lent, time.monotonic() + _LOOKS_S) for lent in begun]
+                self._take_back(begun, asked)
                 self._look_after(looks)
             except Exception:
                 logger.debug("a relay could not be asked to give back", exc_info=True)  # Ray is gone from this process

@@ -126,7 +126,7 @@ class Anchoring(ShardPart):
         knows about the relays.
         """
         with self._lock:
-            self._is_back = self._let_go.are_recent(actors.id_of(ref) for ref in refs if ref not in self._table.usage)
+            self._is_back = self._let_go.are_recent(map(actors.id_of, refs))
         if not self._anchors:
             return
         self._note_reported(*self._rounds.finish(map(actors.id_of, refs)))

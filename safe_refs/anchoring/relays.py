@@ -285,7 +285,12 @@ class Relays:
             if method is SafeRefsRelay.give:
                 call = call.options(num_returns=2)
             return call.remote(*args)
-        except (ValueError, RegistryUnavailableError, ray.exceptions.RayActorError):
+        except (
+            ValueError,
+            RegistryUnavailableError,
+            ray.exceptions.RayActorError,
+            AttributeError,
+        ):  # the last: of another release
             self.forget(number)
             return None
 

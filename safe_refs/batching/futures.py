@@ -94,7 +94,9 @@ class _Pinned(_Answer[Identity]):
 
     def over(self, identity: Identity | None, error: Exception | None) -> None:
         """Called by the thread that sends. Wings learn of the pin first, in another thread, as they may take long."""
-        if identity is not None and self._plan.is_for_wings:
+        if identity is not None and self._plan.is_unsure and not self._plan.may_take_long:
+            self._sender.session.after_pins(self.registry.name, [(self._plan, identity)], self.deadline)
+        if identity is not None and self._plan.may_take_long:
             self._sender.background.run(partial(self._tell_parts, identity))
         else:
             self(identity, error)

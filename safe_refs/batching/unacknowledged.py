@@ -243,7 +243,9 @@ class _Pin:
     def over(self, identity: Identity | None, error: Exception | None) -> None:
         """The registry of that identity holds the lease, or the pin has failed. Called by the thread that sends."""
         plan = self._plan
-        if plan is not None and plan.is_for_wings:
+        if plan is not None and plan.is_unsure and not plan.may_take_long and identity is not None:
+            self._owner._session.after_pins(self._registry, [(plan, identity)], self._deadline)
+        if plan is not None and plan.may_take_long:
             # Wings have something to do for it, which may take long, and other pins wait for this thread.
             del plan
             self._owner._background.run(partial(self._end, identity, error))

@@ -40,6 +40,10 @@ def give_back(
         except NoRegistryError:
             continue  # it is gone, with its leases
         finally:
+            for each in uses:
+                each.plan.is_unsure = (
+                    True  # the use that is given back may have ended the lease, so that the registry let go
+                )
             pins = [
                 (each.plan, identity(row.address) if each.plan.lease in lives else None)
                 for each, (row, _) in zip(uses, mine, strict=True)

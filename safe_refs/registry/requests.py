@@ -46,9 +46,9 @@ class Plan:
     is_unsure: bool = False
 
     @property
-    def is_for_wings(self) -> bool:
-        """Whether wings have something to do for it when it is held."""
-        return bool(self.borrowed or self.durable or self.is_unsure)
+    def may_take_long(self) -> bool:
+        """Whether wings have something to do for it when it is held, and may wait for that. For an unsure one they don't."""
+        return bool(self.borrowed or self.durable)
 
     def note_unsure(self, answer: object) -> None:
         """Note what a shard has answered to its pin."""

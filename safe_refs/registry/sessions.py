@@ -66,7 +66,7 @@ class Session(Here):
 
     def after_pins(self, registry: str, pins: Sequence[tuple[Plan, Identity | None]], deadline: Deadline) -> None:
         """The registry of that identity holds a lease, or (None) the pin has failed, of each."""
-        pins = [pin for pin in pins if pin[0].is_for_wings]
+        pins = [pin for pin in pins if pin[0].may_take_long or pin[0].is_unsure]
         for part in self.parts if pins else ():
             part.after_pins(registry, pins, deadline)
 

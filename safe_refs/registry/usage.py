@@ -108,8 +108,12 @@ class Usage(Generic[T]):
 
     def add(self, items: Sequence[T], job: str) -> tuple[T, ...]:
         """A lease begins; what it is to hold, in place of these items: what others hold already, where it is the same."""
-        held = tuple(self._held.setdefault(item, item) for item in items)
-        self._more.update(mine for mine, item in zip(held, items, strict=True) if mine is not item)
+        for item in items:
+            if item in self._held:
+                self._more[item] += 1
+            else:
+                self._held[item] = item
+        held = tuple(self._held[item] for item in items)
         for use in (self._all, self._jobs.setdefault(job, _Use())):
             use.leases += 1
             use.references += len(items)

@@ -1,4 +1,4 @@
-"""What a process keeps for a second: it brings it to the registry once more, and lets go; at once if the lease is released."""
+"""What a process keeps for a second: it brings it to the registry once more, and lets go."""
 
 from __future__ import annotations
 
@@ -34,31 +34,30 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Holders]:
 def test_it_brings_what_it_has_kept_and_lets_go(kept: tuple[Any, Holders]) -> None:
     keeper, holders = kept
     begun = time.monotonic()
-    keeper.keep("one", b"a", [1, 2], is_borrowed=False)
-    keeper.keep("one", b"b", [3], is_borrowed=False)
-    keeper.keep("other", b"c", [4], is_borrowed=True)
-    assert keeper.has_borrowed()
+    keeper.keep("one", b"a", [1, 2])
+    keeper.keep("one", b"b", [3])
+    keeper.keep("other", b"c", [4])
     wait_until(lambda: not len(keeper), 10)
     assert time.monotonic() - begun >= (TICKS - 1) * 0.02
-    assert not keeper.has_borrowed()
     everything = {lease: (registry, refs) for registry, each in holders.brought for lease, refs in each.items()}
     assert everything == {b"a": ("one", [1, 2]), b"b": ("one", [3]), b"c": ("other", [4])}
 
 
-def test_what_is_released_is_let_go_of_at_once(kept: tuple[Any, Holders]) -> None:
-    keeper, holders = kept
-    keeper.keep("one", b"a", [1], is_borrowed=False)
-    keeper.released([b"a", b"unknown"])
-    assert len(keeper) == 0
-    time.sleep(2 * TICKS * 0.02)
-    assert holders.brought == []
+def test_nothing_is_dropped_while_counts_are_touched(kept: tuple[Any, Holders]) -> None:
+    keeper, _ = kept
+    keeper.keep("one", b"a", [1])
+    with keeper.still:
+        time.sleep(3 * TICKS * 0.02)
+        assert len(keeper) == 1
+    wait_until(lambda: not len(keeper), 10)
 
 
 def test_what_is_closed_keeps_nothing_more(kept: tuple[Any, Holders]) -> None:
-    """The connection is gone: nothing is brought, and the thread lets go."""
+    """The connection is about to go: nothing is brought, and all is let go of at once."""
     keeper, holders = kept
-    keeper.keep("one", b"a", [1], is_borrowed=False)
+    keeper.keep("one", b"a", [1])
     keeper.close()
-    keeper.keep("one", b"b", [1], is_borrowed=False)
-    wait_until(lambda: not len(keeper), 10)
+    keeper.keep("one", b"b", [1])
+    assert len(keeper) == 0
+    time.sleep(2 * TICKS * 0.02)
     assert holders.brought == []
