@@ -54,6 +54,6 @@ def test_it_is_as_a_count_of_all() -> None:
             live.append(usage.add(items, "job"))
         held = {each.number for items in live for each in items}
         assert {number for number in range(10) if Ref(number) in usage} == held
-    for items in live:
-        usage.drop(items, "job")
+    for rest in live:
+        usage.drop(rest, "job")
     assert usage._held == {}
