@@ -108,12 +108,7 @@ class Usage(Generic[T]):
 
     def add(self, items: Sequence[T], job: str) -> tuple[T, ...]:
         """A lease begins; what it is to hold, in place of these items: what others hold already, where it is the same."""
-        for item in items:
-            if item in self._held:
-                self._more[item] += 1
-            else:
-                self._held[item] = item
-        held = tuple(self._held[item] for item in items)
+        held = tuple(map(self._hold, items))
         for use in (self._all, self._jobs.setdefault(job, _Use())):
             use.leases += 1
             use.references += len(items)
@@ -183,6 +178,14 @@ class Usage(Generic[T]):
                 for use in (self._all, self._jobs[job]):
                     self._add_weight(use, items)
         self.limits = limits
+
+    def _hold(self, item: T) -> T:
+        mine = self._held.get(item)
+        if mine is None:
+            self._held[item] = mine = item
+        else:
+            self._more[mine] += 1
+        return mine
 
     def _add_weight(self, use: _Use[T], items: Sequence[T]) -> None:
         for item in items:
