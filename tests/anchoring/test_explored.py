@@ -34,8 +34,8 @@ LONG = {
     )
     for begins, busy in EACH
 } | {
-    "loaded; released meanwhile, a death": (Scope(LOADED, released=True, kills=1), 40_000),
-    "loaded, in a call; released meanwhile": (Scope(LOADED, released=True, busy=True), 45_000),
+    "loaded; released meanwhile, a death": (Scope(LOADED, released=True, kills=1), 35_000),
+    "loaded, in a call; released meanwhile": (Scope(LOADED, released=True, busy=True), 40_000),
     "two that are known": (Scope(KNOWN + KNOWN), 60_000),
     "two that are known; a death": (Scope(KNOWN + KNOWN, kills=1), 280_000),
     "two that are known; the relay dies": (Scope(KNOWN + KNOWN, relay_dies=True), 400_000),

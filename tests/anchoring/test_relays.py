@@ -55,7 +55,7 @@ def test_a_relay_that_nobody_needs_ends(cluster: str) -> None:
         return os.getpid()
 
     for _ in range(2):
-        idle = ray_cluster.start_actor("relay:idle", relays.SafeRefsRelay, (3.0,), place=0)
+        idle = ray_cluster.start_actor("relay:idle", relays.SafeRefsRelay, (3.0, 0.0), place=0)
         pid = ray.get(idle.__ray_call__.remote(hurry), timeout=60)
         assert dies(pid)
         wait_until(

@@ -17,7 +17,7 @@ _ROUND_S = 12.0  # at most, on average; usually it takes less than two
     "rounds",
     [
         3,
-        pytest.param(60, marks=pytest.mark.long),
+        pytest.param(20, marks=pytest.mark.long),
         pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
