@@ -23,6 +23,7 @@ from .ledger import DURABLE_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE_BYTES = 100 * 2**20
+_LAST_LINES = 12
 _CPUS = 2
 _CLIENTS_FIRST_PORT = 25_000
 # Ray gives a node that has fallen silent 15 s or more. Here it takes 5, so that more happens in a minute.
@@ -116,6 +117,13 @@ class Cluster:
         """The files in the spill folders, with their sizes; a name is that of the first object in it."""
         files = [path for path in self.folder.rglob("ray_spilled_objects*/**/*") if path.is_file()]
         return {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
+
+    def last_words(self, pid: int) -> str:
+        """The last lines of what Ray and Python have logged of a process."""
+        lines: list[str] = []
+        for path in sorted(self.folder.rglob(f"logs/*{pid}.*")):
+            lines += [f"{path.name}:", *path.read_text(errors="replace").splitlines()[-_LAST_LINES:]]
+        return "\n".join(lines)
 
     def close(self) -> None:
         """End all."""

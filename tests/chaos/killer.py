@@ -262,7 +262,11 @@ class Killer:
             places = self._shards.places()
             if len(places) == self._shards.count and self._shards.all_well():
                 if self._places and places != self._places:
-                    verdict = Verdict("wrong", f"died though nobody had killed it: {self._places}, now {places}")
+                    gone = [was.pid for shard, was in self._places.items() if places[shard] != was]
+                    words = "\n".join(map(self._cluster.last_words, gone))
+                    verdict = Verdict(
+                        "wrong", f"died though nobody had killed it: {self._places}, now {places}\n{words}"
+                    )
                     self._report.note(verdict, "a shard")
                 self._places = places
                 return places
