@@ -241,8 +241,9 @@ def in_time(call: Callable[[], T], timeout_s: float, late: Callable[[T], None] |
         raise
     if error is not None:
         try:
-            if was is not None and _worker() is None and isinstance(error, Exception):
-                raise unavailable(error) from None  # it has left meanwhile, and Ray Client raises errors of many kinds
+            has_left = _worker() is None and (was is not None or not sys.modules["ray"].is_initialized())
+            if has_left and isinstance(error, Exception):
+                raise unavailable(error) from None  # Ray Client raises errors of many kinds then
             raise error.with_traceback(None)
         finally:
             # A frame in its traceback that knows the error is a cycle, which keeps all that the caller's frames know.
