@@ -17,6 +17,7 @@ nevertheless; one loan at a time: a `dumps` in a signal's handler, in the middle
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ class Borrower(ClientPart):
     def before_pin(self, registry: str, plan: Plan) -> None:
         """Send borrowed references to a relay, without waiting, where anchoring is possible, and safe."""
         if plan.borrowed and not self._session.connection.client:
-            loan = self._begin(plan.borrowed)
+            loan = self._begin(plan.borrowed, plan.deadline)
             if loan is not None:
                 plan.notes[_NOTE] = loan
 
@@ -150,7 +151,7 @@ class Borrower(ClientPart):
 
     # Lending.
 
-    def _begin(self, refs: Sequence[Ref]) -> Loan | None:
+    def _begin(self, refs: Sequence[Ref], deadline: Deadline | None) -> Loan | None:
         now = time.monotonic()
         if (
             self._session.sending
@@ -174,7 +175,7 @@ class Borrower(ClientPart):
                 self._reports.take_said()  # the relay of then may be gone, and can't confirm what has long arrived
             if self._answered_at is None or now - self._answered_at > _RELAY_FRESH_S:
                 return self._knock(list(found.values()))
-            return self._send(list(found.values()))
+            return self._send(list(found.values()), deadline)
         except BaseException:
             self._lends_until = 0.0  # nobody gets to know of this loan; the relay ends it by itself
             raise
@@ -183,15 +184,16 @@ class Borrower(ClientPart):
         relay = FOR_CLIENTS[self._which]
         return Loan(relay, b"", refs, False, self._relays.hello(relay))
 
-    def _send(self, refs: list[Ref]) -> Loan:
+    def _send(self, refs: list[Ref], deadline: Deadline | None) -> Loan:
         key, relay = self._lender + os.urandom(LENDER), FOR_CLIENTS[self._which]
         said = self._reports.take_said()
         again = {ref.binary() for ref in refs}
+        until = time.monotonic() + min(lending.CONFIRMED_S, math.inf if deadline is None else deadline.left_s() / 2)
         for life, ids in said.items():
             if not again.isdisjoint(ids):
                 # If the relay held the same object once more, its owner would ask it about this loan only, and the relay would
                 # forget to whom it gave the last one back.
-                said[life] = self._unconfirmed(life, ids, time.monotonic() + lending.CONFIRMED_S)
+                said[life] = self._unconfirmed(life, ids, until)
         given = [Given(life.mark, ids) for life, ids in said.items()]
         return Loan(relay, key, refs, True, self._relays.hold(relay, key, refs, given))
 
@@ -211,7 +213,7 @@ class Borrower(ClientPart):
                 if loan.sent:
                     mark, behind = answer
                     return loan, Life(loan.relay, mark), behind
-                loan = self._send(loan.refs)
+                loan = self._send(loan.refs, deadline)
                 continue
             if time.monotonic() + _RELAY_PAUSE_S > until:
                 self._down_until = time.monotonic() + _DOWN_S
@@ -236,7 +238,7 @@ class Borrower(ClientPart):
                 break
             # The owners have read a report of the registry's after this process's. So all of it is done once more.
             self._holders.bring(registry, {plan.lease: plan.refs}, deadline)
-            loan = self._send(held[0].refs)
+            loan = self._send(held[0].refs, deadline)
         left = [ref for ref in actors.only_objects(plan.borrowed) if ref.binary() in unreported]
         left += actors.only_actors(plan.borrowed)
         if left and _settings.current().anchoring and counts.can_anchor():

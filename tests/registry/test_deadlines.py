@@ -164,6 +164,7 @@ def test_a_borrower_whose_relays_do_not_respond(driver: Driver, registry: str) -
             except ValueError:
                 pass
         calls = {
+            "the same": lambda: safe_refs.dumps(refs[1], timeout=1),
             "dumps": lambda: safe_refs.dumps(refs[2], timeout=1),
             "again": lambda: safe_refs.dumps(refs[3], timeout=1),
             "pin": lambda: safe_refs.pin(refs[4], timeout=1),
