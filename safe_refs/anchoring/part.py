@@ -83,14 +83,15 @@ class Anchoring(ShardPart):
             self._handed_out.note(map(actors.id_of, items))
             self._pass_on(lease, soon=soon)
 
-    def replaced(self, lease: bytes) -> None:
+    def replaced(self, lease: bytes, former: Sequence[Ref]) -> None:
         """The copies' owner itself has brought them: nothing depends on the maker any more."""
         self._unanchored.forget(lease)
+        self._note_let_go(former)
 
     def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
         """Nothing is kept of a lease that isn't held here any more."""
         self._unanchored.forget(lease)
-        self._let_go.note(actors.id_of(item) for item in items if item not in self._table.usage)
+        self._note_let_go(items)
         if self._handed_out and not self._table.live:
             self._handed_out.drop_unheld()
 
@@ -110,6 +111,9 @@ class Anchoring(ShardPart):
             "anchoring_behind_s": figures.behind_s(),
             "recovering": int(figures.from_shards() > 0),
         }
+
+    def _note_let_go(self, items: Sequence[Ref]) -> None:
+        self._let_go.note(actors.id_of(item) for item in items if item not in self._table.usage)
 
     def _pass_on(self, lease: bytes, *, soon: bool) -> None:
         # A take, or the last use, has ended the lease already: nothing is to be anchored that isn't held any more.

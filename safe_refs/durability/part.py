@@ -194,12 +194,13 @@ class Durability(ShardPart):
                 return b""
             env, ttl = done
             shard.table.usage.learn(sizes)
+            former = held.items
             shard.table.replace(lease, copies, owners, held.terms._replace(durable=env))
             if ttl is not None:
                 # Also if that is the ttl that it has: it counts from now.
                 shard.table.set_time(lease, held.next_renewal(ttl, shard.table.clock()), ttl)
             self._own.add(lease)
-            shard.parts.replaced(lease)
+            shard.parts.replaced(lease, former)
             return shard.table.identity.to_bytes()
 
     @remote

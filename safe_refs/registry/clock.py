@@ -39,7 +39,7 @@ class Clock(ShardPart):
         for lease in leases:
             self.pinned(lease, Began())
 
-    def replaced(self, lease: bytes) -> None:
+    def replaced(self, lease: bytes, former: Sequence[Any]) -> None:
         """So may one whose ttl counts from when it holds copies."""
         self.pinned(lease, Began())
 

@@ -92,8 +92,8 @@ class ShardPart:
     def changed(self, leases: Sequence[bytes]) -> None:
         """Something has changed of these leases that their other holders must learn: a use, a renewal, an end, other items."""
 
-    def replaced(self, lease: bytes) -> None:
-        """The lease holds copies now, of this shard's own, in place of what it held."""
+    def replaced(self, lease: bytes, former: Sequence[Ref]) -> None:
+        """The lease holds copies now, of this shard's own, in place of these items."""
 
     def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
         """This shard no longer holds the lease: it has ended, was lost, or moved to other shards. If it was lost, `lost` follows."""
@@ -196,10 +196,10 @@ class Parts:
         for part in self._parts:
             part.changed(leases)
 
-    def replaced(self, lease: bytes) -> None:
+    def replaced(self, lease: bytes, former: Sequence[Ref]) -> None:
         """A lease holds copies now."""
         for part in self._parts:
-            part.replaced(lease)
+            part.replaced(lease, former)
 
     def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
         """A lease isn't held here any more."""

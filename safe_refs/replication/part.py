@@ -80,7 +80,7 @@ class Replication(ShardPart):
         if self._rules.changed(leases):
             self._peers.wake()
 
-    def replaced(self, lease: bytes) -> None:
+    def replaced(self, lease: bytes, former: Sequence[Ref]) -> None:
         """Other holders make copies of their own, except those that came back meanwhile."""
         if self._rules.replaced(lease):
             self._peers.wake()

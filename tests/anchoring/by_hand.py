@@ -20,7 +20,7 @@ from safe_refs.config import Limits
 from safe_refs.registry.hooks import Parts
 from safe_refs.registry.records import Identity, Origin, Terms
 from safe_refs.registry.shard import Shard
-from safe_refs.registry.wire import PinCall, PinRow, ReleaseCall, ResolveCall, ResolveRow
+from safe_refs.registry.wire import PinCall, PinRow, ReleaseCall, ResolveCall, ResolveRow, is_unsure
 from tests.support import stand_ins
 
 IDENTITY = Identity(b"epoch678", 1)
@@ -122,10 +122,14 @@ class ByHand:
         self.part = Anchoring(self.shard, anchors)
         self.shard.parts = Parts([self.part])
 
-    def pin(self, lease: bytes, *ids: bytes, borrower: bytes = b"") -> None:
+    def pin(self, lease: bytes, *ids: bytes, borrower: bytes = b"") -> bool:
+        """Whether the shard is unsure."""
         row = PinRow(lease, len(ids), Terms(), ORIGIN, borrower, {})
         refs: list[Any] = [Ref(id_) for id_ in ids]
-        assert self.shard.pin(PinCall(0, [row]), refs) == IDENTITY.to_bytes()
+        answer = self.shard.pin(PinCall(0, [row]), refs)
+        assert isinstance(answer, bytes)
+        assert answer.startswith(IDENTITY.to_bytes())
+        return is_unsure(answer)
 
     def resolve(self, lease: bytes, *, take: bool = False) -> Any:
         row = ResolveRow(lease, IDENTITY, None, take, ORIGIN, b"use")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from safe_refs._ray.counts import Touch
 from safe_refs.anchoring.unanchored import GATHERS_S
 from safe_refs.registry.hooks import Began
 from safe_refs.registry.wire import NotNow, ResolveCall, ResolveRow
-from tests.anchoring.by_hand import IDENTITY, ORIGIN, ByHand, within
+from tests.anchoring.by_hand import IDENTITY, ORIGIN, ByHand, Ref, within
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_an_entry_goes_with_its_lease(by_hand: ByHand) -> None:
     assert by_hand.part.depends_on(b"a" * 16) == b"borrower"
     assert figures(by_hand) == (2, 0)
     by_hand.release(b"a" * 16)
-    by_hand.shard.parts.replaced(b"b" * 16)
+    by_hand.shard.parts.replaced(b"b" * 16, ())
     assert figures(by_hand) == (0, 0)
 
 
@@ -169,3 +171,29 @@ def test_a_shard_that_is_far_behind_hands_out_nothing(by_hand: ByHand) -> None:
     assert by_hand.shard.resolve(ResolveCall(0, [row])) is NotNow.BEHIND
     by_hand.release(b"a" * 16)
     assert by_hand.resolve(b"b" * 16) == 1
+
+
+@pytest.mark.parametrize("borrower", [b"", b"borrower"])
+def test_a_shard_is_unsure_of_what_it_has_just_let_go_of(by_hand: ByHand, borrower: bytes) -> None:
+    """Also a second time; not while another lease holds it, nor where it never was."""
+    assert not by_hand.pin(b"a" * 16, b"object", borrower=borrower)
+    assert not by_hand.pin(b"b" * 16, b"object", b"other", borrower=borrower)
+    by_hand.release(b"a" * 16)
+    assert not by_hand.pin(b"c" * 16, b"object", borrower=borrower)
+    by_hand.release(b"b" * 16, b"c" * 16)
+    assert by_hand.pin(b"d" * 16, b"object", borrower=borrower)
+    assert by_hand.pin(b"e" * 16, b"new", b"other", borrower=borrower)
+    assert by_hand.pin(b"f" * 16, b"object", borrower=borrower), (
+        "the owner may take the shard for one that has nothing, still"
+    )
+    assert not by_hand.pin(b"g" * 16, b"new", borrower=borrower)
+
+
+def test_a_shard_is_unsure_of_what_copies_have_replaced(by_hand: ByHand) -> None:
+    by_hand.pin(b"a" * 16, b"object")
+    held = by_hand.shard.table.live[b"a" * 16]
+    former = held.items
+    by_hand.shard.table.replace(b"a" * 16, [cast(Any, Ref(b"copy"))], held.owners, held.terms)
+    by_hand.shard.parts.replaced(b"a" * 16, former)
+    assert by_hand.pin(b"b" * 16, b"object")
+    assert not by_hand.pin(b"c" * 16, b"copy")

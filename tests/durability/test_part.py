@@ -49,7 +49,7 @@ class Watcher(ShardPart):
         self.seen: list[tuple[str, Any]] = []
         self.recovering = False
 
-    def replaced(self, lease: bytes) -> None:
+    def replaced(self, lease: bytes, former: Any) -> None:
         self.seen.append(("replaced", lease))
 
     def lost(self, leases: Sequence[bytes]) -> None:
