@@ -218,6 +218,9 @@ def test_both_sides_do_the_same_rounds() -> None:
         assert callable(getattr(Control, kind))
 
 
+ENOUGH = 140  # rounds, of 200
+
+
 def soak(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
     """A soak in a process of its own: its exit status, its report, and what it printed."""
     done = subprocess.run(
@@ -232,18 +235,21 @@ def soak(folder: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
 @pytest.mark.timeout(300)
 def test_planted_leaks_are_found_in_a_short_soak(tmp_path: Path) -> None:
     """A leak of each kind, in the registry and in a borrower: memory, time, threads and files; and nothing else grows as fast."""
-    status, report, said = soak(
-        tmp_path,
-        *("--seconds", "8", "--rate", "25", "--without-filling", "--slack", "10"),
-        *("--kinds", "take", "borrow"),
-        *("--plant", "memory", "latency", "threads", "files"),
-    )
-    assert status == 1
+    for seconds in ("8", "24"):
+        status, report, said = soak(
+            tmp_path,
+            *("--seconds", seconds, "--rate", "25", "--without-filling", "--slack", "10"),
+            *("--kinds", "take", "borrow"),
+            *("--plant", "memory", "latency", "threads", "files"),
+        )
+        if report["rounds"][0] >= ENOUGH:  # what is planted grows with the rounds, of which a busy machine makes few
+            break
+    assert status == 1, said
     grown = set(report["grown"])
     assert {"memory, registry", "threads, borrower", "files, borrower"} <= grown, said
     # On a busy machine the control's noise may be too much for a verdict: here our own slope decides, if there were enough rounds.
     slower = [row for row in report["rows"] if row["name"] in ("take, median", "round, median") and row["ours"][1] > 0]
-    assert slower or report["rounds"][0] < 140, said
+    assert slower or report["rounds"][0] < ENOUGH, said
     assert {name for name in grown if report_unit(report, name) != "ms"} <= {
         *("memory, registry", "threads, borrower", "files, borrower", "memory, borrower"),
     }, said
