@@ -138,7 +138,7 @@ class Inquiry(NamedTuple):
         if results:
             return self, results[0]
         if overdue and not any(isinstance(answer, NotNow) for answer in answers):
-            # Who is dead by now, or has lost it, may have told the other meanwhile that it had renewed the lease.
+            # Who is dead by now, or has lost it, may have reported to the other meanwhile that it had renewed the lease.
             if not self.was_overdue and not all(
                 answer is Silence.LATE or isinstance(answer, Overdue) for answer in answers
             ):

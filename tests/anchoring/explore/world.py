@@ -268,8 +268,8 @@ class Happens:
         entry = world.entry(REGISTRY)
         lends = any(each.what in ("hold and give", "held and gave") for each in world.messages)
         if entry.held and entry.is_asked and entry.passed and not lends:
-            told = world.with_entry(REGISTRY, entry._replace(passed=ray.NOBODY))
-            yield "a round of the registry", told.sent(Message("news", REGISTRY, OWNER, entry.passed))
+            reported = world.with_entry(REGISTRY, entry._replace(passed=ray.NOBODY))
+            yield "a round of the registry", reported.sent(Message("news", REGISTRY, OWNER, entry.passed))
         ready = all(
             each.stage in ("over", "dropped", "dead") and not (each.owes_give or each.is_missed or each.looks)
             for each in world.borrowers
