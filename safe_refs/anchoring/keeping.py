@@ -42,11 +42,10 @@ _IDLE_S = 5.0  # then the thread ends
 
 
 class Kept(NamedTuple):
-    """What is kept for a lease: the name of its registry, the references, and how many ticks still."""
+    """What is kept for a lease: the name of its registry, and the references."""
 
     registry: str
     refs: Sequence[Ref]
-    ticks: int = TICKS
 
 
 class Keeping:
@@ -64,8 +63,9 @@ class Keeping:
         self._session = session
         self._holders = holders
         self.still = threading.RLock()
-        # By lease. Each step on it is atomic; only the thread replaces and drops what is there.
+        # By lease, what is kept, and how many ticks still. Each step on them is atomic, and only the thread drops what is there.
         self._kept: dict[bytes, Kept] = {}
+        self._ticks: dict[bytes, int] = {}
         self._pid = os.getpid()
         self._thread: QueueThread[bool] = QueueThread("safe_refs-keeping", self._serve, _IDLE_S)
         self._is_closed = False
@@ -77,6 +77,7 @@ class Keeping:
         """Keep what a new lease holds."""
         if not self._is_closed:
             self._kept[lease] = Kept(registry, refs)
+            self._ticks[lease] = TICKS
             if not self._thread.put(True):
                 self._bring([lease])  # the machine has no more threads, or Python is coming to its end
 
@@ -87,27 +88,32 @@ class Keeping:
             self._kept.clear()
 
     def _serve(self, _: bool) -> None:
-        while self._kept and not self._is_closed:
+        while self._ticks and not self._is_closed:
             self._thread.taken()
             time.sleep(_TICK_S)
-            over = [lease for lease, kept in list(self._kept.items()) if kept.ticks <= 1]
-            for lease, kept in list(self._kept.items()):
-                if kept.ticks > 1 and lease in self._kept:
-                    self._kept[lease] = kept._replace(ticks=kept.ticks - 1)
-            self._bring(over)
+            for lease in list(self._ticks):
+                self._ticks[lease] -= 1
+            self._bring([lease for lease, left in list(self._ticks.items()) if left <= 0])
 
     def _bring(self, leases: list[bytes]) -> None:
         """Bring what is kept for these to the registry once more, and let go of it."""
+        by_registry: dict[str, dict[bytes, Sequence[Ref]]] = {}
         try:
             if leases and is_current(self._session):
-                kept = {lease: found for lease in leases if (found := self._kept.get(lease)) is not None}
-                for registry in {each.registry for each in kept.values()}:
-                    self._holders.bring(
-                        registry, {lease: each.refs for lease, each in kept.items() if each.registry == registry}
-                    )
+                self._gather(leases, by_registry)
+                for registry in by_registry:
+                    self._holders.bring(registry, by_registry[registry])
         except Exception:
             logger.debug("could not bring references to the registry once more", exc_info=True)  # Ray is gone from it
         finally:
-            with self.still:
+            with self.still:  # here the last references go; no variable of this thread has any
+                by_registry.clear()
                 for lease in leases:
                     self._kept.pop(lease, None)
+                    self._ticks.pop(lease, None)
+
+    def _gather(self, leases: list[bytes], by_registry: dict[str, dict[bytes, Sequence[Ref]]]) -> None:
+        for lease in leases:
+            kept = self._kept.get(lease)
+            if kept is not None:  # None: closed meanwhile
+                by_registry.setdefault(kept.registry, {})[lease] = kept.refs

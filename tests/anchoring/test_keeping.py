@@ -43,13 +43,25 @@ def test_it_brings_what_it_has_kept_and_lets_go(kept: tuple[Any, Holders]) -> No
     assert everything == {b"a": ("one", [1, 2]), b"b": ("one", [3]), b"c": ("other", [4])}
 
 
-def test_nothing_is_dropped_while_counts_are_touched(kept: tuple[Any, Holders]) -> None:
-    keeper, _ = kept
-    keeper.keep("one", b"a", [1])
+def test_nothing_is_dropped_while_counts_are_touched(
+    kept: tuple[Any, Holders], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last reference goes in a thread that has `still`, not where some variable of it ends."""
+    keeper, holders = kept
+    monkeypatch.setattr(holders, "bring", lambda registry, refs: None)
+    had_still: list[bool] = []
+
+    class Reference:
+        def __del__(self) -> None:
+            had_still.append(keeper.still._is_owned())
+
+    keeper.keep("one", b"a", [Reference()])
     with keeper.still:
         time.sleep(3 * TICKS * 0.02)
-        assert len(keeper) == 1
-    wait_until(lambda: not len(keeper), 10)
+        assert had_still == []
+    keeper.keep("other", b"b", [Reference()])
+    wait_until(lambda: len(had_still) == 2, 10)
+    assert had_still == [True, True]
 
 
 def test_what_is_closed_keeps_nothing_more(kept: tuple[Any, Holders]) -> None:
