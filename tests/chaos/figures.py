@@ -66,6 +66,7 @@ class Report:
         spilled_bytes: that Ray wrote to disk.
         left_bytes: that the stores and disks held when all payloads had ended.
         left: Ray's list of references at that time, if it was too much.
+        histories: what had happened to each payload of a finding until then.
     """
 
     parameters: Parameters
@@ -82,6 +83,7 @@ class Report:
     spilled_bytes: int = 0
     left_bytes: int = 0
     left: list[str] = field(default_factory=list)
+    histories: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()

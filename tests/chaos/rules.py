@@ -41,10 +41,10 @@ _GONE = (
     *("OwnerDiedError", "ReferenceCountingAssertionError", "GetTimeoutError", "ObjectFreedError"),
 )
 
-# What may be excused, by name. The first three without replicas only, the others without anchoring only.
+# What may be excused, by name. The first two without replicas only, the last two without anchoring only.
 ONLY_SHARD = "a lease whose only shard crashed"
 ONLY_COPY = "a durable lease whose only copies died with a node"
-JUST_LOADED = "references loaded less than a second before their only shard crashed"
+JUST_LOADED = "references loaded less than a second before the only shard that held their objects crashed"
 UNANCHORED = "references of a borrower that was not anchored"
 TWO_SHARDS = "leases after the crashes of two shards"
 
@@ -260,8 +260,10 @@ class Rules:
             is_copy_gone = says_lost or (answer.step == "get" and answer.error in _GONE)
             if is_copy_gone and held is None and self._only_copy_gone(payload, answer):
                 return ONLY_COPY
-            if answer.step == "get" and answer.error in _GONE and self._just_loaded(payload, answer, held):
-                return JUST_LOADED
+        # Each replica of a durable lease holds copies of its own.
+        is_held_once = self._replicas == 1 or any(each.owner is self.ledger.copy_owner for each in payload.objects)
+        if is_held_once and answer.step == "get" and answer.error in _GONE and self._just_loaded(payload, answer, held):
+            return JUST_LOADED
         if self._anchored:
             return ""
         # What a recovered shard holds depends on the one that it got it from; so two failures, one after the other, are too many.

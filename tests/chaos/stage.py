@@ -152,7 +152,7 @@ class Stage:
         with kept.seat.busy:
             if self._there(kept):
                 begun = time.monotonic()
-                reply = self._answer(kept.seat, "look", kept.name, kept.payload.stamps)
+                reply = self._answer(kept.payload, kept.seat, "look", kept.name, kept.payload.stamps)
                 # The next process under that name may have answered, which never had them.
                 if reply is not None and reply.token == kept.token:
                     self._judge(kept.payload, begun, kept.seat, reply, kept.span)
@@ -161,7 +161,7 @@ class Stage:
         """Let go of live references."""
         with kept.seat.busy:
             if self._there(kept):
-                reply = self._answer(kept.seat, "drop", kept.name)
+                reply = self._answer(kept.payload, kept.seat, "drop", kept.name)
                 if reply is not None and reply.token == kept.token:
                     self.ledger.dropped(self.ledger.processes[kept.token], kept.payload, time.monotonic())
 
@@ -184,7 +184,7 @@ class Stage:
         return reply
 
     def _made(self, payload: Payload, begun: float, seat: Seat, method: str, *args: object) -> Payload | None:
-        reply = self._answer(seat, method, *args)
+        reply = self._answer(payload, seat, method, *args)
         ended = time.monotonic()
         if reply is not None and reply.token != payload.maker.token and seat.process is not None:
             self.ledger.handed_to(payload, seat.process)
@@ -199,13 +199,14 @@ class Stage:
         return payload if payload.data else None
 
     def _ask(self, payload: Payload, begun: float, seat: Seat, method: str, *args: object) -> Reply | None:
-        reply = self._answer(seat, method, *args)
+        reply = self._answer(payload, seat, method, *args)
         if reply is not None:
             self._judge(payload, begun, seat, reply, None)
         return reply
 
-    def _answer(self, seat: Seat, method: str, *args: object) -> Reply | None:
+    def _answer(self, about: Payload, seat: Seat, method: str, *args: object) -> Reply | None:
         process = _process(seat)
+        self.ledger.tell(time.monotonic(), about.number, f"{method} by {seat.name} ({process.token})")
         try:
             reply = seat.ask(method, *args)
         except HungError as error:
@@ -215,6 +216,8 @@ class Stage:
             seat.arrive(5.0)  # the order has reached the next process under that name
         if reply is None:
             self.report.count(self.report.calls, "not answered, the player having died")
+        said = "nothing, it has died" if reply is None else f"{reply.step} {reply.error} in {reply.call_s:.2f} s"
+        self.ledger.tell(time.monotonic(), about.number, f"{method} by {seat.name} ({process.token}): {said}")
         return reply
 
     def _judge(self, payload: Payload, begun: float, seat: Seat, reply: Reply, held: Span | None) -> None:
@@ -231,6 +234,8 @@ class Stage:
         about = f"{payload}, {ended - payload.made.begun:.1f} s old, at {ended:.2f} by {seat.name}"
         if verdict.why:
             about += self.ledger.lately(payload.made.ended)
+        if verdict.figure:
+            self.report.histories[about] = self.ledger.history(payload)
         self.report.note(verdict, about)
 
     def _there(self, kept: Kept) -> bool:

@@ -178,7 +178,9 @@ class Stories(threading.Thread):
         for _ in range(self.source.randint(1, 2)):
             with self.stage.seat(self.source, _of_other_job(payloads[0])) as seat:
                 how = self.source.random()
-                last = self.stage.forward(seat, payloads, BOUND_S, durable=how < 0.1, wait=how < 0.9)
+                has_actors = any(read.is_actor for each in payloads for read in each.objects)  # those can't be copied
+                durable = how < 0.1 and not has_actors
+                last = self.stage.forward(seat, payloads, BOUND_S, durable=durable, wait=how < 0.9)
                 if last is not None and self.report.parameters.anchored and self.source.random() < 0.2:
                     self.kill(seat)
             for each in payloads:

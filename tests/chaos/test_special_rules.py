@@ -34,6 +34,18 @@ def test_with_one_replica_references_are_safe_a_second_after_the_load(ledger: Le
     assert figure(ledger, payload, GONE, live_since=14.0) == "lost"
 
 
+def test_a_reference_to_a_copy_is_safe_a_second_after_the_load(ledger: Ledger, owner: Process) -> None:
+    """Whatever the number of replicas, as each has copies of its own; also where it was forwarded. The lease itself is safe at once."""
+    payload = made(ledger, owner, durable=True)
+    ledger.shard_dying(15.0).ended = 16.0
+    assert figure(ledger, payload, GONE, live_since=13.0) == "lost"
+    assert figure(ledger, payload, GONE, live_since=14.0) == JUST_LOADED
+    assert figure(ledger, payload, LOST) == "lost"
+    forwarded = ledger.order(14.0, ledger.born("t2", "b.0", "b", "node 2"), sources=[payload])
+    ledger.made(forwarded, 14.5, b"forwarded")
+    assert figure(ledger, forwarded, GONE) == JUST_LOADED
+
+
 def test_durable_leases_outlive_their_maker(ledger: Ledger, owner: Process) -> None:
     """The death of its maker neither explains that a durable lease is gone, nor demands it."""
     payload = made(ledger, owner, durable=True)

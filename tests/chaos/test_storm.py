@@ -226,7 +226,7 @@ def test_a_storm_costs_nothing(tmp_path: Path, seconds: int, seed: int, kills: i
     status, report = run_storm(tmp_path, "--seconds", str(seconds), "--seed", str(seed))
     assert report["figures"] == dict.fromkeys(FIGURES, 0), "\n".join([*report["traces"], *report["left"]])
     assert status == 0
-    assert report["excused"] == {}
+    assert set(report["excused"]) <= {JUST_LOADED}  # of a copy
     done = report["actions"]
     assert seconds < 60 or done["shard"] >= 1
     assert sum(done.values()) >= kills
