@@ -12,9 +12,9 @@ registry had let go of the object within the last two seconds, as with a payload
 anchors some thousand references a second, whether in leases of one or of a hundred; `loads` waits where it is more than a second
 behind. Each round stops all calls to the shard for about 4 ms, for 256 references at most. Two relay actors of 50 MB run while a
 registry holds leases, and for 20 s more, a third while borrowers pin, and two spare ones when one of them does not respond; who
-starts one waits a second or two. A `dumps` of owned references and a `loads` cost nothing but a note. `SAFE_REFS_ANCHORING=0`, where
-the registry starts and where `dumps` is called, turns it off; so does a Ray without the private calls that it needs
-(`_ray.counts.can_anchor`).
+starts one waits a second or two. A `dumps` of owned references and a `loads` cost nothing but a note. What was resolved and released
+within a fifth of a second is freed a tenth of a second later. `SAFE_REFS_ANCHORING=0`, where the registry starts and where `dumps` is
+called, turns it off; so does a Ray without the private calls that it needs (`_ray.counts.can_anchor`).
 
 A borrower B pins, and then a reader R resolves:
 
@@ -36,6 +36,7 @@ A borrower B pins, and then a reader R resolves:
 | `unanchored`, `handed_out` | pure: which leases are due when; which objects have been handed out |
 | `pace` | pure: whether readers have to wait |
 | `rounds`, `touching`, `returning` | the shard's threads: a round; the loan and the touch; step 3 |
+| `answering`, `parting` | which owners answer; what is held until they do, although its lease has ended |
 | `outcomes` | what a round has found for its leases |
 | `let_go` | pure: which objects a shard let go of a moment ago, so that it is unsure about a pin |
 | `borrower` | `Borrower`, the client's part: before and after a pin |

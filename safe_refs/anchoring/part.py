@@ -16,9 +16,11 @@ from ..bounds import Key, LeaseId, ObjectId
 from ..registry.calls import Call
 from ..registry.hooks import Began, Loop, ShardPart, remote
 from ..registry.wire import NotNow, ResolveRow
+from .answering import Answering
 from .handed_out import HandedOut
 from .let_go import LetGo
 from .pace import Pace
+from .parting import Parting
 from .relays import LENDER, RelayNumber, Relays
 from .rounds import Rounds
 from .unanchored import Unanchored
@@ -61,9 +63,12 @@ class Anchoring(ShardPart):
         self._is_back = False  # whether this shard had let go of something that is being pinned a moment before
         self._unsure = b""  # the lease that was pinned last, if that was so
         self._me: Any = None  # the shard's own handle, once it is needed; only the rounds' thread touches it
+        answering = Answering()
+        self._parting = Parting(shard.lock, shard.using, answering, self._note_let_go)
         self._rounds = Rounds(
-            shard.table, self._unanchored, self._pace, shard.lock, shard.using, self._relays, self._call
-        )
+            shard.table, self._unanchored, self._pace, shard.lock, shard.using, self._relays, self._call,
+            answering, self._parting,
+        )  # fmt: skip
 
     # Events, under the shard's lock.
 
@@ -81,19 +86,20 @@ class Anchoring(ShardPart):
         """Another process has got references, which its owner must come to know."""
         if self._anchors:
             self._handed_out.note(map(actors.id_of, items))
-            self._pass_on(lease, soon=soon)
+            if lease in self._table.live:
+                self._pass_on(lease, soon=soon)
+            else:  # a take, or the last use, has ended it already
+                self._see_off(items)
 
     def replaced(self, lease: bytes, former: Sequence[Ref]) -> None:
         """The copies' owner itself has brought them: nothing depends on the maker any more."""
         self._unanchored.forget(lease)
-        self._note_let_go(former)
+        self._let_go_of(former)
 
     def ended(self, lease: bytes, items: Sequence[Ref]) -> None:
-        """Nothing is kept of a lease that isn't held here any more."""
+        """Nothing is kept of a lease that isn't held here any more, but for a moment what was handed out just before."""
         self._unanchored.forget(lease)
-        self._note_let_go(items)
-        if self._handed_out and not self._table.live:
-            self._handed_out.drop_unheld()
+        self._let_go_of(items)
 
     def is_unsure(self, lease: bytes) -> bool:
         """Whether this shard had let go of something in it just before."""
@@ -114,12 +120,22 @@ class Anchoring(ShardPart):
 
     def _note_let_go(self, items: Sequence[Ref]) -> None:
         self._let_go.note(actors.id_of(item) for item in items if item not in self._table.usage)
+        if self._handed_out and not self._table.live:
+            self._handed_out.drop_unheld()
+
+    def _let_go_of(self, items: Sequence[Ref]) -> None:
+        if self._anchors and any(actors.id_of(item) in self._handed_out for item in items):
+            self._see_off(items)
+        else:
+            self._note_let_go(items)
+
+    def _see_off(self, items: Sequence[Ref]) -> None:
+        self._parting.add(items)
+        self._rounds.nudge()
 
     def _pass_on(self, lease: bytes, *, soon: bool) -> None:
-        # A take, or the last use, has ended the lease already: nothing is to be anchored that isn't held any more.
-        if lease in self._table.live:
-            self._unanchored.note(lease, size=len(self._table.items_of(lease)), soon=soon)
-            self._rounds.nudge()
+        self._unanchored.note(lease, size=len(self._table.items_of(lease)), soon=soon)
+        self._rounds.nudge()
 
     # Events, without the lock.
 
@@ -229,7 +245,8 @@ class Anchoring(ShardPart):
             )
 
     def _held_ids(self) -> set[bytes]:
-        return {*map(actors.id_of, self._table.items()), *self._rounds.in_hand()}
+        held = (*self._table.items(), *self._parting.items())
+        return {*map(actors.id_of, held), *self._rounds.in_hand()}
 
 
 def _own_handle() -> Any:

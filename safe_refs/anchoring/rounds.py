@@ -2,6 +2,7 @@
 
     the rounds' thread                              the thread that answers calls          the returning thread
       take what is due, up to 256 references
+      do their owners answer? (answering.silent)
       do both relays answer? (touching.find_pair)
       call the shard's own `watch` ───────────────►  from now on, a call that brings one of them touches first
       lend to both relays
@@ -28,11 +29,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, objects, workers
 from .._ray.counts import Touch
+from .answering import Answering
 from .outcomes import Outcomes
 from .pace import Pace
+from .parting import Parting
 from .relays import Relays
-from .returning import Pair, Return, Returner
-from .touching import BUSY_PAUSE_S, KEEPS_RELAYS_S, Touching
+from .returning import Return, Returner
+from .touching import BUSY_PAUSE_S, KEEPS_RELAYS_S, Batch, Touching
 from .unanchored import GATHERS_S, Unanchored
 
 if TYPE_CHECKING:
@@ -54,31 +57,6 @@ _LOOKS_S = 0.2
 _BACK_S = 10.0  # far longer than `returning` takes for a loan
 
 
-class Batch:
-    """What one turn is to touch.
-
-    Attributes:
-        key: under which relays hold it.
-        refs: the references, each object once.
-        pair: the relays.
-        ids: of the objects.
-        begun_at: monotonic seconds; relays hold it from later on.
-        is_lent: both relays hold it.
-        is_over: `is_lent` doesn't change any more.
-        touched: for each reference what came of the touch; None before.
-    """
-
-    def __init__(self, refs: list[Ref], pair: Pair) -> None:
-        self.key = os.urandom(8)
-        self.refs = refs
-        self.pair = pair
-        self.ids = [actors.id_of(ref) for ref in refs]
-        self.begun_at = time.monotonic()
-        self.is_lent = False
-        self.is_over = threading.Event()
-        self.touched: list[Touch] | None = None
-
-
 class UnderWay(NamedTuple):
     """A round whose outcome is not noted yet: its leases with their marks, what came of each object, and what is on its way back."""
 
@@ -98,6 +76,8 @@ class Rounds:
         using: held by threads of the shard while they have references in their hands. Taken before the lock.
         relays: how to call relays.
         call: has the shard carry out `watch` or `touch` in its turn, when no other call is; the reply to wait for.
+        answering: asks owners.
+        parting: what the shard holds a little longer than its leases.
     """
 
     def __init__(
@@ -109,6 +89,8 @@ class Rounds:
         using: threading.Lock,
         relays: Relays,
         call: Callable[[str], Any],
+        answering: Answering,
+        parting: Parting,
     ) -> None:
         self._table = table
         self._unanchored = unanchored
@@ -116,6 +98,8 @@ class Rounds:
         self._lock = lock
         self._using = using
         self._call = call
+        self._answering = answering
+        self._parting = parting
         self._touching = Touching(relays, lock, using)
         self._batch: Batch | None = None  # in the hands of the round
         self._watched: Batch | None = (
@@ -171,6 +155,7 @@ class Rounds:
         self._closing.set()
         self._wake.set()
         self._watched, self._watched_ids = None, frozenset()
+        self._parting.close()
         if (batch := self._batch) is not None:
             self.returner.begin(batch.key, batch.pair, []).over.wait(timeout_s)
 
@@ -181,7 +166,7 @@ class Rounds:
 
         A thread that is woken at each call takes the interpreter from the one that answers it.
         """
-        due_in_s = self._unanchored.next_in_s()
+        due_in_s = self._next_in_s()
         if due_in_s is not None and time.monotonic() + due_in_s < self._sleeps_until:
             self._wake.set()
 
@@ -201,6 +186,7 @@ class Rounds:
             try:
                 self._keep_relays()
                 self._look_for_dead()
+                self._parting.let_go()
                 if self._round():
                     continue
             except Exception:
@@ -208,7 +194,7 @@ class Rounds:
                 logger.warning("a round of anchoring failed; the next one tries again", exc_info=True)
                 self._closing.wait(GATHERS_S)
             with self._lock:
-                pause = self._unanchored.next_in_s()
+                pause = self._next_in_s()
                 longest = _PROBE_S if self._unanchored.depended_on() else KEEPS_RELAYS_S
                 pause = longest if pause is None else min(max(pause, BUSY_PAUSE_S), longest)
                 self._sleeps_until = time.monotonic() + pause
@@ -243,6 +229,7 @@ class Rounds:
         under_way = UnderWay(leases, {}, [])
         try:
             waiting = self._gather(leases)
+            waiting = self._of_answering(waiting, leases)
             # A large lease is taken in parts, so that calls come in between.
             while waiting and not self._closing.is_set():
                 part, waiting = waiting[:_MOST_REFERENCES], waiting[_MOST_REFERENCES:]
@@ -285,6 +272,23 @@ class Rounds:
                 if len(refs) >= _MOST_REFERENCES:
                     break
         return list(refs.values())
+
+    def _of_answering(self, refs: list[Ref], leases: Iterable[bytes]) -> list[Ref]:
+        """Those of these whose owners answer. To the others nothing is reported; their leases are tried again."""
+        owners = [workers.owner_of(ref) for ref in refs]
+        silent = self._answering.silent(dict(zip(owners, refs, strict=True)))
+        if not silent:
+            return refs
+        with self._lock:
+            for lease in leases:
+                if not silent.isdisjoint(map(workers.owner_of, self._table.items_of(lease))):
+                    self._unanchored.meets_silence(lease)
+        return [ref for ref, owner in zip(refs, owners, strict=True) if owner not in silent]
+
+    def _next_in_s(self) -> float | None:
+        """Seconds until there is something to do; None if there is nothing. Under the lock."""
+        found = [seconds for each in (self._unanchored, self._parting) if (seconds := each.next_in_s()) is not None]
+        return min(found, default=None)
 
     def _lend(self, refs: list[Ref], under_way: UnderWay) -> None:
         """Steps 1 to 3 of `relays`, of which the last goes on in the background."""

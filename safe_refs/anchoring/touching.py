@@ -14,6 +14,7 @@ What always holds: a count goes to zero only while both relays hold the referenc
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -44,6 +45,31 @@ _BUSY_TRIES = 20
 _BUSY_S = 0.01  # all calls wait meanwhile
 BUSY_PAUSE_S = 0.01
 _MOST_UNOPENED = 10_000
+
+
+class Batch:
+    """What one turn is to touch.
+
+    Attributes:
+        key: under which relays hold it.
+        refs: the references, each object once.
+        pair: the relays.
+        ids: of the objects.
+        begun_at: monotonic seconds; relays hold it from later on.
+        is_lent: both relays hold it.
+        is_over: `is_lent` doesn't change any more.
+        touched: for each reference what came of the touch; None before.
+    """
+
+    def __init__(self, refs: list[Ref], pair: Pair) -> None:
+        self.key = os.urandom(8)
+        self.refs = refs
+        self.pair = pair
+        self.ids = [actors.id_of(ref) for ref in refs]
+        self.begun_at = time.monotonic()
+        self.is_lent = False
+        self.is_over = threading.Event()
+        self.touched: list[Touch] | None = None
 
 
 class Touching:

@@ -196,6 +196,10 @@ class Unanchored:
             self._put(lease, entry, GATHERS_S if is_soon else min(GATHERS_S * 2**entry.tries, LONGEST_PAUSE_S))
         return False
 
+    def meets_silence(self, lease: bytes) -> None:
+        """An owner doesn't answer, so that a round can't report to it. Others don't wait for that."""
+        self._had_first(lease)
+
     def is_verdict_due(self, lease: bytes) -> bool:
         """Whether the objects of a lease are gone if their owners don't know this shard by now."""
         entry = self._entries.get(lease)

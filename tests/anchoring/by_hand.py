@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from safe_refs._ray.counts import Touch
 from safe_refs._ray.workers import Connection
 from safe_refs.anchoring.part import Anchoring
 from safe_refs.anchoring.relays import Given
-from safe_refs.anchoring.rounds import Batch
+from safe_refs.anchoring.touching import Batch
 from safe_refs.config import Limits
 from safe_refs.registry.hooks import Parts
 from safe_refs.registry.records import Identity, Origin, Terms
@@ -98,6 +98,16 @@ def ray_wait(relays: Relays, replies: Sequence[Any], timeout: float) -> tuple[li
     return ready, [reply for reply in replies if reply not in ready]
 
 
+class Answering:
+    """Stands for `answering.Answering`: whoever is in `names` is silent."""
+
+    def __init__(self) -> None:
+        self.names: set[bytes] = set()
+
+    def silent(self, samples: Mapping[bytes, Any]) -> set[bytes]:
+        return self.names & set(samples)
+
+
 class ByHand:
     """A shard with the part for anchoring and no other, none of its threads running.
 
@@ -109,6 +119,7 @@ class ByHand:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, anchors: bool = True) -> None:
         self.touches = Touches()
         self.relays = Relays()
+        self.answering = Answering()
         self.dead: set[bytes] = set()
         stand_ins.allow(monkeypatch)
         monkeypatch.setattr(counts, "touch_held", self.touches)
@@ -118,6 +129,7 @@ class ByHand:
         monkeypatch.setattr(counts, "can_anchor", lambda: True)
         monkeypatch.setattr(ray, "wait", lambda replies, timeout: ray_wait(self.relays, replies, timeout))
         monkeypatch.setattr("safe_refs.anchoring.part.Relays", lambda: self.relays)
+        monkeypatch.setattr("safe_refs.anchoring.part.Answering", lambda: self.answering)
         self.shard = Shard("default", IDENTITY, Limits())
         self.part = Anchoring(self.shard, anchors)
         self.shard.parts = Parts([self.part])

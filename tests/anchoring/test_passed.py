@@ -7,10 +7,11 @@ from typing import Any, cast
 import pytest
 
 from safe_refs._ray.counts import Touch
+from safe_refs.anchoring import parting
 from safe_refs.anchoring.unanchored import GATHERS_S
 from safe_refs.registry.hooks import Began
 from safe_refs.registry.wire import NotNow, ResolveCall, ResolveRow
-from tests.anchoring.by_hand import IDENTITY, ORIGIN, ByHand, Ref, within
+from tests.anchoring.by_hand import IDENTITY, ORIGIN, OWNER, ByHand, Ref, within
 
 
 @pytest.fixture
@@ -29,17 +30,54 @@ def ident(number: int) -> bytes:
 
 
 @pytest.mark.parametrize("take", [True, False])
-def test_payloads_that_are_loaded_and_ended_leave_nothing(by_hand: ByHand, take: bool) -> None:
-    """Taken, or released right after: neither ids of objects nor leases stay."""
+def test_payloads_that_are_loaded_and_ended_leave_nothing(
+    by_hand: ByHand, monkeypatch: pytest.MonkeyPatch, take: bool
+) -> None:
+    """Taken, or released right after: neither ids of objects nor leases stay, nor the objects, when their owner has answered."""
+    monkeypatch.setattr(parting, "_STAYS_S", 0.0)
     by_hand.pin(b"stays" + bytes(11), b"held")
     for number in range(3000):
         by_hand.pin(ident(number), ident(number))
         assert by_hand.resolve(ident(number), take=take) == 1
         by_hand.release(ident(number))
+        assert len(by_hand.part._parting) == 1
+        by_hand.part._parting.let_go()
+        assert len(by_hand.part._parting) == 0
         assert by_hand.handed_out <= 2 * 2 + 65
     assert figures(by_hand) == (0, 0)
     by_hand.release(b"stays" + bytes(11))
     assert by_hand.handed_out == 0
+
+
+def test_what_was_handed_out_stays_until_its_owner_has_answered(
+    by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And readers of it are reported before another borrower's pin of the same object is answered. What nobody got goes at once."""
+    monkeypatch.setattr(parting, "_STAYS_S", 0.0)
+    by_hand.pin(b"a" * 16, b"object")
+    by_hand.pin(b"b" * 16, b"other")
+    by_hand.resolve(b"a" * 16)
+    by_hand.release(b"a" * 16, b"b" * 16)
+    by_hand.answering.names = {OWNER}
+    by_hand.part._parting.let_go()
+    assert len(by_hand.part._parting) == by_hand.handed_out == 1
+    by_hand.pin(b"c" * 16, b"object", borrower=b"borrower")
+    assert by_hand.touches.touched == [b"object"]
+    by_hand.answering.names = set()
+    by_hand.part._parting.let_go()
+    assert len(by_hand.part._parting) == 0
+
+
+def test_nothing_is_reported_to_a_silent_owner(by_hand: ByHand) -> None:
+    """The lease is tried again; others don't wait for it. When the owner answers, it is anchored."""
+    by_hand.pin(b"a" * 16, b"object")
+    by_hand.resolve(b"a" * 16)
+    leases = {b"a" * 16: 1}
+    by_hand.answering.names = {OWNER}
+    assert by_hand.part._rounds._of_answering([cast(Any, Ref(b"object"))], leases) == []
+    assert (by_hand.part._unanchored.waiting, figures(by_hand)[0]) == (0, 1)
+    by_hand.answering.names = set()
+    assert len(by_hand.part._rounds._of_answering([cast(Any, Ref(b"object"))], leases)) == 1
 
 
 def test_the_last_use_leaves_no_entry(by_hand: ByHand) -> None:

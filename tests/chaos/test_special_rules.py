@@ -35,7 +35,7 @@ def test_with_one_replica_references_are_safe_a_second_after_the_load(ledger: Le
 
 
 def test_a_reference_to_a_copy_is_safe_a_second_after_the_load(ledger: Ledger, owner: Process) -> None:
-    """Whatever the number of replicas, as each has copies of its own; also where it was forwarded. The lease itself is safe at once."""
+    """Whatever the number of replicas, as each has copies of its own; also where it was forwarded. The lease is safe at once."""
     payload = made(ledger, owner, durable=True)
     ledger.shard_dying(15.0).ended = 16.0
     assert figure(ledger, payload, GONE, live_since=13.0) == "lost"

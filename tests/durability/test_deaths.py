@@ -85,6 +85,19 @@ def test_a_shard_that_comes_back_has_copies_made_of_its_own(start: Start) -> Non
 
 
 @pytest.mark.long
+def test_a_copy_that_was_loaded_outlives_its_shard(start: Start) -> None:
+    """At once with `anchored=True`: whichever replica's shard is killed right after the load, the reference reads, also later."""
+    name = start(2, 2)
+    for shard in (0, 1):
+        payload = safe_refs.dumps(ray.put(["copied", shard, bytes(200_000)]), durable=True)
+        copy = safe_refs.loads(payload, anchored=True)
+        kill(name, shard)
+        wait_until_whole(name)
+        assert safe_refs.release(payload) == 1
+        assert got(copy)[:2] == ["copied", shard]
+
+
+@pytest.mark.long
 def test_a_copy_owner_that_is_killed_at_any_moment_costs_no_dumps(start: Start) -> None:
     """The maker has sent it the request itself, or not; it had the object, or a copy: the next one copies again.
 

@@ -13,8 +13,8 @@ import safe_refs
 from safe_refs._ray import control, requests
 from safe_refs.registry import known
 
-# For a call, also for each that follows an interruption. A borrower whose `dumps` was interrupted between loan and touch waits, in the
-# next one of the same object, until `loans` has looked after the first: 2 s, and 4 s on a busy machine.
+# For a call, also for each that follows an interruption. A borrower whose `dumps` was interrupted between loan and touch waits, in
+# the next one of the same object, until `loans` has looked after the first: 2 s, and 4 s on a busy machine.
 BOUND_S = 6.0
 
 Made = list[Any]  # payloads and handles that a way has got, so that they can be ended, whatever comes in between

@@ -1,0 +1,220 @@
+"""A process that lets go of an object and loads it again, while the object's owner is silent: its reference is good nevertheless."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+from collections import deque
+from typing import Any, cast
+
+import pytest
+import ray
+
+import safe_refs
+from safe_refs._ray import workers
+from safe_refs.anchoring import parting
+from safe_refs.anchoring.answering import Answering
+from safe_refs.anchoring.parting import Parting
+from tests.anchoring import by_hand
+from tests.support.anchoring import anchored
+from tests.support.cluster import as_actor
+from tests.support.processes import is_stopped
+from tests.support.shards import Start
+from tests.support.store import is_empty
+from tests.support.waiting import wait_until
+
+COUNT = 20
+SILENT_S = 1.0
+
+
+class Owner:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def make(self) -> list[bytes]:
+        return [safe_refs.dumps(ray.put(bytes(110_000))) for _ in range(COUNT)]
+
+
+class Reader:
+    def load(self, payloads: list[bytes]) -> None:
+        self.refs = [safe_refs.loads(each) for each in payloads]
+
+    def load_again(self, payloads: list[bytes], take: bool) -> None:
+        self.refs.clear()
+        self.refs = [safe_refs.loads(each, take=take) for each in payloads]
+
+    def lost(self) -> int:
+        """How many can't be read."""
+        return sum(not self._reads(ref) for ref in self.refs)
+
+    def _reads(self, ref: Any) -> bool:
+        try:
+            ray.get(ref, timeout=5)
+        except Exception:
+            return False
+        return True
+
+    def drop(self) -> None:
+        self.refs.clear()
+        gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("shards", "ends", "rounds"),
+    [
+        (1, "later", 1),
+        *(
+            pytest.param(shards, ends, 6, marks=pytest.mark.long)
+            for shards in (1, 2)
+            for ends in ("later", "at once", "by a take")
+        ),
+    ],
+)
+def test_a_reader_loads_again_while_the_owner_is_silent(start: Start, shards: int, ends: str, rounds: int) -> None:
+    """Whether its lease ends when the owner is there again, or before. One of five was gone, before."""
+    start(shards, shards)
+    owner, reader = as_actor(Owner).remote(), as_actor(Reader).remote()
+    pid, lost = ray.get(owner.pid.remote()), 0
+    for _ in range(rounds):
+        payloads = ray.get(owner.make.remote())
+        ray.get(reader.load.remote(payloads))
+        wait_until(anchored, 30)
+        time.sleep(0.5)  # for the owner to ask the reader to report when it lets go
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: is_stopped(pid), 10)
+            ray.get(reader.load_again.remote(payloads, ends == "by a take"))
+            if ends == "at once":
+                assert safe_refs.release(payloads) == COUNT
+            time.sleep(SILENT_S)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        if ends == "later":
+            wait_until(anchored, 30)
+            assert safe_refs.release(payloads) == COUNT
+        time.sleep(1.5)
+        lost += ray.get(reader.lost.remote(), timeout=200)
+        ray.get(reader.drop.remote())
+    assert lost == 0
+    assert is_empty(10)
+
+
+class Owners:
+    """Answers, or not, and says how often it was asked."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.takes_s: deque[float] = deque()
+        self.asked = 0
+
+    def ask(self, sample: Any, timeout_s: float) -> bool:
+        self.asked += 1
+        takes_s = self.takes_s.popleft() if self.takes_s else 0.001
+        self.now += min(takes_s, timeout_s)
+        if takes_s > timeout_s:
+            raise TimeoutError
+        return True
+
+
+@pytest.fixture
+def owners() -> Owners:
+    return Owners()
+
+
+@pytest.fixture
+def answering(owners: Owners) -> Answering:
+    return Answering(owners.ask, lambda: owners.now)
+
+
+def test_who_answers_at_once_is_asked_once_and_who_takes_long_twice(owners: Owners, answering: Answering) -> None:
+    """An owner that was stopped may give its first answer before it has read what else had come."""
+    assert answering.silent({b"one": 1, b"other": 2}) == set()
+    assert owners.asked == 2
+    owners.takes_s.extend([0.1, 0.1])
+    assert answering.silent({b"one": 1}) == set()
+    assert owners.asked == 4
+    owners.takes_s.extend([0.1, 9.0])
+    assert answering.silent({b"one": 1}) == {b"one"}
+
+
+def test_who_is_silent_holds_up_others_once_in_a_while(owners: Owners, answering: Answering) -> None:
+    """It isn't asked anew for half a second; then it is, and may have come back."""
+    owners.takes_s.append(9.0)
+    assert answering.silent({b"one": 1, b"other": 2}) == {b"one"}
+    begun = owners.now
+    assert answering.silent({b"one": 1, b"other": 2}) == {b"one"}
+    assert owners.now - begun < 0.01
+    owners.now += 0.5
+    assert answering.silent({b"one": 1, b"other": 2}) == set()
+
+
+def test_of_many_that_are_silent_it_remembers_some(owners: Owners, answering: Answering) -> None:
+    for number in range(2_500):
+        owners.takes_s.append(9.0)
+        assert answering.silent({number.to_bytes(4, "big"): number})
+        assert len(answering._silent_until) <= 1_000
+
+
+@pytest.fixture
+def silent() -> by_hand.Answering:
+    return by_hand.Answering()
+
+
+@pytest.fixture
+def parted() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def held(silent: by_hand.Answering, parted: list[Any], monkeypatch: pytest.MonkeyPatch) -> Parting:
+    monkeypatch.setattr(workers, "owner_of", lambda ref: ref[:1])
+    monkeypatch.setattr(parting, "_STAYS_S", 0.02)
+    return Parting(threading.Lock(), threading.Lock(), cast(Answering, silent), parted.extend)
+
+
+def test_it_stays_for_a_moment_and_as_long_as_its_owner_is_silent(
+    held: Parting, silent: by_hand.Answering, parted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not for ever."""
+    assert held.next_in_s() is None
+    held.add(cast(Any, [b"a1", b"b1"]))
+    held.add(cast(Any, [b"b2"]))
+    held.let_go()
+    assert (len(held), parted) == (2, [])
+    assert sorted(cast(Any, held.items())) == [b"a1", b"b1", b"b2"]
+    silent.names = {b"a"}
+    time.sleep(0.03)
+    assert held.next_in_s() == 0
+    held.let_go()
+    assert (len(held), parted) == (1, [b"b2"])
+    monkeypatch.setattr(parting, "_LONGEST_S", 0.01)
+    time.sleep(0.03)
+    held.let_go()
+    assert (len(held), parted) == (0, [b"b2", b"a1", b"b1"])
+
+
+def test_it_goes_while_nobody_touches_counts(held: Parting) -> None:
+    """The last reference goes in a thread that has `using`, not where some variable of it ends."""
+    had_using: list[bool] = []
+    held._parted = lambda items: None
+
+    class Reference:
+        def __getitem__(self, _: Any) -> bytes:
+            return b"a"
+
+        def __del__(self) -> None:
+            had_using.append(held._using.locked())
+
+    held.add(cast(Any, [Reference()]))
+    time.sleep(0.03)
+    held.let_go()
+    assert had_using == [True]
+
+
+def test_the_end_of_the_shard_lets_go_of_all(held: Parting) -> None:
+    held.add(cast(Any, [b"a1"]))
+    held.close()
+    assert (len(held), held.next_in_s()) == (0, None)
