@@ -93,9 +93,9 @@ class Killer:
             time.sleep(max(0.0, begun + action.at_s - time.monotonic()))
             if time.monotonic() - begun > length:
                 break
-            self._ledger.tell(time.monotonic(), 0, f"the killer begins: {action}")
+            self._ledger.history.tell(time.monotonic(), f"the killer begins: {action}")
             done = does[action.kind](action)
-            self._ledger.tell(time.monotonic(), 0, f"the killer ends: {action.kind}, {done}")
+            self._ledger.history.tell(time.monotonic(), f"the killer ends: {action.kind}, {done}")
             self._report.count(self._report.actions, action.kind if done else f"{action.kind} (skipped)")
         time.sleep(max(0.0, begun + length - time.monotonic()))
         for pause in self._pauses:
@@ -132,7 +132,7 @@ class Killer:
         shard = _choose(action, sorted(before))
         begun = time.monotonic()
         span = self._ledger.shard_dying(begun)
-        self._ledger.tell(begun, 0, f"shard {shard} dies, of {before}")
+        self._ledger.history.tell(begun, f"shard {shard} dies, of {before}")
         if action.hard:
             cluster.kill(before[shard].pid)
         else:

@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from .history import History
 from .values import Stamp
 
 NEVER = math.inf
@@ -70,14 +70,6 @@ class Object:
     node: str
     made_at: float
     is_actor: bool = False
-
-
-class Event(NamedTuple):
-    """Something for whoever looks into a finding: when, of which payload (0: of all), and what."""
-
-    at: float
-    payload: int
-    what: str
 
 
 @dataclass
@@ -136,6 +128,11 @@ class Payload:
         """When the first of the payloads that it comes from was ordered."""
         return min([self.made.begun, *(source.since for source in self.sources)])
 
+    @property
+    def family(self) -> set[int]:
+        """The numbers of this payload and of those that it comes from."""
+        return {self.number}.union(*(source.family for source in self.sources))
+
     def __str__(self) -> str:
         """For a trace: which it is, and what is special about it."""
         text = f"payload {self.number} {'forwarded' if self.sources else f'of {self.maker.player}'}"
@@ -177,14 +174,14 @@ class Ledger:
         )  # of copies; it survives what the registry survives
         self.lost_nodes: dict[str, Span] = {}  # from when processes there may die until all are dead
         self.lost_jobs: dict[str, float] = {}
-        self.events: list[Event] = []
+        self.history = History()
         self._number = 0
 
     def born(self, token: str, player: str, job: str, node: str, kind: str = "actor") -> Process:
         """A process has said hello."""
         with self.lock:
             if token not in self.processes:
-                self.tell(time.monotonic(), 0, f"{player}, {kind}, is {token} on {node}")
+                self.history.tell(time.monotonic(), f"{player}, {kind}, is {token} on {node}")
             found = self.processes.setdefault(token, Process(token, player, job, node, kind))
             # It may have said so with its last breath.
             lost, job_died = self.lost_nodes.get(node, Span(NEVER)), self.lost_jobs.get(job, NEVER)
@@ -199,7 +196,7 @@ class Ledger:
                 self.lost_nodes.setdefault(node, Span(at)).ended = at
             if job:
                 self.lost_jobs[job] = at
-            self.tell(at, 0, f"dies: {token} {job} {node}")
+            self.history.tell(at, f"dies: {token} {job} {node}")
             for each in self.processes.values():
                 if (token and each.token == token) or (job and each.job == job) or (node and each.node == node):
                     each.dying_at = min(each.dying_at, at)
@@ -209,7 +206,7 @@ class Ledger:
         """From now on any process of a node may die; all that are left do when the node does."""
         with self.lock:
             self.lost_nodes[node] = Span(at)
-            self.tell(at, 0, f"memory is short: {node}")
+            self.history.tell(at, f"memory is short: {node}")
             for each in self.processes.values():
                 if each.node == node:
                     each.dying_at = min(each.dying_at, at)
@@ -218,7 +215,7 @@ class Ledger:
         """A process is about to leave the cluster, in order."""
         with self.lock:
             process = self.processes[token]
-            self.tell(at, 0, f"leaves: {token}")
+            self.history.tell(at, f"leaves: {token}")
             process.left = process.dying_at == NEVER
             process.dying_at = min(process.dying_at, at)
             process.dead_at = min(process.dead_at, at)
@@ -255,34 +252,6 @@ class Ledger:
         """A shard is about to be stopped for a while."""
         with self.lock:
             self.shard_pauses.append(Span(at, until))
-
-    def tell(self, at: float, payload: int, what: str) -> None:
-        """Something has happened that a history should tell of; see `Event`."""
-        with self.lock:
-            self.events.append(Event(at, payload, what))
-
-    def history(self, payload: Payload) -> list[str]:
-        """All that has happened to a payload, to those that it comes from, and to the cluster since."""
-        with self.lock:
-            family = {0, payload.number}
-            left = [payload]
-            while left:
-                left += left.pop().sources
-                family |= {each.number for each in left}
-            return [
-                f"{at:.2f} {f'payload {number} ' if number else ''}{what}"
-                for at, number, what in sorted(self.events)
-                if number in family and at >= payload.since - 1
-            ]
-
-    def lately(self, at: float) -> str:
-        """For whoever looks into a finding: which failures there were in the minute before a time."""
-        with self.lock:
-            shards = [f"a shard's {at - each.begun:.1f} s" for each in self.shard_failures if 0 <= at - each.begun < 60]
-            nodes = [
-                f"a node's {at - each.begun:.1f} s" for each in self.lost_nodes.values() if 0 <= at - each.begun < 60
-            ]
-        return f" (failures before it was made: {', '.join([*shards, *nodes]) or 'none'})"
 
     def order(
         self,

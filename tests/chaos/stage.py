@@ -206,7 +206,7 @@ class Stage:
 
     def _answer(self, about: Payload, seat: Seat, method: str, *args: object) -> Reply | None:
         process = _process(seat)
-        self.ledger.tell(time.monotonic(), about.number, f"{method} by {seat.name} ({process.token})")
+        self.ledger.history.tell(time.monotonic(), f"{method} by {seat.name} ({process.token})", about.number)
         try:
             reply = seat.ask(method, *args)
         except HungError as error:
@@ -217,7 +217,7 @@ class Stage:
         if reply is None:
             self.report.count(self.report.calls, "not answered, the player having died")
         said = "nothing, it has died" if reply is None else f"{reply.step} {reply.error} in {reply.call_s:.2f} s"
-        self.ledger.tell(time.monotonic(), about.number, f"{method} by {seat.name} ({process.token}): {said}")
+        self.ledger.history.tell(time.monotonic(), f"{method} by {seat.name} ({process.token}): {said}", about.number)
         return reply
 
     def _judge(self, payload: Payload, begun: float, seat: Seat, reply: Reply, held: Span | None) -> None:
@@ -232,10 +232,8 @@ class Stage:
         if player is not None:
             self.report.count(self.report.players, f"{player.kind}{', leaving' * (leaving and bool(reply.error))}")
         about = f"{payload}, {ended - payload.made.begun:.1f} s old, at {ended:.2f} by {seat.name}"
-        if verdict.why:
-            about += self.ledger.lately(payload.made.ended)
         if verdict.figure:
-            self.report.histories[about] = self.ledger.history(payload)
+            self.report.histories[about] = self.ledger.history.of(payload.family, payload.since - 1)
         self.report.note(verdict, about)
 
     def _there(self, kept: Kept) -> bool:
