@@ -6,8 +6,8 @@ takes the reader for one that has the object already, and after the other report
 object is gone, with a live reference to it. The same goes for another shard. So a shard reports only to an owner that has answered
 since the object was handed out. An answer that took long may have been given in the middle of a backlog: then a second one counts.
 
-What always holds: used by the rounds' thread only; one question an owner (see `_ray.objects`); one that was silent is not asked for a
-while, so that it holds up the others for a fifth of a second, now and then.
+What always holds: used by the rounds' thread only; one question an owner (see `_ray.objects`); all silent owners together hold up the
+others for little more than a fifth of a second, and one that stays silent is asked ever more seldom.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 
 from .._ray import objects
 
-_PATIENCE_S = 0.2
+_PATIENCE_S = 0.2  # with all owners of a round together
+_LEAST_S = 0.01  # then with each
 _AT_ONCE_S = 0.05
-_AGAIN_S = 0.5  # before one that was silent is asked again
+_AGAIN_S = 0.5  # before one that was silent is asked again; then twice as long, and so on
+_LONGEST_PAUSE_S = 5.0
 _MOST_SILENT = 1_000
 
 Ask = Callable[[Any, float], bool]
@@ -37,9 +39,8 @@ class Answering:
     def __init__(self, ask: Ask = objects.owner_answers, clock: Callable[[], float] = time.monotonic) -> None:
         self._ask = ask
         self._clock = clock
-        self._silent_until: dict[
-            bytes, float
-        ] = {}  # by owner; at most _MOST_SILENT, then those that are over go, or all
+        # By owner, until when it is not asked, and for how long that was; at most _MOST_SILENT, then it begins anew.
+        self._silent: dict[bytes, tuple[float, float]] = {}
 
     def silent(self, samples: Mapping[bytes, Any]) -> set[bytes]:
         """Those of these owners that don't answer now.
@@ -47,25 +48,29 @@ class Answering:
         Args:
             samples: by owner, one of its objects or actors. A dead owner is not silent: there is nothing to wait for.
         """
-        return {owner for owner, sample in samples.items() if not self._answers(owner, sample)}
+        found: set[bytes] = set()
+        patience_s = _PATIENCE_S
+        for owner, sample in samples.items():
+            begun = self._clock()
+            if not self._answers(owner, sample, max(patience_s, _LEAST_S)):
+                found.add(owner)
+                patience_s -= self._clock() - begun
+        return found
 
-    def _answers(self, owner: bytes, sample: Any) -> bool:
+    def _answers(self, owner: bytes, sample: Any, patience_s: float) -> bool:
         begun = self._clock()
-        if self._silent_until.get(owner, begun) > begun:
+        until, pause_s = self._silent.get(owner, (begun, 0.0))
+        if until > begun:
             return False
         try:
-            self._ask(sample, _PATIENCE_S)
+            self._ask(sample, patience_s)
             if self._clock() - begun > _AT_ONCE_S:
-                self._ask(sample, _PATIENCE_S)
+                self._ask(sample, patience_s)
         except TimeoutError:
-            self._note_silent(owner)
+            if len(self._silent) >= _MOST_SILENT:
+                self._silent.clear()
+            pause_s = min(max(2 * pause_s, _AGAIN_S), _LONGEST_PAUSE_S)
+            self._silent[owner] = (self._clock() + pause_s, pause_s)
             return False
-        self._silent_until.pop(owner, None)
+        self._silent.pop(owner, None)
         return True
-
-    def _note_silent(self, owner: bytes) -> None:
-        now = self._clock()
-        if len(self._silent_until) >= _MOST_SILENT:
-            left = {each: until for each, until in self._silent_until.items() if until > now}
-            self._silent_until = left if len(left) < _MOST_SILENT else {}
-        self._silent_until[owner] = now + _AGAIN_S

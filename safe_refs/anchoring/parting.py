@@ -78,14 +78,15 @@ class Parting:
 
     def let_go(self) -> None:
         """Let go of what is due, as far as the owners answer."""
-        silent: set[bytes] = set()
         taken = self._take()
+        stays = [False] * len(taken)
+        if not taken:
+            return
         try:
-            if taken:
-                silent = self._answering.silent({workers.owner_of(ref): ref for part in taken for ref in part.items})
+            stays = self._are_silent(taken)
         finally:
             with self._using, self._lock:  # here the last references go; no variable of this thread has any
-                self._sort(taken, silent)
+                self._sort(taken, stays)
                 taken.clear()
 
     def close(self) -> None:
@@ -101,10 +102,21 @@ class Parting:
                 taken.append(self._parts.popleft())
         return taken
 
-    def _sort(self, taken: Sequence[_Part], silent: set[bytes]) -> None:
-        now = time.monotonic()
+    def _are_silent(self, taken: Sequence[_Part]) -> list[bool]:
+        """For each part whether one of its owners is silent."""
+        samples: dict[bytes, Ref] = {}
+        owners: list[set[bytes]] = []
         for part in taken:
-            if silent.isdisjoint(map(workers.owner_of, part.items)) or now - part.since > _LONGEST_S:
-                self._parted(part.items)
-            else:
+            theirs = {workers.owner_of(ref): ref for ref in part.items}
+            owners.append(set(theirs))
+            samples |= theirs
+        silent = self._answering.silent(samples)
+        return [not silent.isdisjoint(each) for each in owners]
+
+    def _sort(self, taken: Sequence[_Part], stays: Sequence[bool]) -> None:
+        now = time.monotonic()
+        for part, is_to_stay in zip(taken, stays, strict=True):
+            if is_to_stay and now - part.since <= _LONGEST_S:
                 self._parts.append(part._replace(due_at=now + _STAYS_S))
+            else:
+                self._parted(part.items)

@@ -17,31 +17,19 @@ def check(cluster: str, mode: str, every: int, *ways: str, timeout: float = 880)
     assert (found["lost"], found["left"], found["failed"]) == ([], [], [])
 
 
-@pytest.mark.long
-def test_one_that_fails_at_some_lines(cluster: str) -> None:
-    """The exception keeps the lease; whoever gets the message next has it, or is told that it was consumed."""
-    check(cluster, "raise", 37, "with", "uses", "async", "many")
-
-
-@pytest.mark.long
-def test_one_that_is_killed_at_some_lines(cluster: str) -> None:
-    """Nothing has happened, but that a use is spent, where they count."""
-    check(cluster, "kill", 197, "uses")
-
-
-@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("way", ["with", "uses", "async", "many"])
-def test_one_that_fails_at_every_line(cluster: str, way: str) -> None:
-    """The same, exhaustively."""
-    check(cluster, "raise", 1, way)
+@pytest.mark.parametrize("every", [pytest.param(3, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.slow)])
+def test_one_that_fails_at_every_line(cluster: str, every: int, way: str) -> None:
+    """The exception keeps the lease; whoever gets the message next has it, or is told that it was consumed. Or exhaustively."""
+    check(cluster, "raise", every, way)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_one_that_is_killed_at_every_seventh_line(cluster: str) -> None:
-    """A new process for each takes a second."""
-    check(cluster, "kill", 7, "uses")
+def test_one_that_is_killed_at_every_twentieth_line(cluster: str) -> None:
+    """Nothing has happened, but that a use is spent, where they count. A new process for each takes a second."""
+    check(cluster, "kill", 20, "uses")
 
 
 @pytest.mark.slow

@@ -32,10 +32,10 @@ def test_at_some_lines(cluster: str, mode: str) -> None:
     check(cluster, mode, 61, CALLED)
 
 
-@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["raise", "call"])
 @pytest.mark.parametrize("ways", [CALLED, OTHERS], ids=["called", "others"])
-def test_at_every_line(cluster: str, mode: str, ways: tuple[str, ...]) -> None:
-    """The same, exhaustively."""
-    check(cluster, mode, 1, ways)
+@pytest.mark.parametrize("every", [pytest.param(3, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.slow)])
+def test_at_every_line(cluster: str, every: int, mode: str, ways: tuple[str, ...]) -> None:
+    """The same at every third line, or exhaustively."""
+    check(cluster, mode, every, ways)
