@@ -107,7 +107,7 @@ class Parting:
         samples: dict[bytes, Ref] = {}
         owners: list[set[bytes]] = []
         for part in taken:
-            theirs = {workers.owner_of(ref): ref for ref in part.items}
+            theirs = {owner: ref for ref in part.items if (owner := workers.owner_of(ref))}  # a detached actor has none
             owners.append(set(theirs))
             samples |= theirs
         silent = self._answering.silent(samples)

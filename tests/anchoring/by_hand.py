@@ -105,6 +105,7 @@ class Answering:
         self.names: set[bytes] = set()
 
     def silent(self, samples: Mapping[bytes, Any]) -> set[bytes]:
+        assert b"" not in samples, "nobody can't be asked"
         return self.names & set(samples)
 
 

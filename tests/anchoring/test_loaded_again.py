@@ -185,7 +185,7 @@ def parted() -> list[Any]:
 
 @pytest.fixture
 def held(silent: by_hand.Answering, parted: list[Any], monkeypatch: pytest.MonkeyPatch) -> Parting:
-    monkeypatch.setattr(workers, "owner_of", lambda ref: ref[:1])
+    monkeypatch.setattr(workers, "owner_of", lambda ref: ref[:1].strip())
     monkeypatch.setattr(parting, "_STAYS_S", 0.02)
     return Parting(threading.Lock(), threading.Lock(), cast(Answering, silent), parted.extend)
 
@@ -196,19 +196,19 @@ def test_it_stays_for_a_moment_and_as_long_as_its_owner_is_silent(
     """But not for ever."""
     assert held.next_in_s() is None
     held.add(cast(Any, [b"a1", b"b1"]))
-    held.add(cast(Any, [b"b2"]))
+    held.add(cast(Any, [b"b2", b" of nobody"]))
     held.let_go()
     assert (len(held), parted) == (2, [])
-    assert sorted(cast(Any, held.items())) == [b"a1", b"b1", b"b2"]
+    assert sorted(cast(Any, held.items())) == [b" of nobody", b"a1", b"b1", b"b2"]
     silent.names = {b"a"}
     time.sleep(0.03)
     assert held.next_in_s() == 0
     held.let_go()
-    assert (len(held), parted) == (1, [b"b2"])
+    assert (len(held), parted) == (1, [b"b2", b" of nobody"])
     monkeypatch.setattr(parting, "_LONGEST_S", 0.01)
     time.sleep(0.03)
     held.let_go()
-    assert (len(held), parted) == (0, [b"b2", b"a1", b"b1"])
+    assert (len(held), parted) == (0, [b"b2", b" of nobody", b"a1", b"b1"])
 
 
 def test_it_goes_while_nobody_touches_counts(held: Parting) -> None:

@@ -71,7 +71,9 @@ def test_a_call_that_fails_in_a_shards_touch_costs_no_reference(driver: Driver, 
         }, case  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF_TOUCH[:-1])
+@pytest.mark.parametrize(
+    "name", [OF_TOUCH[0], *(pytest.param(name, marks=pytest.mark.long) for name in OF_TOUCH[1:-1])]
+)
 def test_a_call_that_fails_in_a_shard_costs_no_lease(cluster: str, registry: str, name: str) -> None:
     """A shard in which a call fails holds what it held, and serves everybody; leases of borrowers depend on these from then on."""
     kept = safe_refs.dumps(ray.put(value(1)))

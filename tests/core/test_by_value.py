@@ -243,7 +243,7 @@ except TypeError as error:
 
 
 @pytest.mark.parametrize("lister", ["ray.cloudpickle", "cloudpickle"])
-@pytest.mark.parametrize("listed", ["orders_here", "orders_here.parts"])
+@pytest.mark.parametrize("listed", [pytest.param("orders_here", marks=pytest.mark.long), "orders_here.parts"])
 def test_modules_registered_with_either_copy_go_by_value(script: Any, tmp_path: Path, lister: str, listed: str) -> None:
     """`register_pickle_by_value` of Ray's copy and of PyPI's: a worker that can't import the module opens the payload."""
     package = tmp_path / "modules" / "orders_here"

@@ -240,7 +240,9 @@ def values_kept(owner: Any) -> int:
 
 
 @pytest.mark.usefixtures("registry")
-@pytest.mark.parametrize("size", [1_000, 200_000], ids=["in the process", "in the store"])
+@pytest.mark.parametrize(
+    "size", [pytest.param(1_000, id="in the process"), pytest.param(200_000, id="in the store", marks=pytest.mark.long)]
+)
 def test_the_copy_owner_keeps_nothing_of_copies_that_nobody_has(size: int) -> None:
     """The registry drops a copy's last reference, of which Ray frees no value by itself: the copy owner does, after a hundred."""
     name = os.environ["SAFE_REFS_REGISTRY"]

@@ -69,7 +69,7 @@ def works_again(begun: float) -> bytes:
 @pytest.mark.parametrize(
     "topology", [(1, 1), *(pytest.param(each, marks=pytest.mark.long) for each in ((2, 1), (2, 2)))]
 )
-@pytest.mark.parametrize(("after", "left"), [("hold_off", 20), ("close", 0)])
+@pytest.mark.parametrize(("after", "left"), [pytest.param("hold_off", 20, marks=pytest.mark.long), ("close", 0)])
 @pytest.mark.parametrize("how", ["killed", pytest.param("interrupted", marks=pytest.mark.long)])
 def test_one_that_is_ended_half_way(start: Start, topology: tuple[int, int], after: str, left: int, how: str) -> None:
     """Before any shard was told to end its leases, none ends. After that, all have ended, and the registry starts anew."""

@@ -205,7 +205,7 @@ def test_it_stops_in_the_middle(registry: str, after_s: float) -> None:
     works_again(payload, "v")
 
 
-@pytest.mark.parametrize("call", ["dumps", "awaited"])
+@pytest.mark.parametrize("call", ["dumps", pytest.param("awaited", marks=pytest.mark.long)])
 def test_a_first_call_has_its_whole_timeout(registry: str, call: str) -> None:
     """Also to find out which settings hold: a short stall does not end it."""
     owner, reader = as_actor(Owner).remote(), newcomer()
