@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.anchoring.explore import Explorer, Scope, ViolationError
+from tests.anchoring.explore.reading import Reading, explore
 
 KNOWN, LOADED, TASK = ("known",), ("loaded",), ("task",)
 EACH = tuple(itertools.product((KNOWN, LOADED, TASK), (False, True)))
@@ -86,3 +87,17 @@ def test_planted_bugs_are_found(name: str) -> None:
     scope, begins = PLANTED[name]
     with pytest.raises(ViolationError, match=f"^{begins}"):
         Explorer(scope).run()
+
+
+@pytest.mark.parametrize(("scope", "least"), [(Reading(), 500), (Reading(loads=4), 3_000)])
+def test_a_reader_may_load_again(scope: Reading, least: int) -> None:
+    """However its reports and those of the shard overtake one another, its reference is good; and nothing is left."""
+    assert explore(scope) >= least
+
+
+@pytest.mark.parametrize("scope", [Reading(asks=False), Reading(parts=False)], ids=["rounds", "letting go"])
+def test_without_an_answer_of_the_owner_a_reader_that_loads_again_loses(scope: Reading) -> None:
+    """The rules of before. Who loads once was safe by these, too."""
+    with pytest.raises(ViolationError, match=r"^freed: the reader has it"):
+        explore(scope)
+    explore(scope._replace(loads=1))

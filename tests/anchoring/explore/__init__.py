@@ -18,6 +18,7 @@ model     values: what a state is made of
 ray       what Ray does                               (entries, reports, questions, calls)
 world     what may happen in a state                  (the loan's steps, the registry, the relay, deaths, time)
 search    the search, and the properties
+reading   a reader that loads again, and a shard; with a search of its own
 ```
 
 The properties, by the words that a `ViolationError` begins with:
