@@ -1,9 +1,9 @@
 """A reader that loads, lets go and loads again, and a shard that anchors and lets go: the same rules of Ray, in every order.
 
 The shard is that of `rounds`, `answering` and `parting`: it reports to the owner, by a round or by letting go, only when the owner
-has answered since it handed the object out. What an answer is worth is an assumption: what had been sent to the owner before the
-object was handed out has arrived there by then. (It is sent a tenth of a second earlier at least, and an owner with a backlog is asked
-twice.) And an owner that has answered goes on reading for the milliseconds of a round, also if the object is handed out once more.
+has answered since it handed the object out. What an answer is worth is assumed: what had been sent to the owner before the object
+was handed out has arrived there by then. (It is sent a tenth of a second earlier at least, and an owner with a backlog is asked
+twice.) And an owner that has answered goes on reading for the milliseconds of a round, also if the object is handed out again.
 """
 
 from __future__ import annotations
