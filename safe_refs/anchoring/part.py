@@ -64,7 +64,9 @@ class Anchoring(ShardPart):
         self._unsure = b""  # the lease that was pinned last, if that was so
         self._me: Any = None  # the shard's own handle, once it is needed; only the rounds' thread touches it
         answering = Answering()
-        self._parting = Parting(shard.lock, shard.using, answering, self._note_let_go)
+        self._parting = Parting(
+            shard.lock, shard.using, answering, self._note_let_go, shard.owners.wait_until_forgotten
+        )
         self._rounds = Rounds(
             shard.table, self._unanchored, self._pace, shard.lock, shard.using, self._relays, self._call,
             answering, self._parting,
@@ -179,9 +181,10 @@ class Anchoring(ShardPart):
         return (Loop("anchoring", self._rounds.run), Loop("returning", self._rounds.returner.run))
 
     def closing(self, patience_s: float) -> None:
-        """Drop what a round has in its hands."""
+        """Drop what a round has in its hands, and what stays a little longer."""
         if self._anchors:
             self._rounds.close(patience_s)
+            self._parting.close(patience_s)
 
     # Calls from other processes, and from the rounds' thread.
 

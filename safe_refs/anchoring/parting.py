@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._ray import workers
+from .._ray import actors, workers
 from .answering import Answering
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _STAYS_S = 0.1  # by then a reader's report that it let go of the same object, before it loaded, is on its way
 _LONGEST_S = 10.0
 _MOST = 500  # leases at once
+_LOOKS_S = 0.02
 
 
 class _Part(NamedTuple):
@@ -44,6 +45,7 @@ class Parting:
         using: held by threads of the shard while they have references in their hands. Taken before the lock.
         answering: asks owners.
         parted: told, under the lock, of what is about to go.
+        forgotten: waits until Ray knows nothing of objects any more, by their owners; see `Owners.wait_until_forgotten`.
     """
 
     def __init__(
@@ -52,11 +54,14 @@ class Parting:
         using: threading.Lock,
         answering: Answering,
         parted: Callable[[Sequence[Ref]], None],
+        forgotten: Callable[[dict[bytes, bytes], float], None],
     ) -> None:
         self._lock = lock
         self._using = using
         self._answering = answering
         self._parted = parted
+        self._forgotten = forgotten
+        self._turn = threading.Lock()  # of whoever has something in its hands; taken before the others
         # By when they are due; guarded by the lock. Bounded by the leases that end within _LONGEST_S.
         self._parts: deque[_Part] = deque()
 
@@ -78,21 +83,33 @@ class Parting:
 
     def let_go(self) -> None:
         """Let go of what is due, as far as the owners answer."""
-        taken = self._take()
-        stays = [False] * len(taken)
-        if not taken:
-            return
-        try:
-            stays = self._are_silent(taken)
-        finally:
-            with self._using, self._lock:  # here the last references go; no variable of this thread has any
-                self._sort(taken, stays)
-                taken.clear()
+        with self._turn:
+            taken = self._take()
+            stays = [False] * len(taken)
+            if not taken:
+                return
+            try:
+                stays = self._are_silent(taken)
+            finally:
+                with self._using, self._lock:  # here the last references go; no variable of this thread has any
+                    self._sort(taken, stays)
+                    taken.clear()
 
-    def close(self) -> None:
-        """The shard ends: let go of all."""
+    def close(self, timeout_s: float) -> None:
+        """The shard ends: let go of all, of what silent owners own at the end of that time."""
+        with self._turn, self._lock:
+            owners = self._owners()
+        until = time.monotonic() + timeout_s
+        while self._parts and time.monotonic() < until:
+            self.let_go()
+            time.sleep(_LOOKS_S)
         with self._lock:
             self._parts.clear()
+        if owners:
+            self._forgotten(owners, until - time.monotonic())
+
+    def _owners(self) -> dict[bytes, bytes]:
+        return {actors.id_of(ref): owner for ref in self.items() if (owner := workers.owner_of(ref))}
 
     def _take(self) -> list[_Part]:
         taken: list[_Part] = []

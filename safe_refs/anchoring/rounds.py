@@ -155,7 +155,6 @@ class Rounds:
         self._closing.set()
         self._wake.set()
         self._watched, self._watched_ids = None, frozenset()
-        self._parting.close()
         if (batch := self._batch) is not None:
             self.returner.begin(batch.key, batch.pair, []).over.wait(timeout_s)
 

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 import safe_refs
-from safe_refs._ray import workers
+from safe_refs._ray import actors, workers
 from safe_refs.anchoring import parting
 from safe_refs.anchoring.answering import Answering
 from safe_refs.anchoring.parting import Parting
@@ -103,6 +103,21 @@ def test_a_reader_loads_again_while_the_owner_is_silent(start: Start, shards: in
     assert is_empty(10)
 
 
+@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_what_was_taken_right_before_a_shutdown_is_good(start: Start, shards: int) -> None:
+    """The shard still holds it, for a moment; it lets go before it ends, and waits until the owner has asked to whom it went."""
+    start(shards, shards)
+    owner, reader = as_actor(Owner).remote(), as_actor(Reader).remote()
+    payloads = ray.get(owner.make.remote())
+    ray.get(reader.load.remote([]))
+    ray.get(reader.load_again.remote(payloads, True))
+    safe_refs.shutdown(force=True)
+    time.sleep(1.5)
+    assert ray.get(reader.lost.remote(), timeout=200) == 0
+    ray.get(reader.drop.remote())
+    assert is_empty(10)
+
+
 class Owners:
     """Answers, or not, and says how often it was asked."""
 
@@ -183,11 +198,29 @@ def parted() -> list[Any]:
     return []
 
 
+class Forgotten:
+    """Writes down what was waited for."""
+
+    def __init__(self) -> None:
+        self.ids: list[bytes] = []
+
+    def __call__(self, owners: dict[bytes, bytes], timeout_s: float) -> None:
+        self.ids += owners
+
+
 @pytest.fixture
-def held(silent: by_hand.Answering, parted: list[Any], monkeypatch: pytest.MonkeyPatch) -> Parting:
+def forgotten() -> Forgotten:
+    return Forgotten()
+
+
+@pytest.fixture
+def held(
+    silent: by_hand.Answering, parted: list[Any], forgotten: Forgotten, monkeypatch: pytest.MonkeyPatch
+) -> Parting:
     monkeypatch.setattr(workers, "owner_of", lambda ref: ref[:1].strip())
     monkeypatch.setattr(parting, "_STAYS_S", 0.02)
-    return Parting(threading.Lock(), threading.Lock(), cast(Answering, silent), parted.extend)
+    monkeypatch.setattr(actors, "id_of", lambda ref: ref)
+    return Parting(threading.Lock(), threading.Lock(), cast(Answering, silent), parted.extend, forgotten)
 
 
 def test_it_stays_for_a_moment_and_as_long_as_its_owner_is_silent(
@@ -229,7 +262,17 @@ def test_it_goes_while_nobody_touches_counts(held: Parting) -> None:
     assert had_using == [True]
 
 
-def test_the_end_of_the_shard_lets_go_of_all(held: Parting) -> None:
+def test_the_end_of_the_shard_lets_go_of_all(
+    held: Parting, silent: by_hand.Answering, parted: list[Any], forgotten: Forgotten
+) -> None:
+    """Of what answering owners own as ever, and of the rest when its time is over. It waits until Ray has forgotten it."""
+    silent.names = {b"a"}
     held.add(cast(Any, [b"a1"]))
-    held.close()
+    held.add(cast(Any, [b"b1", b" of nobody"]))
+    with by_hand.within(0.5):
+        held.close(0.2)
     assert (len(held), held.next_in_s()) == (0, None)
+    assert parted == [b"b1", b" of nobody"]
+    assert sorted(forgotten.ids) == [b"a1", b"b1"]
+    with by_hand.within(0.1):
+        held.close(10.0)
