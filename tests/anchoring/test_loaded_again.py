@@ -68,7 +68,7 @@ class Reader:
     [
         (1, "later", 1),
         *(
-            pytest.param(shards, ends, 6, marks=pytest.mark.long)
+            pytest.param(shards, ends, 3, marks=pytest.mark.long)
             for shards in (1, 2)
             for ends in ("later", "at once", "by a take")
         ),

@@ -20,7 +20,10 @@ from tests.support.processes import Driver
 from tests.support.shards import actor, stopped
 
 
-@pytest.mark.parametrize(("programs", "seed"), [(12, 1), pytest.param(2000, 2, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("programs", "seed"),
+    [(12, 1), pytest.param(500, 2, marks=pytest.mark.long), pytest.param(2000, 3, marks=pytest.mark.slow)],
+)
 @pytest.mark.timeout(1500)
 def test_settings_are_as_a_model_foresees(cluster: str, programs: int, seed: int) -> None:
     """`init`, the environment, `shutdown`, reconnections and refusals, in any order, in a driver and two actors of its job."""
