@@ -189,8 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"targets: {RATE:,.0f} references a second, no call of others longer than {HELD_UP_MS:g} ms")
     for each in bursts:
         print(
-            f"leases of {each.each}: {each.per_second:,} references a second, the load took {each.loads_s:g} s; median, p99 and longest "
-            f"call to the registry {each.registry_ms} ms, during the load {each.load_ms} ms, to a plain actor {each.plain_ms} ms; "
+            f"leases of {each.each}: {each.per_second:,} references a second, load in {each.loads_s:g} s; median, p99 and longest call "
+            f"to the registry {each.registry_ms} ms, during the load {each.load_ms} ms, to a plain actor {each.plain_ms} ms; "
             f"CPU µs a reference {each.cpu_us}"
         )
     if options.json:
