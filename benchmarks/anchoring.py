@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"targets: {RATE:,.0f} references a second, no call of others longer than {HELD_UP_MS:g} ms")
     for each in bursts:
         print(
-            f"leases of {each.each}: {each.per_second:,} references a second, load in {each.loads_s:g} s; median, p99 and longest call "
+            f"leases of {each.each}: {each.per_second:,} references a second, load: {each.loads_s:g} s; median, p99, longest call "
             f"to the registry {each.registry_ms} ms, during the load {each.load_ms} ms, to a plain actor {each.plain_ms} ms; "
             f"CPU µs a reference {each.cpu_us}"
         )
