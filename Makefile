@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling leak chaos soak signals cloudpickle-suite house settings clean redis
+.PHONY: help venv demo test test-long test-deep test-integrations test-oldest check lint bench bench-check bench-scaling bench-anchoring leak chaos soak signals cloudpickle-suite house settings clean redis
 
 help:
 	@echo "make demo         the main job on real files, on a small local Ray"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench        what it all costs, against what it is built on and what one would use instead: one report"
 	@echo "make bench-check  the same, and fails where a target is missed by more than a tenth"
 	@echo "make bench-scaling  shards, replicas, and many leases that end at once"
+	@echo "make bench-anchoring  how fast references that were resolved become safe, and who waits for that"
 	@echo "make leak         what leaks: pickle, ray.cloudpickle, a home-made registry, safe_refs"
 	@echo "make soak         an hour of steady work beside the same without safe_refs: what grows? SECONDS=600 SEED=2 for another"
 	@echo "make chaos        ten minutes of killing shards, processes and nodes; SECONDS=60 SEED=2 REPLICAS=1 for another storm"
@@ -101,6 +102,9 @@ bench-check: venv redis
 bench-scaling: venv
 	$(BIN)/python -m benchmarks.lifetimes
 	$(BIN)/python -m benchmarks.scaling
+
+bench-anchoring: venv
+	$(BIN)/python -m benchmarks.anchoring
 
 leak: venv
 	$(BIN)/python -m benchmarks.leak
