@@ -4,8 +4,8 @@ Why a shard has to know them: a process that borrows an object pins it, and Ray 
 knows here about who else got the object, for the process to report it to the owner. If the process is killed before it does, those
 others are unknown to the owner, and their references are dead. So the shard reports to the owners first (`Anchoring.pinning`).
 
-What always holds: a shard uses it under its lock only. It keeps no reference, only ids. It has at most as many as there are
-references in live leases, twice, and 64: beyond that it drops those that no live lease holds.
+What always holds: a shard uses it under its lock only. It keeps no reference, only ids. It has at most as many as the shard
+holds references, twice, and 64: beyond that it drops those that it does not hold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HandedOut:
 
     Args:
         held: the ids of all objects that the shard holds now: in live leases, or otherwise in its hands.
-        size: how many references there are in live leases.
+        size: how many references the shard holds: in live leases, or a little longer.
     """
 
     def __init__(self, held: Callable[[], Collection[bytes]], size: Callable[[], int]) -> None:

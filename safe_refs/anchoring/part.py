@@ -7,6 +7,7 @@ the calls for it) the part notes only which leases depend on the borrowers that 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,12 +59,12 @@ class Anchoring(ShardPart):
         # All four are guarded by the shard's lock; their bounds stand in their files.
         self._unanchored = Unanchored(shard.table.clock)
         self._pace = Pace(shard.table.clock)
-        self._handed_out = HandedOut(self._held_ids, lambda: self._table.usage.references)
+        self._handed_out = HandedOut(self._held_ids, self._held_references)
         self._let_go = LetGo(shard.table.clock)
         self._is_back = False  # whether this shard had let go of something that is being pinned a moment before
         self._unsure = b""  # the lease that was pinned last, if that was so
         self._me: Any = None  # the shard's own handle, once it is needed; only the rounds' thread touches it
-        answering = Answering()
+        answering = Answering(shard.using)
         self._parting = Parting(
             shard.lock, shard.using, answering, self._note_let_go, shard.owners.wait_until_forgotten
         )
@@ -122,7 +123,7 @@ class Anchoring(ShardPart):
 
     def _note_let_go(self, items: Sequence[Ref]) -> None:
         self._let_go.note(actors.id_of(item) for item in items if item not in self._table.usage)
-        if self._handed_out and not self._table.live:
+        if self._handed_out and not self._table.live and not len(self._parting):
             self._handed_out.drop_unheld()
 
     def _let_go_of(self, items: Sequence[Ref]) -> None:
@@ -183,8 +184,9 @@ class Anchoring(ShardPart):
     def closing(self, patience_s: float) -> None:
         """Drop what a round has in its hands, and what stays a little longer."""
         if self._anchors:
+            until = time.monotonic() + patience_s
             self._rounds.close(patience_s)
-            self._parting.close(patience_s)
+            self._parting.close(max(until - time.monotonic(), 0.0))
 
     # Calls from other processes, and from the rounds' thread.
 
@@ -246,6 +248,9 @@ class Anchoring(ShardPart):
             self._handed_out.reported(
                 actors.id_of(ref) for ref, state in zip(refs, touched, strict=True) if state is Touch.REPORTED
             )
+
+    def _held_references(self) -> int:
+        return self._table.usage.references + self._parting.references
 
     def _held_ids(self) -> set[bytes]:
         held = (*self._table.items(), *self._parting.items())

@@ -3,8 +3,8 @@
 When the shard lets go, it reports to the owner who has got the object. It must not do so before the owner has answered (see
 `answering`), as with any report.
 
-What always holds: nothing stays for longer than _LONGEST_S: by then the owner has been silent all the time. It goes in the rounds'
-thread, and not while counts are touched.
+What always holds: it goes after _LONGEST_S at the latest, when the owner has been silent all the time, or if there are more than
+_MOST references here, the oldest first; and not while counts are touched. One thread at a time has something in its hands.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     Ref = ray.ObjectRef[Any]
 
 _STAYS_S = 0.1  # by then a reader's report that it let go of the same object, before it loaded, is on its way
+_AGAIN_S = 0.5  # before it is looked at again, if an owner was silent
 _LONGEST_S = 10.0
-_MOST = 500  # leases at once
+_MOST = 20_000
+_MOST_AT_ONCE = 500  # references, or one lease
 _LOOKS_S = 0.02
+_LEFT = 0.4  # of a shard's last time, for owners to hear of what it lets go of
 
 
 class _Part(NamedTuple):
@@ -62,78 +65,99 @@ class Parting:
         self._parted = parted
         self._forgotten = forgotten
         self._turn = threading.Lock()  # of whoever has something in its hands; taken before the others
-        # By when they are due; guarded by the lock. Bounded by the leases that end within _LONGEST_S.
-        self._parts: deque[_Part] = deque()
+        # All guarded by the lock: what is new, and what has met a silent owner, each in the order in which it is due; what is being
+        # asked about; how many references that is.
+        self._new: deque[_Part] = deque()
+        self._again: deque[_Part] = deque()
+        self._in_hand: list[_Part] = []
+        self.references = 0
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self._new) + len(self._again) + len(self._in_hand)
 
     def add(self, items: Sequence[Ref]) -> None:
         """A lease has ended that held these. Under the lock."""
         now = time.monotonic()
-        self._parts.append(_Part(now, now + _STAYS_S, items))
+        self._new.append(_Part(now, now + _STAYS_S, items))
+        self.references += len(items)
 
     def next_in_s(self) -> float | None:
         """Seconds until something is due; None if nothing is. Under the lock."""
-        return max(0.0, self._parts[0].due_at - time.monotonic()) if self._parts else None
+        first = min((queue[0].due_at for queue in (self._again, self._new) if queue), default=None)
+        return None if first is None else max(0.0, first - time.monotonic())
 
     def items(self) -> Iterable[Ref]:
         """All that is here. Under the lock."""
-        return (item for part in self._parts for item in part.items)
+        return (item for part in (*self._again, *self._new, *self._in_hand) for item in part.items)
 
     def let_go(self) -> None:
         """Let go of what is due, as far as the owners answer."""
-        with self._turn:
-            taken = self._take()
-            stays = [False] * len(taken)
-            if not taken:
-                return
-            try:
-                stays = self._are_silent(taken)
-            finally:
-                with self._using, self._lock:  # here the last references go; no variable of this thread has any
-                    self._sort(taken, stays)
-                    taken.clear()
+        while self._let_some_go():
+            pass
 
     def close(self, timeout_s: float) -> None:
-        """The shard ends: let go of all, of what silent owners own at the end of that time."""
+        """The shard ends: let go of all, of what silent owners own when they answer, or when most of that time is over."""
         with self._turn, self._lock:
-            owners = self._owners()
-        until = time.monotonic() + timeout_s
-        while self._parts and time.monotonic() < until:
+            owners = {actors.id_of(ref): owner for ref in self.items() if (owner := workers.owner_of(ref))}
+        now = time.monotonic()
+        until, asks_until = now + timeout_s, now + (1 - _LEFT) * timeout_s
+        while len(self) and time.monotonic() < asks_until:
+            self._answering.forget()
+            with self._lock:
+                self._again = deque(part._replace(due_at=now) for part in self._again)
             self.let_go()
             time.sleep(_LOOKS_S)
-        with self._lock:
-            self._parts.clear()
+        with self._turn, self._using, self._lock:
+            self._again.clear()
+            self._new.clear()
+            self.references = 0
         if owners:
             self._forgotten(owners, until - time.monotonic())
 
-    def _owners(self) -> dict[bytes, bytes]:
-        return {actors.id_of(ref): owner for ref in self.items() if (owner := workers.owner_of(ref))}
+    def _let_some_go(self) -> bool:
+        """Whether there may be more."""
+        stays: list[bool] = []
+        with self._turn:
+            try:
+                owners = self._take()
+                if not owners:
+                    return False
+                stays = self._are_silent(owners)
+            finally:
+                with self._using, self._lock:  # here the last references go; no variable of this thread has any
+                    if self._in_hand:
+                        self._sort(stays if len(stays) == len(self._in_hand) else [True] * len(self._in_hand))
+        return True
 
-    def _take(self) -> list[_Part]:
-        taken: list[_Part] = []
-        with self._lock:
-            now = time.monotonic()
-            while self._parts and self._parts[0].due_at <= now and len(taken) < _MOST:
-                taken.append(self._parts.popleft())
-        return taken
+    def _take(self) -> list[set[bytes]]:
+        """Take what is due in hand; of each part its owners. A detached actor has none."""
+        with self._lock:  # while counts are touched, Ray does not know the owner
+            now, taken = time.monotonic(), 0
+            for queue in (self._again, self._new):
+                while queue and taken < _MOST_AT_ONCE and (queue[0].due_at <= now or self.references > _MOST):
+                    self._in_hand.append(queue.popleft())
+                    taken += len(self._in_hand[-1].items)
+            return [set(filter(None, map(workers.owner_of, part.items))) for part in self._in_hand]
 
-    def _are_silent(self, taken: Sequence[_Part]) -> list[bool]:
-        """For each part whether one of its owners is silent."""
+    def _are_silent(self, owners: Sequence[set[bytes]]) -> list[bool]:
+        """For each part whether one of its owners is silent; not asked about what is to go in any case."""
         samples: dict[bytes, Ref] = {}
-        owners: list[set[bytes]] = []
-        for part in taken:
-            theirs = {owner: ref for ref in part.items if (owner := workers.owner_of(ref))}  # a detached actor has none
-            owners.append(set(theirs))
-            samples |= theirs
+        with self._lock:
+            for part, theirs in zip(self._in_hand, owners, strict=True):
+                if theirs - samples.keys():
+                    samples |= {owner: ref for ref in part.items if (owner := workers.owner_of(ref))}
         silent = self._answering.silent(samples)
-        return [not silent.isdisjoint(each) for each in owners]
+        return [not silent.isdisjoint(theirs) for theirs in owners]
 
-    def _sort(self, taken: Sequence[_Part], stays: Sequence[bool]) -> None:
+    def _sort(self, stays: Sequence[bool]) -> None:
         now = time.monotonic()
-        for part, is_to_stay in zip(taken, stays, strict=True):
-            if is_to_stay and now - part.since <= _LONGEST_S:
-                self._parts.append(part._replace(due_at=now + _STAYS_S))
+        gone: list[Ref] = []
+        for part, is_to_stay in zip(self._in_hand, stays, strict=True):
+            if is_to_stay and now - part.since <= _LONGEST_S and self.references <= _MOST:
+                self._again.append(part._replace(due_at=now + _AGAIN_S))
             else:
-                self._parted(part.items)
+                self.references -= len(part.items)
+                gone += part.items
+        self._in_hand.clear()
+        if gone:
+            self._parted(gone)

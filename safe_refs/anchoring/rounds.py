@@ -228,11 +228,10 @@ class Rounds:
         under_way = UnderWay(leases, {}, [])
         try:
             waiting = self._gather(leases)
-            waiting = self._of_answering(waiting, leases)
             # A large lease is taken in parts, so that calls come in between.
             while waiting and not self._closing.is_set():
                 part, waiting = waiting[:_MOST_REFERENCES], waiting[_MOST_REFERENCES:]
-                self._lend(part, under_way)
+                self._lend(self._of_answering(part, leases), under_way)
         finally:
             if leases:
                 self._under_way.append(under_way)
@@ -274,13 +273,15 @@ class Rounds:
 
     def _of_answering(self, refs: list[Ref], leases: Iterable[bytes]) -> list[Ref]:
         """Those of these whose owners answer. To the others nothing is reported; their leases are tried again."""
-        owners = [workers.owner_of(ref) for ref in refs]
+        with self._lock:  # while counts are touched, Ray does not know the owner
+            owners = [workers.owner_of(ref) for ref in refs]
         silent = self._answering.silent(dict(zip(owners, refs, strict=True)))
         if not silent:
             return refs
         with self._lock:
             for lease in leases:
-                if not silent.isdisjoint(map(workers.owner_of, self._table.items_of(lease))):
+                held = self._table.live.get(lease)
+                if held is not None and not silent.isdisjoint(held.owners):
                     self._unanchored.meets_silence(lease)
         return [ref for ref, owner in zip(refs, owners, strict=True) if owner not in silent]
 
@@ -292,7 +293,7 @@ class Rounds:
     def _lend(self, refs: list[Ref], under_way: UnderWay) -> None:
         """Steps 1 to 3 of `relays`, of which the last goes on in the background."""
         touched = [Touch.BUSY] * len(refs)
-        if self._touching.find_pair():
+        if refs and self._touching.find_pair():
             batch = self._batch = Batch(refs, self._touching.pair)
             try:
                 self._turn("watch")

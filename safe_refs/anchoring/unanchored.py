@@ -23,6 +23,7 @@ from .._ray.counts import Touch
 
 GATHERS_S = 0.2  # how long a round waits for company
 LONGEST_PAUSE_S = 30.0
+SILENT_S = 2.0  # at most, until a lease is tried again of which an owner was silent
 GRACE_S = 2.0  # what a dead process had reported may still be on its way to the owner
 _SOON_TRIES = 20
 _SLACK = 64
@@ -37,11 +38,12 @@ class _Entry:
         died_at: when that process was found dead; None while it lives.
         due_at: when to try next; None while a round has the lease.
         tries: how often that was without success.
+        silences: how often an owner was silent, since it was last noted.
         marks: counts how often the lease was noted, so that a round sees whether that happened meanwhile.
         size: how many references it holds.
     """
 
-    __slots__ = ("depends_on", "died_at", "due_at", "from_shard", "marks", "size", "tries")
+    __slots__ = ("depends_on", "died_at", "due_at", "from_shard", "marks", "silences", "size", "tries")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -49,7 +51,7 @@ class _Entry:
         self.from_shard = False
         self.died_at: float | None = None
         self.due_at: float | None = 0.0
-        self.tries = 0
+        self.tries = self.silences = 0
         self.marks = 0
 
 
@@ -98,7 +100,7 @@ class Unanchored:
             entry.marks += 1  # it is due soon, or a round has it, and sees by the mark that it has to be tried again
             return
         entry.marks += 1
-        entry.tries = 0
+        entry.tries = entry.silences = 0
         self._wait_for_first(lease, entry)
         if depends_on:
             entry.depends_on, entry.died_at, entry.from_shard = depends_on, None, from_shard
@@ -184,7 +186,7 @@ class Unanchored:
                     self._wait_for_first(lease, entry)
                 self._put(lease, entry, GATHERS_S)  # it was passed on again meanwhile, or is to be looked at again
         elif known is Touch.BUSY:
-            self._put(lease, entry, GATHERS_S)
+            self._put(lease, entry, min(GATHERS_S * 2**entry.silences, SILENT_S))
         elif self.is_verdict_due(lease):
             self.forget(lease)
             return True
@@ -197,8 +199,10 @@ class Unanchored:
         return False
 
     def meets_silence(self, lease: bytes) -> None:
-        """An owner doesn't answer, so that a round can't report to it. Others don't wait for that."""
+        """An owner doesn't answer, so that a round can't report to it. Others don't wait for that; it is tried ever more seldom."""
         self._had_first(lease)
+        if lease in self._entries:
+            self._entries[lease].silences += 1
 
     def is_verdict_due(self, lease: bytes) -> bool:
         """Whether the objects of a lease are gone if their owners don't know this shard by now."""

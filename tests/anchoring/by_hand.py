@@ -104,6 +104,9 @@ class Answering:
     def __init__(self) -> None:
         self.names: set[bytes] = set()
 
+    def forget(self) -> None:
+        pass
+
     def silent(self, samples: Mapping[bytes, Any]) -> set[bytes]:
         assert b"" not in samples, "nobody can't be asked"
         return self.names & set(samples)
@@ -130,7 +133,7 @@ class ByHand:
         monkeypatch.setattr(counts, "can_anchor", lambda: True)
         monkeypatch.setattr(ray, "wait", lambda replies, timeout: ray_wait(self.relays, replies, timeout))
         monkeypatch.setattr("safe_refs.anchoring.part.Relays", lambda: self.relays)
-        monkeypatch.setattr("safe_refs.anchoring.part.Answering", lambda: self.answering)
+        monkeypatch.setattr("safe_refs.anchoring.part.Answering", lambda using: self.answering)
         self.shard = Shard("default", IDENTITY, Limits())
         self.part = Anchoring(self.shard, anchors)
         self.shard.parts = Parts([self.part])

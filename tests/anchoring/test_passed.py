@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import pytest
@@ -54,6 +55,7 @@ def test_what_was_handed_out_stays_until_its_owner_has_answered(
 ) -> None:
     """And readers of it are reported before another borrower's pin of the same object is answered. What nobody got goes at once."""
     monkeypatch.setattr(parting, "_STAYS_S", 0.0)
+    monkeypatch.setattr(parting, "_AGAIN_S", 0.02)
     by_hand.pin(b"a" * 16, b"object")
     by_hand.pin(b"b" * 16, b"other")
     by_hand.resolve(b"a" * 16)
@@ -64,6 +66,7 @@ def test_what_was_handed_out_stays_until_its_owner_has_answered(
     by_hand.pin(b"c" * 16, b"object", borrower=b"borrower")
     assert by_hand.touches.touched == [b"object"]
     by_hand.answering.names = set()
+    time.sleep(0.03)
     by_hand.part._parting.let_go()
     assert len(by_hand.part._parting) == 0
 

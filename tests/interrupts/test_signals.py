@@ -14,7 +14,7 @@ import safe_refs
 from .programs import run
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(120, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
 def test_random_signals(cluster: str, seconds: int) -> None:
     """Handlers that raise, and handlers and destructors that call safe_refs: nothing hangs, fails, or is left held."""
     found = run("soak", cluster, str(seconds), "1", timeout=seconds + 150)
