@@ -23,9 +23,10 @@ from .._ray import actors, objects
 
 _PATIENCE_S = 0.2  # with those owners together that don't answer at once
 _LEAST_S = 0.01  # then with each
+_LONGEST_PATIENCE_S = 0.8  # with one that was silent before: it may be slow, on a machine that is very busy
 _MOST_S = 1.0  # then no further one is asked
 _AT_ONCE_S = 0.05
-_AGAIN_S = 0.5  # before one that was silent is asked again; then twice as long, and so on
+_AGAIN_S = 0.1  # before one that was silent is asked again; then twice as long, and so on
 _LONGEST_PAUSE_S = 2.0
 _MOST_SILENT = 1_000
 
@@ -63,9 +64,12 @@ class Answering:
         """
         found: set[bytes] = set()
         left_s, until = _PATIENCE_S, self._clock() + _MOST_S
-        for owner, sample in samples.items():
+        for owner in sorted(samples, key=self._silent.__contains__):  # those last
             begun = self._clock()
-            if begun > until or not self._answers(owner, sample, max(left_s, _LEAST_S)):
+            patience_s = max(left_s, _LEAST_S)
+            if owner in self._silent:
+                patience_s = min(4 * self._silent[owner][1], _LONGEST_PATIENCE_S, max(until - begun, _LEAST_S))
+            if begun > until or not self._answers(owner, samples[owner], patience_s):
                 found.add(owner)
             if (took_s := self._clock() - begun) >= _LEAST_S:
                 left_s -= took_s

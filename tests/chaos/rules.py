@@ -20,6 +20,7 @@ MOURNED_S = (
     30.0  # a lease may outlive its owner so long: Ray has to notice the death of a node, and the registry to ask
 )
 HANDED_OVER_S = 5.0  # after so long without a reference, what depended on a borrower has surely been handed over
+UNDER_WAY_S = 2.0  # what nobody waited for may be under way for so long, on a busy machine
 ANCHORED_S = 1.0  # after a load, its references survive the registry's death
 NOTICED_S = 15.0  # the registry may so long believe that copies on a dead node are there
 
@@ -190,7 +191,9 @@ class Rules:
             if not answer.released and not self.may_have_ended(payload, ended) - {"LeaseReleasedError"}:
                 others = [each for each in payload.releases if each.begun <= ended]
                 # The release itself is one of them. A shard that ended the lease and died before it said so leaves 0 for an answer.
-                if len(others) < 2 and not self._registry_failing(answer.span):
+                # And one that comes before a pin that nobody waited for has nothing to end; the pin is refused then.
+                is_late = not payload.waited and begun < min(payload.flushed_at, payload.made.ended + UNDER_WAY_S)
+                if len(others) < 2 and not is_late and not self._registry_failing(answer.span):
                     return self._unless_lost(payload, answer, Verdict("early", "a release found the lease ended"))
             return FINE
         return Verdict("leaked", f"{answer.step} worked although {over}") if over else FINE

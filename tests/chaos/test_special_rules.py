@@ -136,6 +136,16 @@ def test_a_pin_that_nobody_waited_for_may_never_begin(ledger: Ledger, owner: Pro
     assert figure(ledger, payload, never) == "wrong"
 
 
+def test_a_release_may_overtake_a_pin_that_nobody_waited_for(ledger: Ledger, owner: Process) -> None:
+    """Right after, and before a flush; it has nothing to end then."""
+    payload = made(ledger, owner, waited=False)
+    ledger.releasing(payload, 12.0)
+    assert figure(ledger, payload, answer("release", at=12.0)) == ""
+    assert figure(ledger, payload, answer("release", at=14.0)) == "early"
+    ledger.flushed(payload, 11.5)
+    assert figure(ledger, payload, answer("release", at=12.0)) == "early"
+
+
 def test_who_leaves_is_refused_by_name(ledger: Ledger, payload: Payload) -> None:
     """Calls of safe_refs end with its own error; what plain Ray says in such a process is Ray's own matter."""
     assert figure(ledger, payload, answer("loads", "RegistryUnavailableError", leaving=True)) == ""
