@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Ref = ray.ObjectRef[Any]
 
 _STAYS_S = 0.1  # by then a reader's report that it let go of the same object, before it loaded, is on its way
-_AGAIN_S = 0.5  # before it is looked at again, if an owner was silent
+_AGAIN_S = 0.2  # before it is looked at again, if an owner was silent
 _LONGEST_S = 10.0
 _MOST = 20_000
 _MOST_AT_ONCE = 500  # references, or one lease
