@@ -1,0 +1,264 @@
+"""Which owners answer, and what is held until they do: with clocks, owners and references of their own, and no Ray."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from typing import Any, cast
+
+import pytest
+
+from safe_refs._ray import actors, workers
+from safe_refs.anchoring import parting
+from safe_refs.anchoring.answering import Answering
+from safe_refs.anchoring.parting import Parting
+from tests.anchoring import by_hand
+
+
+class Owners:
+    """Answers, or not, and says how often it was asked."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.takes_s: deque[float] = deque()
+        self.asked = 0
+
+    def ask(self, sample: Any, timeout_s: float) -> bool:
+        self.asked += 1
+        takes_s = self.takes_s.popleft() if self.takes_s else 0.001
+        self.now += min(takes_s, timeout_s)
+        if takes_s > timeout_s:
+            raise TimeoutError
+        return True
+
+
+@pytest.fixture
+def owners() -> Owners:
+    return Owners()
+
+
+@pytest.fixture
+def answering(owners: Owners) -> Answering:
+    return Answering(threading.Lock(), owners.ask, lambda: owners.now)
+
+
+def test_who_answers_at_once_is_asked_once_and_who_takes_long_twice(owners: Owners, answering: Answering) -> None:
+    """An owner that was stopped may give its first answer before it has read what else had come."""
+    assert answering.silent({b"one": 1, b"other": 2}) == set()
+    assert owners.asked == 2
+    owners.takes_s.extend([0.1, 0.1])
+    assert answering.silent({b"one": 1}) == set()
+    assert owners.asked == 4
+    owners.takes_s.extend([0.1, 9.0])
+    assert answering.silent({b"one": 1}) == {b"one"}
+
+
+def test_who_is_silent_is_asked_ever_more_seldom(owners: Owners, answering: Answering) -> None:
+    """After a tenth of a second, then after two tenths, … two seconds at most. When it answers, all is as before."""
+    asked_at: list[float] = []
+    owners.takes_s.extend([9.0] * 8)
+    while answering.silent({b"one": 1}):
+        if owners.asked > len(asked_at):
+            asked_at.append(owners.now)
+        owners.now += 0.01
+    asked_at.append(owners.now)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
+    assert pauses == pytest.approx(
+        [0.5, 1.0, 1.2, 1.6, 2.4, 2.8, 2.8, 2.0], abs=0.05
+    )  # the question takes 0.4 to 0.8 s of that
+    owners.takes_s.append(9.0)
+    assert answering.silent({b"one": 1}) == {b"one"}
+    owners.now += 0.1
+    assert answering.silent({b"one": 1}) == set()
+
+
+def test_who_is_slow_is_given_more_time(owners: Owners, answering: Answering) -> None:
+    """On a machine that is very busy an answer takes longer than a fifth of a second."""
+    owners.takes_s.append(0.3)
+    assert answering.silent({b"one": 1}) == {b"one"}
+    owners.now += 0.1
+    owners.takes_s.extend([0.3, 0.01])
+    assert answering.silent({b"one": 1}) == set()
+
+
+def test_who_was_silent_is_asked_last(owners: Owners, answering: Answering) -> None:
+    """The others have answered by then."""
+    owners.takes_s.append(9.0)
+    assert answering.silent({b"one": 1}) == {b"one"}
+    owners.now += 0.1
+    owners.takes_s.extend([0.001, 9.0])
+    assert answering.silent({b"one": 1, b"other": 2}) == {b"one"}
+
+
+def test_many_that_are_silent_hold_up_the_others_for_a_moment(owners: Owners, answering: Answering) -> None:
+    """A node that can't be reached, say, with a hundred owners."""
+    owners.takes_s.extend([9.0] * 100)
+    begun = owners.now
+    names = {number.to_bytes(4, "big"): number for number in range(101)}
+    while len(found := answering.silent(names)) > 100:
+        assert owners.asked < 105
+    assert (100).to_bytes(4, "big") not in found
+    assert owners.now - begun < 2
+
+
+def test_many_that_are_slow_are_not_all_asked_at_once(owners: Owners, answering: Answering) -> None:
+    """On a machine that is very busy, say. Who wasn't asked is asked the next time."""
+    owners.takes_s.extend([0.19] * 200)
+    begun = owners.now
+    answering.silent({number.to_bytes(4, "big"): number for number in range(100)})
+    assert owners.now - begun < 1.5
+
+
+def test_who_cannot_be_asked_has_not_answered(
+    owners: Owners, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its object is being touched, say: Ray doesn't know the owner then. It is asked again at once."""
+
+    def fail(sample: Any, timeout_s: float) -> bool:
+        raise ValueError("no owner")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "_owner_answers", fail)
+        assert answering.silent({b"one": 1}) == {b"one"}
+    assert answering.silent({b"one": 1}) == set()
+
+
+def test_of_many_that_are_silent_it_remembers_some(owners: Owners, answering: Answering) -> None:
+    for number in range(2_500):
+        owners.takes_s.append(9.0)
+        assert answering.silent({number.to_bytes(4, "big"): number})
+        assert len(answering._silent) <= 1_000
+
+
+@pytest.fixture
+def silent() -> by_hand.Answering:
+    return by_hand.Answering()
+
+
+@pytest.fixture
+def parted() -> list[Any]:
+    return []
+
+
+class Forgotten:
+    """Writes down what was waited for."""
+
+    def __init__(self) -> None:
+        self.ids: list[bytes] = []
+
+    def __call__(self, owners: dict[bytes, bytes], timeout_s: float) -> None:
+        self.ids += owners
+
+
+@pytest.fixture
+def forgotten() -> Forgotten:
+    return Forgotten()
+
+
+@pytest.fixture
+def held(
+    silent: by_hand.Answering, parted: list[Any], forgotten: Forgotten, monkeypatch: pytest.MonkeyPatch
+) -> Parting:
+    monkeypatch.setattr(workers, "owner_of", lambda ref: ref[:1].strip())
+    monkeypatch.setattr(parting, "_STAYS_S", 0.02)
+    monkeypatch.setattr(parting, "_AGAIN_S", 0.02)
+    monkeypatch.setattr(actors, "id_of", lambda ref: ref)
+    return Parting(threading.Lock(), threading.Lock(), cast(Answering, silent), parted.extend, forgotten)
+
+
+def test_it_stays_for_a_moment_and_as_long_as_its_owner_is_silent(
+    held: Parting, silent: by_hand.Answering, parted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not for ever."""
+    assert held.next_in_s() is None
+    held.add(cast(Any, [b"a1", b"b1"]))
+    held.add(cast(Any, [b"b2", b" of nobody"]))
+    held.let_go()
+    assert (len(held), parted) == (2, [])
+    assert sorted(cast(Any, held.items())) == [b" of nobody", b"a1", b"b1", b"b2"]
+    silent.names = {b"a"}
+    time.sleep(0.03)
+    assert held.next_in_s() == 0
+    held.let_go()
+    assert (len(held), parted) == (1, [b"b2", b" of nobody"])
+    monkeypatch.setattr(parting, "_LONGEST_S", 0.01)
+    time.sleep(0.03)
+    held.let_go()
+    assert (len(held), parted) == (0, [b"b2", b" of nobody", b"a1", b"b1"])
+
+
+def test_it_goes_while_nobody_touches_counts(held: Parting) -> None:
+    """The last reference goes in a thread that has `using`, not where some variable of it ends."""
+    had_using: list[bool] = []
+    held._parted = lambda items: None
+
+    class Reference:
+        def __getitem__(self, _: Any) -> bytes:
+            return b"a"
+
+        def __del__(self) -> None:
+            had_using.append(held._using.locked())
+
+    held.add(cast(Any, [Reference()]))
+    time.sleep(0.03)
+    held.let_go()
+    assert had_using == [True]
+
+
+def test_of_too_many_the_oldest_go(
+    held: Parting, silent: by_hand.Answering, parted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if their owner is silent."""
+    monkeypatch.setattr(parting, "_MOST", 3)
+    silent.names = {b"a"}
+    for number in range(5):
+        held.add(cast(Any, [f"a{number}".encode()]))
+    assert held.references == 5
+    held.let_go()
+    assert (parted, held.references, len(held)) == ([b"a0", b"a1"], 3, 3)
+
+
+def test_what_is_being_asked_about_is_still_here(
+    held: Parting, silent: by_hand.Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For whoever has to know what the shard holds."""
+    seen: list[Any] = []
+
+    def look(samples: dict[bytes, Any]) -> set[bytes]:
+        seen.extend(held.items())
+        return set()
+
+    monkeypatch.setattr(silent, "silent", look)
+    held.add(cast(Any, [b"a1"]))
+    time.sleep(0.03)
+    held.let_go()
+    assert seen == [b"a1"]
+    assert (len(held), held.references) == (0, 0)
+
+
+def test_many_go_in_no_time(held: Parting, parted: list[Any]) -> None:
+    """Each with one look, also if no lease is left."""
+    for number in range(20_000):
+        held.add(cast(Any, [number.to_bytes(4, "big")]))
+    time.sleep(0.03)
+    with by_hand.within(2):
+        held.let_go()
+    assert (len(held), len(parted)) == (0, 20_000)
+
+
+def test_the_end_of_the_shard_lets_go_of_all(
+    held: Parting, silent: by_hand.Answering, parted: list[Any], forgotten: Forgotten
+) -> None:
+    """Of what answering owners own as ever, and of the rest when its time is over. It waits until Ray has forgotten it."""
+    silent.names = {b"a"}
+    held.add(cast(Any, [b"a1"]))
+    held.add(cast(Any, [b"b1", b" of nobody"]))
+    with by_hand.within(0.5):
+        held.close(0.2)
+    assert (len(held), held.next_in_s()) == (0, None)
+    assert parted == [b"b1", b" of nobody"]
+    assert sorted(forgotten.ids) == [b"a1", b"b1"]
+    with by_hand.within(0.1):
+        held.close(10.0)
