@@ -47,7 +47,7 @@ class Parting:
         lock: the shard's.
         using: held by threads of the shard while they have references in their hands. Taken before the lock.
         answering: asks owners.
-        parted: told, under the lock, of what is about to go.
+        parted: called, under the lock, with what is about to go.
         forgotten: waits until Ray knows nothing of objects any more, by their owners; see `Owners.wait_until_forgotten`.
     """
 
@@ -116,17 +116,16 @@ class Parting:
 
     def _let_some_go(self) -> bool:
         """Whether there may be more."""
-        stays: list[bool] = []
         with self._turn:
+            owners = self._take()
+            if not owners:
+                return False
+            stays = [True] * len(owners)  # unless it can be asked
             try:
-                owners = self._take()
-                if not owners:
-                    return False
                 stays = self._are_silent(owners)
             finally:
                 with self._using, self._lock:  # here the last references go; no variable of this thread has any
-                    if self._in_hand:
-                        self._sort(stays if len(stays) == len(self._in_hand) else [True] * len(self._in_hand))
+                    self._sort(stays)
         return True
 
     def _take(self) -> list[set[bytes]]:
@@ -140,7 +139,7 @@ class Parting:
             return [set(filter(None, map(workers.owner_of, part.items))) for part in self._in_hand]
 
     def _are_silent(self, owners: Sequence[set[bytes]]) -> list[bool]:
-        """For each part whether one of its owners is silent; not asked about what is to go in any case."""
+        """For each part whether one of its owners is silent."""
         samples: dict[bytes, Ref] = {}
         with self._lock:
             for part, theirs in zip(self._in_hand, owners, strict=True):

@@ -21,7 +21,7 @@ def check(cluster: str, mode: str, every: int, *ways: str, timeout: float = 880)
 @pytest.mark.parametrize("way", ["with", "uses", "async", "many"])
 @pytest.mark.parametrize("every", [pytest.param(3, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.slow)])
 def test_one_that_fails_at_every_line(cluster: str, every: int, way: str) -> None:
-    """The exception keeps the lease; whoever gets the message next has it, or is told that it was consumed. Or exhaustively."""
+    """The exception keeps the lease; whoever gets the message next has it, or hears that it was consumed. Or exhaustively."""
     check(cluster, "raise", every, way)
 
 
