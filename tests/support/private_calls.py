@@ -120,8 +120,14 @@ def _counted(refs: list[Any]) -> list[Any]:
 def _tries(refs: list[Any], warned: Warned) -> dict[str, Any]:
     """Pin borrowed references twice; what shows of it."""
     before = _counted(refs)
-    payloads = [safe_refs.dumps(refs), safe_refs.dumps(refs[0])]
-    depends = [bool(lease.depends_on) for lease in safe_refs.leases()]
+    payloads: list[bytes] = []
+    depends: list[bool] = []
+    for target in (
+        refs,
+        refs[0],
+    ):  # each is looked at at once: a moment later the registry may know that the owner knows it
+        payloads.append(safe_refs.dumps(target))
+        depends += [bool(lease.depends_on) for lease in safe_refs.leases()][len(depends) :]
     loaded = len(safe_refs.loads(payloads[0]))
     safe_refs.release(payloads)
     after = _counted(refs)
