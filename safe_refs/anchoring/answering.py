@@ -99,9 +99,8 @@ class Answering:
             pause_s = min(max(2 * pause_s, _AGAIN_S), _LONGEST_PAUSE_S)
             self._silent[owner] = (self._clock() + pause_s, pause_s)
             return False
-        except (
-            Exception
-        ):  # it is not known here just now, as its object is being touched; or Ray is gone from this process
+        except Exception:
+            # Its object is being touched just now, so that Ray does not know it here; or Ray is gone from this process.
             logger.debug("an owner can't be asked", exc_info=True)
             return False
         self._silent.pop(owner, None)

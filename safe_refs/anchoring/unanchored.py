@@ -186,7 +186,7 @@ class Unanchored:
                     self._wait_for_first(lease, entry)
                 self._put(lease, entry, GATHERS_S)  # it was passed on again meanwhile, or is to be looked at again
         elif known is Touch.BUSY:
-            self._put(lease, entry, min(GATHERS_S * 2**entry.silences, SILENT_S))
+            self._put(lease, entry, _pause_s(entry.silences, SILENT_S))
         elif self.is_verdict_due(lease):
             self.forget(lease)
             return True
@@ -195,7 +195,7 @@ class Unanchored:
             self._had_first(lease)
             # Another shard is anchoring the same lease by now, or a verdict is due: both soon.
             is_soon = entry.died_at is not None or (entry.from_shard and entry.tries < _SOON_TRIES)
-            self._put(lease, entry, GATHERS_S if is_soon else min(GATHERS_S * 2**entry.tries, LONGEST_PAUSE_S))
+            self._put(lease, entry, GATHERS_S if is_soon else _pause_s(entry.tries, LONGEST_PAUSE_S))
         return False
 
     def meets_silence(self, lease: bytes) -> None:
@@ -245,3 +245,8 @@ class Unanchored:
         if len(self._queue) > 2 * len(self._entries) + _SLACK:
             self._queue = [(each.due_at, id_) for id_, each in self._entries.items() if each.due_at is not None]
             heapq.heapify(self._queue)
+
+
+def _pause_s(times: int, longest_s: float) -> float:
+    """Twice as long each time, also after hours: powers of two overflow."""
+    return min(GATHERS_S * 2 ** min(times, 20), longest_s)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from safe_refs._ray.counts import Touch
-from safe_refs.anchoring.unanchored import GRACE_S, LONGEST_PAUSE_S, Unanchored
+from safe_refs.anchoring.unanchored import GRACE_S, LONGEST_PAUSE_S, SILENT_S, Unanchored
 
 
 @pytest.fixture
@@ -192,3 +192,17 @@ def test_references_wait_until_their_first_round_ends(unanchored: Unanchored, cl
     assert unanchored.waiting == 4, "it was passed on again"
     unanchored.forget(b"b")
     assert (unanchored.waiting, unanchored.behind_s(), len(unanchored)) == (0, 0.0, 0)
+
+
+@pytest.mark.parametrize(("known", "longest_s"), [(Touch.BUSY, SILENT_S), (Touch.UNKNOWN, LONGEST_PAUSE_S)])
+def test_an_owner_may_be_silent_for_days(known: Touch, longest_s: float) -> None:
+    """The pauses grow up to their bound, and stay there."""
+    now = [100.0]
+    unanchored = Unanchored(lambda: now[0])
+    unanchored.note(b"lease")
+    for _ in range(3_000):
+        now[0] += LONGEST_PAUSE_S
+        [(lease, marks)] = list(unanchored.take())
+        unanchored.meets_silence(lease)
+        unanchored.outcome(lease, marks, known)
+    assert unanchored.next_in_s() == longest_s
