@@ -249,4 +249,4 @@ class Unanchored:
 
 def _pause_s(times: int, longest_s: float) -> float:
     """Twice as long each time, also after hours: powers of two overflow."""
-    return min(GATHERS_S * 2 ** min(times, 20), longest_s)
+    return min(GATHERS_S * (1 << min(times, 20)), longest_s)
