@@ -23,7 +23,7 @@ from .ledger import DURABLE_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE_BYTES = 100 * 2**20
-_LAST_LINES = 12
+_LAST_LINES = 60
 _CPUS = 2
 _CLIENTS_FIRST_PORT = 25_000
 # Ray gives a node that has fallen silent 15 s or more. Here it takes 5, so that more happens in a minute.
@@ -119,11 +119,8 @@ class Cluster:
         return {str(path.relative_to(self.folder)): path.stat().st_size for path in files}
 
     def last_words(self, pid: int) -> str:
-        """The last lines of what Ray and Python have logged of a process."""
-        lines: list[str] = []
-        for path in sorted(self.folder.rglob(f"logs/*{pid}.*")):
-            lines += [f"{path.name}:", *path.read_text(errors="replace").splitlines()[-_LAST_LINES:]]
-        return "\n".join(lines)
+        """See `last_words`."""
+        return last_words(self.folder, pid)
 
     def close(self) -> None:
         """End all."""
@@ -133,6 +130,14 @@ class Cluster:
         ray.shutdown()
         self._cluster.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def last_words(folder: Path, pid: int) -> str:
+    """The last lines of what Ray and Python have logged of a process, below a folder."""
+    lines: list[str] = []
+    for path in sorted(folder.rglob(f"logs/*{pid}.*")):
+        lines += [f"{path.name}:", *path.read_text(errors="replace").splitlines()[-_LAST_LINES:]]
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager

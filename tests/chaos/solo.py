@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -19,7 +18,7 @@ from .cluster import ROOT, kill
 from .ledger import Ledger
 from .orders import Hello, Reply
 from .soloist import from_line, to_line
-from .troupe import ORDER_TIMEOUT_S, HungError, Seat
+from .troupe import ORDER_TIMEOUT_S, HungError, Seat, Surprise
 
 _STARTS_S = 60.0
 _GRACE_S = "2"  # how long the server of a client waits for it to come back when it is gone without a word
@@ -103,9 +102,7 @@ class SoloSeat(Seat):
         surprise: as for `Seat`.
     """
 
-    def __init__(
-        self, name: str, job: str, kind: str, address: str, ledger: Ledger, surprise: Callable[[str], None]
-    ) -> None:
+    def __init__(self, name: str, job: str, kind: str, address: str, ledger: Ledger, surprise: Surprise) -> None:
         super().__init__(name, job, ledger, surprise)
         self.kind = kind
         self._address = address
@@ -115,7 +112,8 @@ class SoloSeat(Seat):
     def arrive(self, timeout_s: float) -> bool:
         """As for `Seat`."""
         with self._changing:
-            if self.line.process.poll() is not None:
+            if (status := self.line.process.poll()) is not None:
+                self.how_ended = f", exit status {status},"
                 self.line = _Line(self._address, self.kind)
             line = self.line
         try:
@@ -168,7 +166,7 @@ class Solo:
         surprise: as for `Seat`.
     """
 
-    def __init__(self, name: str, kind: str, address: str, ledger: Ledger, surprise: Callable[[str], None]) -> None:
+    def __init__(self, name: str, kind: str, address: str, ledger: Ledger, surprise: Surprise) -> None:
         self.name = name
         self._seat = SoloSeat(f"{name}.{kind}", name, kind, address, ledger, surprise)
 

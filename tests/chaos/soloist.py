@@ -7,12 +7,14 @@ can call `ray.shutdown()` in the middle of one, and `ray.init()` again. It ends 
 from __future__ import annotations
 
 import base64
+import faulthandler
 import logging
 import os
 import pickle
 import sys
 import threading
 import time
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -98,5 +100,15 @@ class Soloist:
         return Player(self._kind)
 
 
+def _keep_last_words() -> None:
+    """What is said on standard error goes where `Cluster.last_words` looks, also when the process is ended by a fault."""
+    folder = Path(os.environ["RAY_TMPDIR"]) / "logs"
+    folder.mkdir(exist_ok=True)
+    os.dup2(os.open(folder / f"soloist_{os.getpid()}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    faulthandler.enable()
+
+
 if __name__ == "__main__":
+    _keep_last_words()
     Soloist(*sys.argv[1:]).serve()
+    print("has ended in order", file=sys.stderr)

@@ -71,8 +71,9 @@ def storm(parameters: Parameters, say: Say = lambda _: None) -> Report:
 def _begin(parameters: Parameters, report: Report, nodes: Cluster, ledger: Ledger) -> tuple[list[Begin], Begin]:
     """What begins each job; and one that comes for a while, to where memory is about to be short."""
 
-    def surprise(why: str) -> None:
-        report.note(Verdict("wrong", why), "a death")
+    def surprise(who: str, pid: int) -> None:
+        words = nodes.last_words(pid)
+        report.note(Verdict("wrong", f"{who} ({pid}) died though nobody had killed it\n{words}"), "a death")
 
     def job(name: str) -> Job:
         return Job(name, nodes.address, parameters.players, ledger, surprise)

@@ -21,6 +21,8 @@ from .orders import NAMESPACE, Hello, Reply
 ORDER_TIMEOUT_S = 200.0  # longer than all that an order may wait for, one after the other
 _STARTS_S = 60.0
 
+Surprise = Callable[[str, int], None]  # who died without being killed, and the pid
+
 
 class HungError(Exception):
     """A player has not answered at all."""
@@ -33,10 +35,10 @@ class Seat:
         name: its name.
         job: the job's name.
         ledger: to tell who is there.
-        surprise: told of a process that died without being killed.
+        surprise: told of a process that died without being killed: which, and its pid.
     """
 
-    def __init__(self, name: str, job: str, ledger: Ledger, surprise: Callable[[str], None]) -> None:
+    def __init__(self, name: str, job: str, ledger: Ledger, surprise: Surprise) -> None:
         self.name = name
         self.job = job
         self.busy = threading.Lock()
@@ -44,6 +46,8 @@ class Seat:
         self.pid = 0
         self.doing = ""
         self.kind = ""  # of the process that was last there
+        self.how_ended = ""  # as far as it is known
+        self._last_pid = 0  # its, also when it has gone
         self._ledger = ledger
         self._surprise = surprise
         self._handle: Any = None
@@ -65,11 +69,12 @@ class Seat:
     def is_there(self, hello: Hello) -> None:
         """A process has said hello."""
         self.doing = ""
-        before = self.process
+        before, last_pid = self.process, self._last_pid
         self.pid, self.kind = hello.pid, hello.kind
+        self._last_pid = hello.pid
         self.process = self._ledger.born(hello.token, self.name, self.job, hello.node, hello.kind)
         if before and before.token != hello.token and before.dying_at == NEVER and not before.doomed:
-            self._surprise(f"player {self.name} died though nobody had killed it")
+            self._surprise(f"player {self.name}{self.how_ended}", last_pid)
 
     def ask(self, method: str, *args: Any) -> Reply | None:
         """Give an order and wait for the answer; None if the player died meanwhile.
@@ -111,7 +116,7 @@ class Job:
     """
 
     def __init__(
-        self, name: str, address: str, players: int, ledger: Ledger, surprise: Callable[[str], None], resource: str = ""
+        self, name: str, address: str, players: int, ledger: Ledger, surprise: Surprise, resource: str = ""
     ) -> None:
         self.name = name
         self.seats = [Seat(f"{name}.{number}", name, ledger, surprise) for number in range(players)]
