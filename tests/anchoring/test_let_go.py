@@ -100,7 +100,7 @@ WAYS: list[Callable[[Any], bytes]] = [
 ]
 
 
-@pytest.mark.parametrize("count", [90, pytest.param(600, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [90, pytest.param(300, marks=pytest.mark.long)])
 def test_an_owner_releases_pins_again_and_lets_go(cluster: str, count: int) -> None:
     """While other threads keep the registry busy. Of 3,000 some 10 were gone, before."""
     made: list[bytes] = []
@@ -150,7 +150,7 @@ def stumbling(pid: int, longest_s: float) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(6, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_a_borrower_releases_pins_again_and_lets_go(cluster: str, rounds: int) -> None:
     """While the owner stumbles, so that reports overtake one another. Of 400 some 7 were gone, before."""
     owner, forwarder = as_actor(Owner).remote(), as_actor(Forwarder).remote()

@@ -35,7 +35,7 @@ def test_at_some_lines(cluster: str, mode: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("mode", ["raise", "call"])
 @pytest.mark.parametrize("ways", [CALLED, OTHERS], ids=["called", "others"])
-@pytest.mark.parametrize("every", [pytest.param(3, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [pytest.param(7, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.slow)])
 def test_at_every_line(cluster: str, every: int, mode: str, ways: tuple[str, ...]) -> None:
-    """The same at every third line, or exhaustively."""
+    """The same at every seventh line, or exhaustively."""
     check(cluster, mode, every, ways)
