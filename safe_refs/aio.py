@@ -16,7 +16,21 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from . import admin, asks, checks, lifetimes, payloads, pickling, pinning, pipelines, places, putting, spending, terms
+from . import (
+    admin,
+    asks,
+    checks,
+    lifetimes,
+    pacing,
+    payloads,
+    pickling,
+    pinning,
+    pipelines,
+    places,
+    putting,
+    spending,
+    terms,
+)
 from .awaiting import in_thread, made, made_durably, undoable
 from .consuming import consume
 from .engine import BufferCallback, Pickled, pickle_object
@@ -266,7 +280,7 @@ async def resolve(
     refs = await asks.resolve_async(_checked(handle).address, timeout, slot=handle.slot, take=False, use=use)
     if anchored:
         try:
-            await asks.await_anchored_async([handle.address], timeout, since)
+            await pacing.await_anchored_async([handle.address], timeout, since)
         except BaseException:
             await spending.give_back_async([spending.Use(handle.address, use, False, refs)], timeout)
             raise

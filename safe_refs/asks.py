@@ -37,7 +37,7 @@ def release_later(address: LeaseAddress) -> None:
     here.registry(address.registry).release_later([address.lease])
 
 
-def _client() -> Session:
+def session() -> Session:
     """`client`, for something that is asked of a payload."""
     try:
         return client()
@@ -62,26 +62,6 @@ def resolve(
     return here.sender.resolve(row, _settings.deadline(timeout))
 
 
-@serializing.outside
-def await_anchored(addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, since: float) -> None:
-    """Wait until the owners of what this process has just resolved know it, so that it no longer depends on the registry.
-
-    Args:
-        addresses: of the leases.
-        timeout: of the whole call.
-        since: when that has begun, in monotonic seconds.
-
-    Raises:
-        RegistryUnavailableError: the registry does not anchor, or not in time.
-    """
-    here, timeout_s = _client(), _settings.deadline(timeout).timeout_s
-    deadline = Deadline(since + timeout_s, timeout_s)
-    for registry in dict.fromkeys(address.registry for address in addresses):
-        leases = [address.lease for address in addresses if address.registry == registry]
-        for part in here.parts:
-            part.await_anchored(registry, leases, deadline)
-
-
 def _give_back_late(row: Wanted, refs: list[Any]) -> None:
     """The answer to a resolve whose caller a signal handler's exception has taken away: nobody has had that use."""
     give_back([Use(row.address, row.use, row.take, refs)], None)
@@ -96,7 +76,7 @@ def resolve_many(
         return []
     from .registry.verbs import wanted
 
-    here = _client()
+    here = session()
     rows = [
         wanted(address, here, slot=None, take=take, use=use, late=_give_back_late)
         for address, use in zip(addresses, uses, strict=True)
@@ -138,14 +118,6 @@ async def waits_s(timeout: float | timedelta | None) -> float:
     return _settings.timeout_s(timeout)
 
 
-async def await_anchored_async(
-    addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, since: float
-) -> None:
-    """`await_anchored`, awaited."""
-    within_s = max(0.0, since + await waits_s(timeout) - time.monotonic())
-    await callers.to_thread(partial(await_anchored, addresses, timeout, since), within_s)
-
-
 async def resolve_async(
     address: LeaseAddress, timeout: float | timedelta | None, *, slot: int | None, take: bool, use: bytes = b""
 ) -> list[Any]:
@@ -157,7 +129,7 @@ async def resolve_async(
     except RegistryUnavailableError as error:
         raise workers.for_payload(error) from None
     if here is None:
-        here = await callers.to_thread(_client, await waits_s(timeout))
+        here = await callers.to_thread(session, await waits_s(timeout))
     await know_settings(timeout)
     return await here.resolve_async(wanted(address, here, slot=slot, take=take, use=use), _settings.deadline(timeout))
 
@@ -271,7 +243,7 @@ def renew(
     """Let a lease live so long from now; errors, and `lengthens`, as of `registry.verbs.renew`."""
     from .registry import verbs
 
-    seconds, here = config.ttl_s(ttl), _client()
+    seconds, here = config.ttl_s(ttl), session()
     if seconds is None and _settings.current().require_ttl:
         raise ValueError("a lease needs a time to live here, as require_ttl says: renew it for some seconds")
     here.check_cluster(address)
@@ -283,7 +255,7 @@ def expires_in_s(address: LeaseAddress, timeout: float | timedelta | None) -> fl
     """Seconds until a lease's ttl runs out; None without one; errors as of `registry.verbs.expires_in_s`."""
     from .registry import verbs
 
-    here = _client()
+    here = session()
     here.check_cluster(address)
     return verbs.expires_in_s(here.registry(address.registry), address, _settings.deadline(timeout))
 
@@ -293,7 +265,7 @@ def make_durable(addresses: Sequence[LeaseAddress], timeout: float | timedelta |
     """Have the registry hold copies in place of what leases hold; errors as of `durability.client.Copies`."""
     from . import assembly
 
-    _client()
+    session()
     assembly.client().copies.make_durable(addresses, _settings.durable_deadline(timeout))
 
 

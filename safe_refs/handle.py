@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from . import asks, callers, checks, envelope, slots, spending
+from . import asks, callers, checks, envelope, pacing, slots, spending
 from ._ray import objects
 from .envelope import FORMAT_VERSION, Header, LeaseAddress, check_version, pack_address, seal, unpack_address, unseal
 from .errors import EnvelopeError, OwnerGoneError, SafeRefsError
@@ -96,7 +96,7 @@ class SafeRef(Generic[T_co]):
         found: ray.ObjectRef[T_co] = asks.resolve(self._address, timeout, slot=self._slot, take=False, use=use)[0]
         if anchored:
             with spending.unless_opened([Use(self._address, use, False, [found])], timeout):
-                asks.await_anchored([self._address], timeout, since)
+                pacing.await_anchored([self._address], timeout, since)
         return found
 
     def get(self, timeout: float | None = None) -> T_co:

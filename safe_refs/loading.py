@@ -11,7 +11,7 @@ from datetime import timedelta
 from pickle import loads as unpickle  # as it is now: see `pickling`
 from typing import TYPE_CHECKING, Any
 
-from . import _settings, asks, checks, envelope, spending
+from . import _settings, asks, checks, envelope, pacing, spending
 from .handle import SafeRef, mistaken, slot_values
 from .spending import Use, new_use, plainly, reading, unless_opened, within
 
@@ -66,8 +66,8 @@ def load_all(
                     said: Any = {"inside": each.inner, "until": until, "uses": uses}
                     with reading(each.header, values.pop(), resolve, take=take, **said):
                         loaded.append(unpickle(each.inner, **how))
-            if anchored and resolve and headers:
-                asks.await_anchored([header.address for header in headers], timeout, since)
+            if resolve and headers and pacing.waits(headers, anchored):
+                pacing.await_pace(headers, anchored, timeout, since)
     except BaseException:
         del values, loaded  # the error keeps this frame
         raise
@@ -121,8 +121,8 @@ async def load_async(
     try:
         with reading(header, refs, resolve, take=take, inside=inner, until=until, uses=uses):
             loaded = unpickle(inner, **how)
-        if anchored:
-            await asks.await_anchored_async([header.address], timeout, since)
+        if pacing.waits([header], anchored):
+            await pacing.await_pace_async([header], anchored, timeout, since)
         return loaded
     except BaseException:
         del refs  # the error keeps this frame

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pickle import loads as unpickle  # as it is now: somebody may set the module's own to ours
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _settings, asks, checks, envelope, payloads, places, terms
+from . import _settings, asks, checks, envelope, pacing, payloads, places, terms
 from .engine import BufferCallback, Pickled, pickle_object
 from .errors import UnsupportedReferenceError
 from .handle import mistaken, slot_values
@@ -227,8 +227,8 @@ def loads(
     with reading(found.header, values[0], resolve, use, take, timeout, inside=found.inner, until=until):
         del values  # an error keeps this frame
         loaded = unpickle(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
-        if anchored and resolve:
-            asks.await_anchored([found.header.address], timeout, since)
+        if resolve and pacing.waits((found.header,), anchored):
+            pacing.await_pace([found.header], anchored, timeout, since)
         return loaded
 
 

@@ -68,7 +68,9 @@ class Outcomes:
         with self._lock:
             while leases:
                 lease, marks = leases.popitem()
-                ids = [actors.id_of(ref) for ref in counts.touchable(self._table.items_of(lease))]
+                wanted = self._unanchored.wanted(lease, marks)
+                all_ids = map(actors.id_of, counts.touchable(self._table.items_of(lease)))
+                ids = [id_ for id_ in all_ids if wanted is None or id_ in wanted]
                 # To a dead owner there is nothing to report. A lease that holds objects of others, too, lives for those.
                 found = {touched.get(id_, Touch.BUSY) for id_ in ids if id_ not in gone}
                 worst = next((state for state in (Touch.UNKNOWN, Touch.BUSY) if state in found), Touch.REPORTED)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, workers
@@ -90,7 +90,7 @@ class Anchoring(ShardPart):
         if self._anchors:
             self._handed_out.note(map(actors.id_of, items))
             if lease in self._table.live:
-                self._pass_on(lease, soon=soon)
+                self._pass_on(lease, items, soon=soon)
             else:  # a take, or the last use, has ended it already
                 self._see_off(items)
 
@@ -136,8 +136,10 @@ class Anchoring(ShardPart):
         self._parting.add(items)
         self._rounds.nudge()
 
-    def _pass_on(self, lease: bytes, *, soon: bool) -> None:
-        self._unanchored.note(lease, size=len(self._table.items_of(lease)), soon=soon)
+    def _pass_on(self, lease: bytes, items: Collection[Ref], *, soon: bool) -> None:
+        size = len(self._table.items_of(lease))
+        parts = None if len(items) >= size else map(actors.id_of, items)
+        self._unanchored.note(lease, size=size, parts=parts, soon=soon)
         self._rounds.nudge()
 
     # Events, without the lock.
@@ -217,7 +219,7 @@ class Anchoring(ShardPart):
                 mine = {id_: ref for id_, ref in theirs.items() if id_ in wanted and id_ not in found}
                 if mine:
                     found.update(mine)
-                    self._pass_on(lease, soon=True)
+                    self._pass_on(lease, mine.values(), soon=True)
         refs = list(found.values())
         key = call.key[:LENDER] + os.urandom(LENDER)
         self._relays.hold(call.relay, key, refs, [])

@@ -249,8 +249,6 @@ class Rounds:
                 for back in under_way.back:
                     back.over.wait(_BACK_S)
                     unconfirmed.update(back.unconfirmed)
-                with self._lock:
-                    self._pace.anchored(list(under_way.touched.values()).count(Touch.REPORTED))
                 self._outcomes.note(under_way.leases, under_way.touched, unconfirmed, self._touching.unopened)
             finally:
                 self._under_way.popleft()
@@ -266,7 +264,12 @@ class Rounds:
                 leases[lease] = marks
                 held = counts.touchable(self._table.items_of(lease))
                 ids = map(actors.id_of, held)
-                refs.update(pair for pair in zip(ids, held, strict=True) if pair[0] not in self._touching.unopened)
+                wanted, unopened = self._unanchored.wanted(lease, marks), self._touching.unopened
+                refs.update(
+                    (id_, ref)
+                    for id_, ref in zip(ids, held, strict=True)
+                    if id_ not in unopened and (wanted is None or id_ in wanted)
+                )
                 if len(refs) >= _MOST_REFERENCES:
                     break
         return list(refs.values())
@@ -303,6 +306,8 @@ class Rounds:
                 batch.is_over.set()
                 self._turn("touch")
                 touched = batch.touched or touched
+                with self._lock:
+                    self._pace.anchored(touched.count(Touch.REPORTED))
             finally:
                 batch.is_over.set()
                 self._batch = None

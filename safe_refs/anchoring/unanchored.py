@@ -5,6 +5,8 @@ passed them. So a lease becomes unanchored if a process pinned it that only borr
 record came from another shard or went to one. A lease that a borrower pinned *depends on* the borrower until a round finds that the
 owners know this shard. If the process dies before that, the objects are gone, whatever the shard holds, and the lease is lost.
 
+Of a lease that holds many objects, and of which one was passed on, only that one has to be anchored.
+
     note ──► due (after 0.2 s) ──► take ──► [a round] ──► outcome ──┬── the owners know all: forgotten
               ▲                                                     ├── passed on again meanwhile: due again
               └────────────── due again, ever later ◄───────────────┼── an owner doesn't know this shard, or was busy
@@ -17,7 +19,8 @@ entry for each live lease (`forget` says that one has ended), and the heap is at
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from .._ray.counts import Touch
 
@@ -39,20 +42,37 @@ class _Entry:
         due_at: when to try next; None while a round has the lease.
         tries: how often that was without success.
         silences: how often an owner was silent, since it was last noted.
-        marks: counts how often the lease was noted, so that a round sees whether that happened meanwhile.
-        size: how many references it holds.
+        marks: the last of all marks that it has got, so that a round sees whether it was noted meanwhile.
+        parts: the objects of it that were passed on, each with the mark of the last time; None for all that it holds.
+        size: how many references these are.
     """
 
-    __slots__ = ("depends_on", "died_at", "due_at", "from_shard", "marks", "silences", "size", "tries")
+    __slots__ = ("depends_on", "died_at", "due_at", "from_shard", "marks", "parts", "silences", "size", "tries")
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self) -> None:
+        self.parts: dict[bytes, int] | None = {}
+        self.size = 0
         self.depends_on = b""
         self.from_shard = False
         self.died_at: float | None = None
         self.due_at: float | None = 0.0
         self.tries = self.silences = 0
         self.marks = 0
+
+    def mark(self, mark: int, size: int, parts: Iterable[bytes] | None) -> None:
+        """So many objects of it were passed on: these, or all."""
+        self.marks = mark
+        if parts is None or self.parts is None:
+            self.parts, self.size = None, max(self.size, size)
+        else:
+            self.parts.update(dict.fromkeys(parts, self.marks))
+            self.size = len(self.parts)
+
+    def anchored(self, marks: int) -> None:
+        """What was passed on up to this mark is known to the owners."""
+        if self.parts is not None:
+            self.parts = {id_: mark for id_, mark in self.parts.items() if mark > marks}
+            self.size = len(self.parts)
 
 
 class Unanchored:
@@ -68,7 +88,9 @@ class Unanchored:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.waiting = 0
-        self._first: dict[bytes, float] = {}  # the leases that `waiting` counts, and since when; the oldest first
+        self._marks = itertools.count(1)  # one for each note: a lease that ends, and lives again, has none of before
+        # The leases that `waiting` counts: since when, and for how many references; the oldest first.
+        self._first: dict[bytes, tuple[float, int]] = {}
         self._entries: dict[bytes, _Entry] = {}  # at most one for each live lease
         # A heap of when leases are due. A lease that is put again leaves its old time in it, and so does one that is forgotten.
         # So the heap is made anew when it is longer than twice the entries, and 64.
@@ -79,10 +101,17 @@ class Unanchored:
 
     def behind_s(self) -> float:
         """For how many seconds the lease that waits longest for the end of its first round has waited; 0 if none waits."""
-        return next((self._clock() - since for since in self._first.values()), 0.0)
+        return next((self._clock() - since for since, _ in self._first.values()), 0.0)
 
     def note(
-        self, lease: bytes, depends_on: bytes = b"", *, size: int = 1, from_shard: bool = False, soon: bool = False
+        self,
+        lease: bytes,
+        depends_on: bytes = b"",
+        *,
+        size: int = 1,
+        parts: Iterable[bytes] | None = None,
+        from_shard: bool = False,
+        soon: bool = False,
     ) -> None:
         """A lease was passed on, or has come from a process that doesn't own its objects.
 
@@ -90,16 +119,20 @@ class Unanchored:
             lease: its id.
             depends_on: the address of that process.
             size: how many references it holds.
+            parts: the objects of it that were passed on; None for all.
             from_shard: that process is another shard.
             soon: try it without waiting for company.
         """
         entry = self._entries.get(lease)
         if entry is None:
-            entry = self._entries[lease] = _Entry(size)
+            entry = self._entries[lease] = _Entry()
         elif not depends_on and not soon and (entry.due_at is None or entry.due_at <= self._clock() + GATHERS_S):
-            entry.marks += 1  # it is due soon, or a round has it, and sees by the mark that it has to be tried again
+            # It is due soon, or a round has it, and sees by the mark that it has to be tried again.
+            entry.mark(next(self._marks), size, parts)
+            if lease in self._first:
+                self._wait_for_first(lease, entry)
             return
-        entry.marks += 1
+        entry.mark(next(self._marks), size, parts)
         entry.tries = entry.silences = 0
         self._wait_for_first(lease, entry)
         if depends_on:
@@ -158,6 +191,13 @@ class Unanchored:
                 entry.due_at = None
                 yield lease, entry.marks
 
+    def wanted(self, lease: bytes, marks: int) -> Collection[bytes] | None:
+        """The objects of a lease that a round has to anchor which has taken it with these marks; None for all that it holds."""
+        entry = self._entries.get(lease)
+        if entry is None or entry.parts is None:
+            return None
+        return {id_ for id_, mark in entry.parts.items() if mark <= marks}
+
     def next_in_s(self) -> float | None:
         """Seconds until a lease may be due; None if none is."""
         return max(0.0, self._queue[0][0] - self._clock()) if self._queue else None
@@ -181,6 +221,8 @@ class Unanchored:
             else:
                 entry.from_shard = entry.from_shard and not confirmed
                 entry.tries = 0
+                if confirmed:
+                    entry.anchored(marks)
                 self._had_first(lease)
                 if entry.marks != marks:
                     self._wait_for_first(lease, entry)
@@ -228,13 +270,13 @@ class Unanchored:
                 self._put(lease, entry, 0.0)
 
     def _wait_for_first(self, lease: bytes, entry: _Entry) -> None:
-        if lease not in self._first:
-            self._first[lease] = self._clock()
-            self.waiting += entry.size
+        since, size = self._first.get(lease, (self._clock(), 0))
+        self._first[lease] = (since, entry.size)
+        self.waiting += entry.size - size
 
     def _had_first(self, lease: bytes) -> None:
-        if self._first.pop(lease, None) is not None:
-            self.waiting -= self._entries[lease].size
+        _, size = self._first.pop(lease, (0.0, 0))
+        self.waiting -= size
 
     def _put(self, lease: bytes, entry: _Entry, pause_s: float) -> None:
         entry.due_at = self._clock() + pause_s

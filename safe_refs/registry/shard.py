@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 A = TypeVar("A")
 C = TypeVar("C")
 
+_MOST_TOGETHER = (
+    1_000  # references in an answer, if it is about several leases: others wait meanwhile, ten milliseconds or so
+)
+
 
 def actor_name(registry: str, shard: int = 0) -> str:
     """Name of a shard's actor, in the namespace `safe_refs`."""
@@ -146,7 +150,8 @@ class Shard:
         for row in call.rows:
             # If a lease holds an actor whose job has ended, the reader can't open the answer, nor any lease in it. A use or a take
             # can't be had twice, so the caller must ask for such a lease by itself.
-            found = NotNow.IN_TURN if call.together and self._spoils(row) else self._resolve(row)
+            is_full = call.together and len(refs) >= _MOST_TOGETHER
+            found = NotNow.IN_TURN if is_full or (call.together and self._spoils(row)) else self._resolve(row)
             if isinstance(found, list):
                 refs += found
             answers.append(len(found) if isinstance(found, list) else found)

@@ -31,7 +31,8 @@ class NotNow(enum.Enum):
 
     STALE: the caller goes by an old topology; look it up again. CLOSING: the registry is being shut down. RECOVERING: the shard does
     not know yet all that it should; ask again, or ask others. IN_TURN: the lease counts its uses, so ask its replicas one after the
-    other, in a call of its own. DOUBTFUL: the lease depended on a process that is dead, and what it held may be gone; ask again.
+    other, in a call of its own; or the answer is full. DOUBTFUL: the lease depended on a process that is dead, and what it held may
+    be gone; ask again.
     BEHIND: too many references were resolved of late, of whose readers the owners don't know yet; ask again a little later.
     """
 

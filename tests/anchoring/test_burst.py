@@ -44,7 +44,17 @@ class Resolver:
     """A reader, which keeps what it resolves."""
 
     def load(self, payloads: list[bytes]) -> None:
-        self.refs = safe_refs.loads_many(payloads)
+        found = safe_refs.loads_many(payloads) if len(payloads) > 1 else [safe_refs.loads(payloads[0])]
+        self.refs = [ref for each in found for ref in (each if isinstance(each, list) else [each])]
+
+    def resolve_one(self, payload: bytes, place: int, environment: dict[str, str]) -> float:
+        import os
+
+        os.environ.update(environment)
+        handle = safe_refs.loads(payload, resolve=False)[place]
+        begun = time.monotonic()
+        self.refs = [*vars(self).get("refs", []), handle.resolve(anchored=True)]
+        return time.monotonic() - begun
 
     def load_in_way(self, payloads: list[bytes], way: str, environment: dict[str, str]) -> None:
         import os
@@ -73,30 +83,69 @@ class Resolver:
 
 
 @pytest.mark.parametrize(
-    ("count", "rounds"),
+    ("count", "each", "rounds"),
     [
-        (2_000, 1),
-        pytest.param(10_000, 3, marks=pytest.mark.long),
-        pytest.param(10_000, 50, marks=pytest.mark.slow),
+        (2_000, 1, 1),
+        (2_000, 2_000, 1),
+        *(pytest.param(10_000, each, 1, marks=pytest.mark.long) for each in (1, 100, 10_000)),
+        *(pytest.param(10_000, each, 50, marks=pytest.mark.slow) for each in (1, 100, 10_000)),
     ],
 )
 @pytest.mark.timeout(1800)
-def test_what_was_resolved_at_once_is_good_a_second_later(start: Start, count: int, rounds: int) -> None:
-    """The registry is killed at a random moment later than a second after `loads_many` returned: all references are good.
+def test_what_was_resolved_at_once_is_good_a_second_later(start: Start, count: int, each: int, rounds: int) -> None:
+    """The registry is killed at a random moment later than a second after `loads` returned: all references are good.
 
-    And when they are dropped, the store is empty within three seconds.
+    However many a payload holds. And when they are dropped, the store is empty within three seconds.
     """
     registry = start(1, 1)
     chance = random.Random(count + rounds)  # noqa: S311 # only a seed's draws can be drawn again
     for _ in range(rounds):
         reader = as_actor(Resolver).remote()
-        payloads = safe_refs.dumps_many([ray.put(number) for number in range(count)])
+        refs: list[Any] = [ray.put(number) for number in range(count)]
+        payloads = safe_refs.dumps_many(
+            [refs[place : place + each] if each > 1 else refs[place] for place in range(0, count, each)]
+        )
+        refs.clear()
         ray.get(reader.load.remote(payloads), timeout=120)
         time.sleep(SAFE_S + 2 * chance.random())
         kill(registry, 0)
         assert ray.get(reader.lost.remote(), timeout=300) == 0
         ray.get(reader.drop.remote(), timeout=60)
         assert is_empty(EMPTY_S)
+
+
+@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_of_a_large_payload_only_what_was_resolved_is_anchored(start: Start, shards: int) -> None:
+    """Whoever opens one handle of thousands doesn't wait for all of them, nor for what others have opened before."""
+    registry = start(shards, shards)
+    refs: list[Any] = [ray.put(number) for number in range(3_000)]
+    payload = safe_refs.dumps(refs)
+    refs.clear()
+    reader = as_actor(Resolver).remote()
+    waited: list[float] = []
+    for place in (0, 1500, 2999, 1500):
+        took = ray.get(reader.resolve_one.remote(payload, place, {"SAFE_REFS_REGISTRY": registry}), timeout=60)
+        waited.append(took)
+    begun = time.monotonic()
+    safe_refs.loads(payload, anchored=True)
+    assert max(waited[1:]) < (time.monotonic() - begun) / 3  # the first one may have waited for relays to start
+    for shard in range(shards):
+        kill(registry, shard)
+    assert ray.get(reader.lost.remote(), timeout=60) == 0
+    ray.get(reader.drop.remote(), timeout=60)
+
+
+@pytest.mark.parametrize("terms", [{}, {"uses": 1}], ids=["plain", "uses"])
+@pytest.mark.parametrize("take", [False, True], ids=["loaded", "taken"])
+def test_more_than_an_answer_holds(start: Start, terms: dict[str, Any], take: bool) -> None:
+    """A thousand references are in it at most, if it is about several payloads; each is opened all the same, and once."""
+    start(1, 1)
+    refs: list[Any] = [ray.put(number) for number in range(1_800)]
+    payloads = safe_refs.dumps_many([refs[place : place + 300] for place in range(0, 1_800, 300)], **terms)
+    refs.clear()
+    loaded = safe_refs.loads_many(payloads, take=take)
+    assert ray.get([ref for each in loaded for ref in each], timeout=60) == list(range(1_800))
+    assert safe_refs.release(payloads) == (0 if take or terms else len(payloads))
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,70 @@ def test_references_wait_until_their_first_round_ends(unanchored: Unanchored, cl
     assert (unanchored.waiting, unanchored.behind_s(), len(unanchored)) == (0, 0.0, 0)
 
 
+def test_of_a_lease_only_what_was_passed_on_is_wanted(unanchored: Unanchored, clock: list[float]) -> None:
+    """Each object until a round has anchored it that began after it was passed on; the whole lease, if a process passed on all."""
+    unanchored.note(b"a", size=1000, parts=[b"1", b"2"])
+    unanchored.note(b"a", size=1000, parts=[b"2", b"3"])
+    assert unanchored.waiting == 3
+    clock[0] += 1
+    [(lease, marks)] = unanchored.take()
+    unanchored.note(b"a", size=1000, parts=[b"3", b"4"])
+    assert unanchored.wanted(lease, marks) == {b"1", b"2"}, "3 has been passed on since"
+    unanchored.outcome(lease, marks, Touch.REPORTED, confirmed=False)
+    clock[0] += 1
+    [(lease, marks)] = unanchored.take()
+    assert unanchored.wanted(lease, marks) == {b"1", b"2", b"3", b"4"}, "nothing was confirmed"
+    unanchored.note(b"a", size=1000, parts=[b"1"])
+    unanchored.outcome(lease, marks, Touch.REPORTED)
+    assert unanchored.waiting == 1
+    clock[0] += 1
+    [(lease, marks)] = unanchored.take()
+    assert unanchored.wanted(lease, marks) == {b"1"}
+    unanchored.note(b"a", b"maker", size=1000)
+    assert (unanchored.wanted(lease, marks), unanchored.waiting) == (None, 1000)
+    unanchored.note(b"a", size=1000, parts=[b"1"])
+    assert unanchored.wanted(lease, marks) is None
+    unanchored.forget(b"a")
+    assert (unanchored.waiting, len(unanchored)) == (0, 0)
+
+
+def test_no_object_is_forgotten_before_a_round_has_anchored_it(unanchored: Unanchored, clock: list[float]) -> None:
+    """Whatever happens in whatever order: what was passed on is wanted by the next round, and what `waiting` counts comes to zero."""
+    chance = random.Random(11)  # noqa: S311 # only a seed's draws can be drawn again
+    # What is to be anchored, by lease, and the step at which it was passed on last.
+    passed: dict[bytes, dict[bytes, int]] = {}
+    rounds: dict[bytes, tuple[int, int]] = {}  # the marks of leases in a round, and the step at which it began
+    for step in range(30_000):
+        lease, what = bytes([chance.randrange(8)]), chance.randrange(8)
+        if what <= 2:
+            some = [bytes([chance.randrange(20)]) for _ in range(chance.randrange(1, 4))]
+            unanchored.note(lease, size=20, parts=some, soon=chance.random() < 0.3)
+            passed.setdefault(lease, {}).update(dict.fromkeys(some, step))
+        elif what == 3 and chance.random() < 0.1:
+            unanchored.forget(lease)
+            passed.pop(lease, None)
+        elif what == 4:
+            for taken, marks in unanchored.take():
+                rounds[taken] = (marks, step)
+                wanted = unanchored.wanted(taken, marks)
+                assert wanted is None or set(wanted) == set(passed[taken])
+        elif what == 5 and rounds:
+            taken, (marks, begun) = rounds.popitem()
+            known, confirmed = chance.choice(list(Touch)), chance.random() < 0.8
+            unanchored.outcome(taken, marks, known, confirmed=confirmed)
+            if known is Touch.REPORTED and confirmed and taken in passed:
+                passed[taken] = {id_: at for id_, at in passed[taken].items() if at > begun}
+                if not passed[taken]:
+                    del passed[taken]
+        else:
+            clock[0] += chance.random()
+        assert {each for each in passed if each not in unanchored} == set()
+        assert unanchored.waiting >= 0
+    for number in range(8):
+        unanchored.forget(bytes([number]))
+    assert (unanchored.waiting, unanchored.behind_s()) == (0, 0.0)
+
+
 @pytest.mark.parametrize(("known", "longest_s"), [(Touch.BUSY, SILENT_S), (Touch.UNKNOWN, LONGEST_PAUSE_S)])
 def test_an_owner_may_be_silent_for_days(known: Touch, longest_s: float) -> None:
     """The pauses grow up to their bound, and stay there."""

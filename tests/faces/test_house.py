@@ -16,7 +16,7 @@ TESTS = ROOT / "tests"
 # Rooms from top to bottom: a file imports what stands in its own room or below, never above. Wings stand side by side.
 WINGS = {"batching", "replication", "durability", "anchoring"}
 ABOVE = ["__main__", "cli", "demo", "__init__", "aio", "faces"]
-ABOVE += ["pickling", "loading", "handle", "asks", "spending", "payloads", "assembly"]
+ABOVE += ["pickling", "loading", "handle", "pacing", "asks", "spending", "payloads", "assembly"]
 # The chain that a reference goes through, and what stands beside it.
 CHAIN = ("pickling", "slots", "payloads", "registry.calls", "registry.asking", "registry.shard", "registry.leases")
 MOST_LINES = 350

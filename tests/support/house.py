@@ -53,7 +53,7 @@ ROOMS = (
             "awaiting",
         ),
     ),
-    Room("leases", "how leases begin, are asked about, end", ("payloads", "asks", "spending", "terms")),
+    Room("leases", "how leases begin, are asked about, end", ("payloads", "asks", "pacing", "spending", "terms")),
     Room("slots", "pickles, numbered slots", ("engine", "by_value", "identity", "slots", "kinds", "others", "places")),
     Room("assembly", "plugs in the wings", ("assembly",)),
     Room("batching", "wing: many at once"),
