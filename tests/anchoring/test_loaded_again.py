@@ -19,16 +19,22 @@ from tests.support.shards import Start
 from tests.support.store import is_empty
 from tests.support.waiting import wait_until
 
-COUNT = 20
+COUNT = {"objects": 20, "actors": 4}
 SILENT_S = 1.0
+
+
+class Held:
+    def ping(self) -> bool:
+        return True
 
 
 class Owner:
     def pid(self) -> int:
         return os.getpid()
 
-    def make(self) -> list[bytes]:
-        return [safe_refs.dumps(ray.put(bytes(110_000))) for _ in range(COUNT)]
+    def make(self, kind: str) -> list[bytes]:
+        make: Any = as_actor(Held).remote if kind == "actors" else lambda: ray.put(bytes(110_000))
+        return [safe_refs.dumps(make()) for _ in range(COUNT[kind])]
 
 
 class Reader:
@@ -45,7 +51,7 @@ class Reader:
 
     def _reads(self, ref: Any) -> bool:
         try:
-            ray.get(ref, timeout=5)
+            ray.get(ref if isinstance(ref, ray.ObjectRef) else ref.ping.remote(), timeout=5)
         except Exception:
             return False
         return True
@@ -56,23 +62,26 @@ class Reader:
 
 
 @pytest.mark.parametrize(
-    ("shards", "ends", "rounds"),
+    ("kind", "shards", "ends", "rounds"),
     [
-        (1, "later", 1),
+        ("objects", 1, "later", 1),
         *(
-            pytest.param(shards, ends, 3, marks=pytest.mark.long)
+            pytest.param("objects", shards, ends, 3, marks=pytest.mark.long)
             for shards in (1, 2)
             for ends in ("later", "at once", "by a take")
         ),
+        *(pytest.param("actors", shards, "at once", 3, marks=pytest.mark.long) for shards in (1, 2)),
     ],
 )
-def test_a_reader_loads_again_while_the_owner_is_silent(start: Start, shards: int, ends: str, rounds: int) -> None:
+def test_a_reader_loads_again_while_the_owner_is_silent(
+    start: Start, kind: str, shards: int, ends: str, rounds: int
+) -> None:
     """Whether its lease ends when the owner is there again, or before. One of five was gone, before."""
     start(shards, shards)
     owner, reader = as_actor(Owner).remote(), as_actor(Reader).remote()
     pid, lost = ray.get(owner.pid.remote()), 0
     for _ in range(rounds):
-        payloads = ray.get(owner.make.remote())
+        payloads = ray.get(owner.make.remote(kind))
         ray.get(reader.load.remote(payloads))
         wait_until(anchored, 30)
         time.sleep(0.5)  # for the owner to ask the reader to report when it lets go
@@ -81,13 +90,13 @@ def test_a_reader_loads_again_while_the_owner_is_silent(start: Start, shards: in
             wait_until(lambda: is_stopped(pid), 10)
             ray.get(reader.load_again.remote(payloads, ends == "by a take"))
             if ends == "at once":
-                assert safe_refs.release(payloads) == COUNT
+                assert safe_refs.release(payloads) == len(payloads)
             time.sleep(SILENT_S)
         finally:
             os.kill(pid, signal.SIGCONT)
         if ends == "later":
             wait_until(anchored, 30)
-            assert safe_refs.release(payloads) == COUNT
+            assert safe_refs.release(payloads) == len(payloads)
         time.sleep(1.5)
         lost += ray.get(reader.lost.remote(), timeout=200)
         ray.get(reader.drop.remote())
@@ -100,7 +109,7 @@ def test_what_was_taken_right_before_a_shutdown_is_good(start: Start, shards: in
     """The shard still holds it, for a moment; it lets go before it ends, and waits until the owner has asked to whom it went."""
     start(shards, shards)
     owner, reader = as_actor(Owner).remote(), as_actor(Reader).remote()
-    payloads = ray.get(owner.make.remote())
+    payloads = ray.get(owner.make.remote("objects"))
     ray.get(reader.load.remote([]))
     ray.get(reader.load_again.remote(payloads, True))
     safe_refs.shutdown(force=True)
