@@ -142,9 +142,13 @@ def open_payload(body: bytes, buffers: Sequence[Buffer] = ()) -> Any:
     resolve, take, timeout, until = within([found.header.address.lease], resolve=True, take=False, timeout=None)
     use = new_use(found.header, take)
     values = slot_values([found.header], resolve, take, timeout, [use])
+    since = time.monotonic()
     with reading(found.header, values[0], resolve, use, take, timeout, inside=found.inner, until=until):
         del values  # an error keeps this frame
-        return unpickle(found.inner, buffers=buffers or None)
+        loaded = unpickle(found.inner, buffers=buffers or None)
+        if resolve and pacing.waits((found.header,), anchored=False):
+            pacing.await_pace([found.header], anchored=False, timeout=timeout, since=since)
+        return loaded
 
 
 open_payload.__module__ = "safe_refs"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 
@@ -21,13 +21,12 @@ from ._ray import serializing
 from .config import Deadline
 from .envelope import Header, LeaseAddress
 from .errors import RegistryUnavailableError
-
-_LARGE = 1_000  # references of a payload: so many are anchored in less than a second
+from .registry.wire import MOST_TOGETHER
 
 
 def waits(headers: Iterable[Header], anchored: bool) -> bool:
-    """Whether who has resolved payloads has to wait before it uses them: `await_pace`."""
-    return anchored or any(len(header.kinds) > _LARGE for header in headers)
+    """Whether `await_pace` is needed, once payloads are resolved."""
+    return anchored or any(len(header.kinds) > MOST_TOGETHER for header in headers)
 
 
 def await_pace(headers: Sequence[Header], anchored: bool, timeout: float | timedelta | None, since: float) -> None:
@@ -42,7 +41,7 @@ def await_pace(headers: Sequence[Header], anchored: bool, timeout: float | timed
     Raises:
         RegistryUnavailableError: with `anchored`, as for `await_anchored`.
     """
-    addresses = [header.address for header in headers if anchored or len(header.kinds) > _LARGE]
+    addresses = [header.address for header in headers if anchored or len(header.kinds) > MOST_TOGETHER]
     if anchored:
         await_anchored(addresses, timeout, since)
     else:
@@ -51,12 +50,12 @@ def await_pace(headers: Sequence[Header], anchored: bool, timeout: float | timed
 
 @serializing.outside
 def _keep_pace(addresses: Sequence[LeaseAddress], timeout: float | timedelta | None, since: float) -> None:
-    from .registry import calls, verbs
+    from .registry import behind, calls
 
     with suppress(RegistryUnavailableError, calls.NoRegistryError):
         here, timeout_s = asks.session(), _settings.deadline(timeout).timeout_s
         for registry, leases in _by_registry(addresses).items():
-            verbs.keep_pace(here.registry(registry), leases, Deadline(since + timeout_s, timeout_s))
+            behind.keep_pace(here.registry(registry), leases, Deadline(since + timeout_s, timeout_s))
 
 
 def _by_registry(addresses: Iterable[LeaseAddress]) -> dict[str, list[bytes]]:
@@ -96,7 +95,8 @@ async def await_pace_async(
     headers: Sequence[Header], anchored: bool, timeout: float | timedelta | None, since: float
 ) -> None:
     """`await_pace`, awaited."""
-    await callers.to_thread(partial(await_pace, headers, anchored, timeout, since), await _left_s(timeout, since))
+    with nullcontext() if anchored else suppress(RegistryUnavailableError):
+        await callers.to_thread(partial(await_pace, headers, anchored, timeout, since), await _left_s(timeout, since))
 
 
 async def _left_s(timeout: float | timedelta | None, since: float) -> float:

@@ -6,12 +6,13 @@ What always holds: a subclass's hooks (`find_class`, `persistent_load`) work on 
 from __future__ import annotations
 
 import pickle
+import time
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # by which `pickle` reads what Python 2 wrote
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import checks, envelope
+from . import checks, envelope, pacing
 from .errors import EnvelopeError
 from .handle import slot_values
 from .slots import slot
@@ -108,7 +109,7 @@ class Unpickler(pickle.Unpickler):
         found = envelope.open_body(body)
         lease = found.header.address.lease
         resolve, take, timeout, until = within([lease], self._resolve, self._take, self._timeout)
-        use = new_use(found.header, take)
+        use, since = new_use(found.header, take), time.monotonic()
         values = slot_values([found.header], resolve, take, timeout, [use])
         if use and resolve:
             self._uses.append(Use(found.header.address, use, take, values[0]))
@@ -119,6 +120,8 @@ class Unpickler(pickle.Unpickler):
             self._renames = is_old and self._how["fix_imports"]
             try:
                 value = _Inner(self, found.inner, buffers, self._how).load()
+                if resolve and pacing.waits((found.header,), anchored=False):
+                    pacing.await_pace([found.header], anchored=False, timeout=timeout, since=since)
             finally:
                 self._renames = around
         self._is_at_payload = True

@@ -173,6 +173,8 @@ class Anchoring(ShardPart):
 
     def crowded(self) -> NotNow | None:
         """So many references wait to be anchored that those which are resolved now would not be within a second."""
+        if not self._anchors:
+            return None
         with self._lock:
             is_behind = self._pace.is_behind(self._unanchored.waiting, self._unanchored.behind_s())
         return NotNow.BEHIND if is_behind else None

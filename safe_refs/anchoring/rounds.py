@@ -24,7 +24,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, objects, workers
@@ -229,8 +229,9 @@ class Rounds:
         try:
             waiting = self._gather(leases)
             # A large lease is taken in parts, so that calls come in between.
+            size = part_size(len(waiting))
             while waiting and not self._closing.is_set():
-                part, waiting = waiting[:_MOST_REFERENCES], waiting[_MOST_REFERENCES:]
+                part, waiting = waiting[:size], waiting[size:]
                 self._lend(self._of_answering(part, leases), under_way)
         finally:
             if leases:
@@ -274,17 +275,18 @@ class Rounds:
                     break
         return list(refs.values())
 
-    def _of_answering(self, refs: list[Ref], leases: Iterable[bytes]) -> list[Ref]:
+    def _of_answering(self, refs: list[Ref], leases: Mapping[bytes, int]) -> list[Ref]:
         """Those of these whose owners answer. To the others nothing is reported; their leases are tried again."""
         with self._lock:  # while counts are touched, Ray does not know the owner
             owners = [workers.owner_of(ref) for ref in refs]
         silent = self._answering.silent(dict(zip(owners, refs, strict=True)))
         if not silent:
             return refs
+        theirs = {actors.id_of(ref) for ref, owner in zip(refs, owners, strict=True) if owner in silent}
         with self._lock:
-            for lease in leases:
-                held = self._table.live.get(lease)
-                if held is not None and not silent.isdisjoint(held.owners):
+            for lease, marks in leases.items():
+                wanted = self._unanchored.wanted(lease, marks)
+                if not theirs.isdisjoint(map(actors.id_of, self._table.items_of(lease)) if wanted is None else wanted):
                     self._unanchored.meets_silence(lease)
         return [ref for ref, owner in zip(refs, owners, strict=True) if owner not in silent]
 
@@ -330,6 +332,12 @@ class Rounds:
             if time.monotonic() > until:
                 raise TimeoutError(f"no turn came within {_TURN_COMES_S:g} s")
         objects.get(reply, _TURN_COMES_S)
+
+
+def part_size(references: int) -> int:
+    """How many of so many references go into a turn: nearly as many into each, so that each shows how fast that goes (`pace`)."""
+    turns = -(-references // _MOST_REFERENCES)
+    return -(-references // turns) if turns else 0
 
 
 def _reported(refs: Sequence[Ref], touched: Sequence[Touch]) -> list[bytes]:

@@ -37,6 +37,7 @@ class _Entry:
 
     Attributes:
         depends_on: address of the process that it depends on; empty for none.
+        depends_since: the mark with which that was noted.
         from_shard: that process is another shard.
         died_at: when that process was found dead; None while it lives.
         due_at: when to try next; None while a round has the lease.
@@ -47,12 +48,23 @@ class _Entry:
         size: how many references these are.
     """
 
-    __slots__ = ("depends_on", "died_at", "due_at", "from_shard", "marks", "parts", "silences", "size", "tries")
+    __slots__ = (
+        "depends_on",
+        "depends_since",
+        "died_at",
+        "due_at",
+        "from_shard",
+        "marks",
+        "parts",
+        "silences",
+        "size",
+        "tries",
+    )
 
     def __init__(self) -> None:
         self.parts: dict[bytes, int] | None = {}
         self.size = 0
-        self.depends_on = b""
+        self.depends_on, self.depends_since = b"", 0
         self.from_shard = False
         self.died_at: float | None = None
         self.due_at: float | None = 0.0
@@ -129,14 +141,14 @@ class Unanchored:
         elif not depends_on and not soon and (entry.due_at is None or entry.due_at <= self._clock() + GATHERS_S):
             # It is due soon, or a round has it, and sees by the mark that it has to be tried again.
             entry.mark(next(self._marks), size, parts)
-            if lease in self._first:
-                self._wait_for_first(lease, entry)
+            self._wait_for_first(lease, entry)
             return
         entry.mark(next(self._marks), size, parts)
         entry.tries = entry.silences = 0
         self._wait_for_first(lease, entry)
         if depends_on:
             entry.depends_on, entry.died_at, entry.from_shard = depends_on, None, from_shard
+            entry.depends_since = entry.marks
         self._put(lease, entry, 0.0 if soon else GATHERS_S)
 
     def hasten(self, lease: bytes) -> bool:
@@ -192,7 +204,7 @@ class Unanchored:
                 yield lease, entry.marks
 
     def wanted(self, lease: bytes, marks: int) -> Collection[bytes] | None:
-        """The objects of a lease that a round has to anchor which has taken it with these marks; None for all that it holds."""
+        """The objects of a lease that a round has to anchor which took it with these marks; None for all that it holds, if any."""
         entry = self._entries.get(lease)
         if entry is None or entry.parts is None:
             return None
@@ -215,7 +227,8 @@ class Unanchored:
         if entry is None:
             return False
         if known is Touch.REPORTED:
-            entry.depends_on, entry.died_at = b"", None
+            if entry.depends_since <= marks:
+                entry.depends_on, entry.died_at = b"", None
             if confirmed and entry.marks == marks:
                 self.forget(lease)
             else:
@@ -235,6 +248,9 @@ class Unanchored:
         else:
             entry.tries += 1
             self._had_first(lease)
+            if entry.marks != marks:
+                entry.tries = 0
+                self._wait_for_first(lease, entry)
             # Another shard is anchoring the same lease by now, or a verdict is due: both soon.
             is_soon = entry.died_at is not None or (entry.from_shard and entry.tries < _SOON_TRIES)
             self._put(lease, entry, GATHERS_S if is_soon else _pause_s(entry.tries, LONGEST_PAUSE_S))

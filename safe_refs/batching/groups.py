@@ -129,12 +129,16 @@ class Batched:
                 registry = self.session.registry(name)
                 places = [place for place, row in enumerate(rows) if row.address.registry == name]
                 for start in range(0, len(places), _RESOLVED_AT_ONCE):
-                    some = places[start : start + _RESOLVED_AT_ONCE]
-                    answers = _resolve_together(registry, [rows[place] for place in some], deadline)
-                    found.update((place, refs) for place, refs in zip(some, answers, strict=True) if refs is not None)
+                    some, left = places[start : start + _RESOLVED_AT_ONCE], 0
+                    while some and len(some) != left:  # what an answer has no room for goes into the next one
+                        left = len(some)
+                        answers = _resolve_together(registry, [rows[place] for place in some], deadline)
+                        found.update(
+                            (place, refs) for place, refs in zip(some, answers, strict=True) if refs is not None
+                        )
+                        some = [place for place in some if place not in found]
                     for place in some:
-                        if place not in found:
-                            found[place] = verbs.resolve(registry, rows[place], deadline)
+                        found[place] = verbs.resolve(registry, rows[place], deadline)
         except SafeRefsError as error:
             raise error.with_traceback(None) from None
 

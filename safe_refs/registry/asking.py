@@ -12,8 +12,8 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import OwnerGoneError, SafeRefsError
-from . import late
-from .calls import BEHIND_PAUSE_S, Call, NoRegistryError, Registry
+from . import behind, late
+from .calls import Call, NoRegistryError, Registry
 from .protocols import Layout
 from .records import Identity, Origin
 from .requests import Plan, Question, Unspent, Wanted
@@ -97,8 +97,7 @@ class Verbs:
         call = Call(Shard.resolve, ResolveCall(self.layout.version, [each.row(counts=True) for each in rows], True))
         call.late = late.of_rows(rows)
         try:
-            while (reply := self.registry.ask({0: call}, deadline)[0]) is NotNow.BEHIND:
-                self.registry.pause(deadline, BEHIND_PAUSE_S)
+            reply = behind.ask(self.registry, {0: call}, deadline)[0]
         except UnopenedActorError:
             return [None] * len(rows)
         if not isinstance(reply, tuple):

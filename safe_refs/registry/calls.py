@@ -31,7 +31,6 @@ A = TypeVar("A")
 P = ParamSpec("P")
 
 RETRY_PAUSE_S = 0.1
-BEHIND_PAUSE_S = 0.03
 _SENDS_S = 0.5  # for a shard that has to be looked up, where nobody waits for an answer
 LONGEST_WAIT_S = 1e6  # Ray counts milliseconds, and far longer waits overflow
 _MARGIN_S = 0.5  # for a Ray Client's call, which runs in another thread, to say itself that it has no answer

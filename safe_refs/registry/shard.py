@@ -28,6 +28,7 @@ from .owners import Owners
 from .received import actor, checked
 from .records import Identity, LeaseInfo, RegistryStats, Renewal
 from .wire import (
+    MOST_TOGETHER,
     CloseCall,
     ExpiresCall,
     GiveBackCall,
@@ -50,10 +51,6 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 C = TypeVar("C")
-
-_MOST_TOGETHER = (
-    1_000  # references in an answer, if it is about several leases: others wait meanwhile, ten milliseconds or so
-)
 
 
 def actor_name(registry: str, shard: int = 0) -> str:
@@ -150,12 +147,18 @@ class Shard:
         for row in call.rows:
             # If a lease holds an actor whose job has ended, the reader can't open the answer, nor any lease in it. A use or a take
             # can't be had twice, so the caller must ask for such a lease by itself.
-            is_full = call.together and len(refs) >= _MOST_TOGETHER
-            found = NotNow.IN_TURN if is_full or (call.together and self._spoils(row)) else self._resolve(row)
+            is_later = call.together and (self._is_too_much(row, len(refs)) or self._spoils(row))
+            found = NotNow.IN_TURN if is_later else self._resolve(row)
             if isinstance(found, list):
                 refs += found
             answers.append(len(found) if isinstance(found, list) else found)
         return answers, refs
+
+    def _is_too_much(self, row: ResolveRow, references: int) -> bool:
+        """Whether an answer that has so many references already is to have no more of these: other calls wait meanwhile."""
+        with self.lock:
+            more = len(self.table.items_of(row.lease)) if row.slot is None else 1
+            return references > 0 and references + more > MOST_TOGETHER
 
     def _spoils(self, row: ResolveRow) -> bool:
         with self.lock:

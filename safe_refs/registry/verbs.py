@@ -22,13 +22,13 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import LeaseError, LeaseLostError, OwnerGoneError, RegistryUnavailableError, SafeRefsError
-from .calls import BEHIND_PAUSE_S, Call, NoRegistryError, Registry
+from .calls import Call, NoRegistryError, Registry
 from .here import Here
 from .protocols import Asks
 from .records import Identity, Origin, Renewal
 from .requests import Plan, Question, Unspent, Wanted, identity
 from .shard import Shard
-from .wire import ExpiresCall, NotNow, RenewCall, ResolveCall
+from .wire import ExpiresCall, RenewCall, ResolveCall
 
 if TYPE_CHECKING:
     import ray
@@ -122,18 +122,6 @@ def resolve(registry: Registry, row: Wanted, deadline: Deadline) -> list[Ref]:
         raise
     finally:
         seen.clear()  # an error keeps this frame
-
-
-def keep_pace(registry: Registry, leases: Sequence[bytes], deadline: Deadline) -> None:
-    """Wait as long as whoever holds these leases would let nobody resolve anything, being behind with anchoring.
-
-    Raises:
-        NoRegistryError: there is none.
-    """
-    asks = registry.verbs(start=False, deadline=deadline)
-    calls = dict.fromkeys(asks.by_shard(leases), Call(Shard.resolve, ResolveCall(asks.layout.version, [], True)))
-    while NotNow.BEHIND in registry.ask(calls, deadline).values():
-        registry.pause(deadline, BEHIND_PAUSE_S)
 
 
 def give_back(registry: Registry, uses: Sequence[Unspent], lives: set[bytes], deadline: Deadline) -> None:

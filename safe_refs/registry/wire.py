@@ -24,6 +24,9 @@ UNSURE = (
     b"?"  # behind the identity in the answer to a pin: a part of the shard is not sure that owners will know the shard
 )
 IDENTITY_BYTES = 16
+# References in an answer about several leases: some ten milliseconds of the shard's time. And so many of one lease are anchored in
+# less than a second; whoever resolves more waits.
+MOST_TOGETHER = 1_000
 
 
 class NotNow(enum.Enum):

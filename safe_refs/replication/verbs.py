@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..errors import SafeRefsError
-from ..registry import late
+from ..registry import behind, late
 from ..registry.asking import Verbs
-from ..registry.calls import BEHIND_PAUSE_S, LONGEST_WAIT_S, RETRY_PAUSE_S, Call, NoRegistryError, Registry
+from ..registry.calls import LONGEST_WAIT_S, RETRY_PAUSE_S, Call, NoRegistryError, Registry
 from ..registry.protocols import Layout
 from ..registry.records import Identity, Origin
 from ..registry.requests import Plan, Question, Unspent, Wanted
@@ -168,8 +168,7 @@ class ReplicatedVerbs(Verbs):
         for shard, theirs in places.items():
             calls[shard].late = late.of_rows([rows[place] for place in theirs])
         try:
-            while NotNow.BEHIND in (replies := self.registry.ask(calls, deadline, patience_s=PATIENCE_S)).values():
-                self.registry.pause(deadline, BEHIND_PAUSE_S)
+            replies = behind.ask(self.registry, calls, deadline, patience_s=PATIENCE_S)
         except UnopenedActorError:
             return [None] * len(rows)  # each finds out whether it is its own
         if NotNow.STALE in replies.values():

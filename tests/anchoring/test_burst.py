@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
+import pickle
 import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ import ray
 
 import safe_refs
 from safe_refs import RegistryUnavailableError, aio
+from safe_refs.registry.calls import Call, Registry
+from safe_refs.registry.wire import NotNow
 from tests.support import settings
 from tests.support.anchoring import anchored
 from tests.support.cluster import as_actor
@@ -133,6 +138,45 @@ def test_of_a_large_payload_only_what_was_resolved_is_anchored(start: Start, sha
         kill(registry, shard)
     assert ray.get(reader.lost.remote(), timeout=60) == 0
     ray.get(reader.drop.remote(), timeout=60)
+
+
+OPEN: dict[str, Callable[[bytes], Any]] = {
+    "pickle.loads": pickle.loads,
+    "load": lambda payload: safe_refs.load(io.BytesIO(payload)),
+    "aio.loads": lambda payload: asyncio.run(aio.loads(payload)),
+}
+
+
+@pytest.mark.parametrize("way", OPEN)
+def test_whoever_loads_thousands_waits(start: Start, way: str) -> None:
+    """However a payload is opened, the registry is not behind when that is done."""
+    start(1, 1)
+    refs: list[Any] = [ray.put(number) for number in range(3_000)]
+    payload = safe_refs.dumps(refs)
+    refs.clear()
+    loaded = OPEN[way](payload)
+    figures = safe_refs.stats()
+    assert figures is not None
+    assert figures.anchoring_behind_s == 0
+    assert ray.get(loaded[2_999]) == 2_999
+    safe_refs.release(payload)
+
+
+def test_what_one_shard_granted_is_granted_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other is behind: it is asked again, and the takes of the first are not lost."""
+    start(2, 1)
+    payloads = safe_refs.dumps_many([ray.put(number) for number in range(20)], uses=1)
+    ask, calls = Registry.ask, Counter[int]()
+
+    def behind(registry: Registry, asked: Mapping[int, Call[Any]], *args: Any, **options: Any) -> Any:
+        first = {shard: call for shard, call in asked.items() if shard == 1 and calls[shard] < 2}
+        calls.update(list(asked))
+        others = {shard: call for shard, call in asked.items() if shard not in first}
+        return {**ask(registry, others, *args, **options), **dict.fromkeys(first, NotNow.BEHIND)}
+
+    monkeypatch.setattr(Registry, "ask", behind)
+    assert ray.get(safe_refs.loads_many(payloads, take=True), timeout=20) == list(range(20))
+    assert calls == {0: 1, 1: 3}
 
 
 @pytest.mark.parametrize("terms", [{}, {"uses": 1}], ids=["plain", "uses"])

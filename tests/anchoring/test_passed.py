@@ -9,6 +9,7 @@ import pytest
 
 from safe_refs._ray.counts import Touch
 from safe_refs.anchoring import parting
+from safe_refs.anchoring.rounds import part_size
 from safe_refs.anchoring.unanchored import GATHERS_S
 from safe_refs.registry.hooks import Began
 from safe_refs.registry.wire import NotNow, ResolveCall, ResolveRow
@@ -212,6 +213,35 @@ def test_a_shard_that_is_far_behind_hands_out_nothing(by_hand: ByHand) -> None:
     assert by_hand.shard.resolve(ResolveCall(0, [row])) is NotNow.BEHIND
     by_hand.release(b"a" * 16)
     assert by_hand.resolve(b"b" * 16) == 1
+
+
+def test_an_answer_about_several_leases_has_a_thousand_references_at_most(by_hand: ByHand) -> None:
+    """The others are asked for again; a large one is answered if it comes first, and one reference of it counts as one."""
+    sizes = [600, 500, 400, 100]
+    for number, size in enumerate(sizes):
+        by_hand.pin(ident(number), *(ident(1000 * (number + 1) + each) for each in range(size)))
+    rows = [ResolveRow(ident(number), IDENTITY, None, False, ORIGIN, b"use") for number in range(len(sizes))]
+    answers, refs = _answer(by_hand, ResolveCall(0, rows, True))
+    assert (answers, len(refs)) == ([600, NotNow.IN_TURN, 400, NotNow.IN_TURN], 1000)
+    by_hand.release(*map(ident, range(len(sizes))))
+    by_hand.pin(b"l" * 16, *map(ident, range(20_000, 22_000)))
+    one = ResolveRow(b"l" * 16, IDENTITY, 3, False, ORIGIN, b"use")
+    answers, refs = _answer(by_hand, ResolveCall(0, [one, one, one._replace(slot=None)], True))
+    assert (answers, len(refs)) == ([1, 1, NotNow.IN_TURN], 2)
+
+
+def _answer(by_hand: ByHand, call: ResolveCall) -> tuple[list[Any], list[Any]]:
+    answer = by_hand.shard.resolve(call)
+    assert isinstance(answer, tuple)
+    return answer
+
+
+@pytest.mark.parametrize("references", [1, 256, 257, 300, 1000, 10_000])
+def test_the_turns_of_a_round_are_nearly_equal(references: int) -> None:
+    """A small rest would look like the end of all that there was to do, and the pace would not be measured."""
+    size = part_size(references)
+    assert size <= 256
+    assert references <= 256 or (references % size or size) >= 128
 
 
 @pytest.mark.parametrize("borrower", [b"", b"borrower"])

@@ -221,6 +221,37 @@ def test_of_a_lease_only_what_was_passed_on_is_wanted(unanchored: Unanchored, cl
     assert (unanchored.waiting, len(unanchored)) == (0, 0)
 
 
+def test_what_is_passed_on_again_waits_again(unanchored: Unanchored, clock: list[float]) -> None:
+    """Also while the lease is due for other reasons: an owner doesn't know the shard yet, or nothing was confirmed."""
+    unanchored.note(b"a", size=1000, parts=[b"1"], soon=True)
+    [(lease, marks)] = unanchored.take()
+    unanchored.outcome(lease, marks, Touch.REPORTED, confirmed=False)
+    assert unanchored.waiting == 0
+    unanchored.note(b"a", size=1000)
+    assert unanchored.waiting == 1000
+    clock[0] += 1
+    [(lease, marks)] = unanchored.take()
+    unanchored.note(b"a", size=1000)
+    unanchored.outcome(lease, marks, Touch.UNKNOWN)
+    assert (unanchored.waiting, unanchored.tries(b"a")) == (1000, 0)
+    clock[0] += 1
+    assert [each for each, _ in unanchored.take()] == [b"a"]
+
+
+def test_a_round_says_nothing_of_a_process_that_pinned_since(unanchored: Unanchored, clock: list[float]) -> None:
+    """The lease was taken meanwhile, and given back by a borrower: it depends on that one until the next round."""
+    unanchored.note(b"a", soon=True)
+    [(lease, marks)] = unanchored.take()
+    unanchored.forget(b"a")
+    unanchored.note(b"a", b"borrower")
+    unanchored.outcome(lease, marks, Touch.REPORTED)
+    assert unanchored.depends_on(b"a") == b"borrower"
+    clock[0] += 1
+    [(lease, marks)] = unanchored.take()
+    unanchored.outcome(lease, marks, Touch.REPORTED)
+    assert b"a" not in unanchored
+
+
 def test_no_object_is_forgotten_before_a_round_has_anchored_it(unanchored: Unanchored, clock: list[float]) -> None:
     """Whatever happens in whatever order: what was passed on is wanted by the next round, and what `waiting` counts comes to zero."""
     chance = random.Random(11)  # noqa: S311 # only a seed's draws can be drawn again

@@ -167,6 +167,13 @@ def test_unknown_leases_are_lost_or_not_found_by_their_epoch(table: LeaseTable[s
     assert (caught.value.generation, caught.value.current_generation) == (2, 3)
 
 
+def test_a_lease_of_a_later_start_never_came(table: LeaseTable[str]) -> None:
+    """Another shard has crashed, and a maker that doesn't wait has heard of that: it is no start of this one that has ended."""
+    for generation in (4, 7):
+        with pytest.raises(LeaseNotFoundError):
+            table.resolve(A, Identity(b"epoch..9", generation), slot=None, take=False, origin=ME)
+
+
 def test_a_slot_that_is_not_there_is_refused(table: LeaseTable[str]) -> None:
     """A forged handle with a slot beyond the lease's gets no other item, and spends no use."""
     pin(table, A, "x", uses=1)
