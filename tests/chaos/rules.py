@@ -210,7 +210,9 @@ class Rules:
         if answer.step in ("loads", "renew"):
             if answer.error in self.may_have_ended(payload, answer.span.ended):
                 return FINE
-            if answer.error == "LeaseNotFoundError" and self._may_be_unacknowledged(payload, answer.span):
+            # With one replica each shard has generations of its own, and a maker that doesn't wait names one that it has heard of.
+            never = ("LeaseNotFoundError", "LeaseLostError") if self._replicas == 1 else ("LeaseNotFoundError",)
+            if answer.error in never and self._may_be_unacknowledged(payload, answer.span):
                 return FINE
             if answer.error in _ENDS:
                 gone = answer.error == "OwnerGoneError" and self._only_copy_gone(payload, answer)
@@ -264,8 +266,13 @@ class Rules:
             if is_copy_gone and held is None and self._only_copy_gone(payload, answer):
                 return ONLY_COPY
         # Each replica of a durable lease holds copies of its own.
-        is_held_once = self._replicas == 1 or any(each.owner is self.ledger.copy_owner for each in payload.objects)
-        if is_held_once and answer.step == "get" and answer.error in _GONE and self._just_loaded(payload, answer, held):
+        is_copy_failed = answer.step == "dumps" and answer.error == "OwnerGoneError" and payload.durable
+        read = payload.sources if is_copy_failed else (payload,)
+        is_held_once = self._replicas == 1 or any(
+            each.owner is self.ledger.copy_owner for of in read for each in of.objects
+        )
+        is_gone = answer.step == "get" and answer.error in _GONE
+        if read and is_held_once and (is_gone or is_copy_failed) and self._just_loaded(payload, answer, held):
             return JUST_LOADED
         if self._anchored:
             return ""

@@ -32,6 +32,11 @@ def test_with_one_replica_references_are_safe_a_second_after_the_load(ledger: Le
     assert figure(ledger, payload, GONE, live_since=13.0, replicas=1) == "lost"
     assert figure(ledger, payload, GONE, live_since=14.0, replicas=1) == JUST_LOADED
     assert figure(ledger, payload, GONE, live_since=14.0) == "lost"
+    forwarded = ledger.order(14.0, ledger.born("t2", "b.0", "b", "node 2"), sources=[payload], durable=True)
+    not_copied = answer("dumps", "OwnerGoneError", at=15.5)
+    assert figure(ledger, forwarded, not_copied, replicas=1) == JUST_LOADED
+    assert figure(ledger, forwarded, not_copied) == "wrong"
+    assert figure(ledger, payload, not_copied, replicas=1) == "wrong"
 
 
 def test_a_reference_to_a_copy_is_safe_a_second_after_the_load(ledger: Ledger, owner: Process) -> None:
@@ -132,8 +137,13 @@ def test_a_pin_that_nobody_waited_for_may_never_begin(ledger: Ledger, owner: Pro
     trouble.ended = 9.0
     ledger.dying(14.0, token="t1")  # noqa: S106 # a process's name, no secret
     assert figure(ledger, payload, never) == ""
+    assert figure(ledger, payload, LOST) == "lost"
+    assert figure(ledger, payload, LOST, replicas=1) == "", (
+        "another shard's generation was the last that the maker had heard of"
+    )
     ledger.flushed(payload, 13.0)
     assert figure(ledger, payload, never) == "wrong"
+    assert figure(ledger, payload, LOST, replicas=1) == "lost"
 
 
 def test_a_release_may_overtake_a_pin_that_nobody_waited_for(ledger: Ledger, owner: Process) -> None:
