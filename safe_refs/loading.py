@@ -58,6 +58,8 @@ def load_all(
     loaded: list[Any] = []
     try:
         with unless_opened(uses, timeout):
+            if resolve and headers:
+                pacing.await_pace(headers, anchored, timeout, since)
             for data, each in zip(datas, found, strict=True):
                 if each is None:
                     with plainly(data, resolve, take, until, uses):
@@ -66,8 +68,6 @@ def load_all(
                     said: Any = {"inside": each.inner, "until": until, "uses": uses}
                     with reading(each.header, values.pop(), resolve, take=take, **said):
                         loaded.append(unpickle(each.inner, **how))
-            if resolve and headers and pacing.waits(headers, anchored):
-                pacing.await_pace(headers, anchored, timeout, since)
     except BaseException:
         del values, loaded  # the error keeps this frame
         raise
@@ -119,11 +119,9 @@ async def load_async(
     refs = await asks.resolve_async(header.address, timeout, slot=None, take=take, use=use)
     uses.append(Use(header.address, use, take, refs))
     try:
+        await pacing.await_pace_async([header], anchored, timeout, since)
         with reading(header, refs, resolve, take=take, inside=inner, until=until, uses=uses):
-            loaded = unpickle(inner, **how)
-        if pacing.waits([header], anchored):
-            await pacing.await_pace_async([header], anchored, timeout, since)
-        return loaded
+            return unpickle(inner, **how)
     except BaseException:
         del refs  # the error keeps this frame
         await spending.give_back_async(uses, timeout)
@@ -140,15 +138,13 @@ def open_payload(body: bytes, buffers: Sequence[Buffer] = ()) -> Any:
     """
     found = envelope.open_body(body)
     resolve, take, timeout, until = within([found.header.address.lease], resolve=True, take=False, timeout=None)
-    use = new_use(found.header, take)
+    use, since = new_use(found.header, take), time.monotonic()
     values = slot_values([found.header], resolve, take, timeout, [use])
-    since = time.monotonic()
     with reading(found.header, values[0], resolve, use, take, timeout, inside=found.inner, until=until):
         del values  # an error keeps this frame
-        loaded = unpickle(found.inner, buffers=buffers or None)
-        if resolve and pacing.waits((found.header,), anchored=False):
-            pacing.await_pace([found.header], anchored=False, timeout=timeout, since=since)
-        return loaded
+        if resolve:
+            pacing.await_pace((found.header,), False, timeout, since)
+        return unpickle(found.inner, buffers=buffers or None)
 
 
 open_payload.__module__ = "safe_refs"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 
@@ -23,14 +23,11 @@ from .envelope import Header, LeaseAddress
 from .errors import RegistryUnavailableError
 from .registry.wire import MOST_TOGETHER
 
-
-def waits(headers: Iterable[Header], anchored: bool) -> bool:
-    """Whether `await_pace` is needed, once payloads are resolved."""
-    return anchored or any(len(header.kinds) > MOST_TOGETHER for header in headers)
+LARGE = MOST_TOGETHER  # references of a payload
 
 
 def await_pace(headers: Sequence[Header], anchored: bool, timeout: float | timedelta | None, since: float) -> None:
-    """Wait, after payloads were resolved, until the registry is no longer behind with what it has handed out of large ones.
+    """What a reader waits for between resolving payloads and opening them; nothing, unless one of them is large.
 
     Args:
         headers: of the payloads.
@@ -41,11 +38,14 @@ def await_pace(headers: Sequence[Header], anchored: bool, timeout: float | timed
     Raises:
         RegistryUnavailableError: with `anchored`, as for `await_anchored`.
     """
-    addresses = [header.address for header in headers if anchored or len(header.kinds) > MOST_TOGETHER]
     if anchored:
-        await_anchored(addresses, timeout, since)
-    else:
-        _keep_pace(addresses, timeout, since)
+        await_anchored([header.address for header in headers], timeout, since)
+    elif large := _large(headers):
+        _keep_pace(large, timeout, since)
+
+
+def _large(headers: Sequence[Header]) -> list[LeaseAddress]:
+    return [header.address for header in headers if len(header.kinds) > LARGE]
 
 
 @serializing.outside
@@ -95,8 +95,11 @@ async def await_pace_async(
     headers: Sequence[Header], anchored: bool, timeout: float | timedelta | None, since: float
 ) -> None:
     """`await_pace`, awaited."""
-    with nullcontext() if anchored else suppress(RegistryUnavailableError):
-        await callers.to_thread(partial(await_pace, headers, anchored, timeout, since), await _left_s(timeout, since))
+    if anchored:
+        await await_anchored_async([header.address for header in headers], timeout, since)
+    elif large := _large(headers):
+        with suppress(RegistryUnavailableError):
+            await callers.to_thread(partial(_keep_pace, large, timeout, since), await _left_s(timeout, since))
 
 
 async def _left_s(timeout: float | timedelta | None, since: float) -> float:

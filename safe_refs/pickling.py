@@ -226,10 +226,9 @@ def loads(
     values = slot_values([found.header], resolve, take, timeout, [use])
     with reading(found.header, values[0], resolve, use, take, timeout, inside=found.inner, until=until):
         del values  # an error keeps this frame
-        loaded = unpickle(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
-        if resolve and pacing.waits((found.header,), anchored):
-            pacing.await_pace([found.header], anchored, timeout, since)
-        return loaded
+        if resolve and (anchored or len(found.header.kinds) > pacing.LARGE):
+            pacing.await_pace((found.header,), anchored, timeout, since)
+        return unpickle(found.inner, fix_imports=fix_imports, encoding=encoding, errors=errors, buffers=buffers)
 
 
 def loads_many(

@@ -116,12 +116,12 @@ class Unpickler(pickle.Unpickler):
         said: Any = {"inside": found.inner, "until": until, "uses": self._uses}
         with reading(found.header, values[0], resolve, take=take, **said):
             del values  # an error keeps this frame
+            if resolve:
+                pacing.await_pace((found.header,), False, timeout, since)
             around, is_old = self._renames, bytes(found.inner[:1]) != pickle.PROTO or found.inner[1] < 3
             self._renames = is_old and self._how["fix_imports"]
             try:
                 value = _Inner(self, found.inner, buffers, self._how).load()
-                if resolve and pacing.waits((found.header,), anchored=False):
-                    pacing.await_pace([found.header], anchored=False, timeout=timeout, since=since)
             finally:
                 self._renames = around
         self._is_at_payload = True

@@ -5,7 +5,7 @@ thousands a second, and hands out more. So it refuses to hand out further ones w
 or one has waited for half a second. The rest is for what a single call may bring, and for a machine that becomes slower meanwhile.
 
 What always holds: if nothing is anchored for 3 s, because no relay can be had, say, nobody waits any more. Then readers depend on the
-registry, as they would without anchoring. Nor does anybody wait for more than 10 s, whatever others have resolved.
+registry, as they would without anchoring. How long each may wait, `registry.behind` says.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from collections.abc import Callable
 _BEHIND_S = 0.25
 _WAITED_S = 0.5
 _STUCK_S = 3.0  # relays take a second or two to start
-_LONGEST_S = 10.0  # a call's usual timeout is three times that
-_ASKS_S = 5.0
 _FIRST_RATE = 2000.0  # references a second, before it was measured
 _LEAST = 256  # references that may always wait
 _FULL = 128  # a round of fewer shows how many there were, not how fast it could be
@@ -39,8 +37,7 @@ class Pace:
         self._anchored_at = -math.inf
         self._begun_at = -math.inf  # of what is measured, and how many since
         self._count = 0
-        self._waits_since = -math.inf  # readers do, and when the last one asked
-        self._asked_at = -math.inf
+        self._waits_since: float | None = None
 
     def anchored(self, references: int) -> None:
         """A round has ended in which owners have learned of so many references."""
@@ -58,10 +55,8 @@ class Pace:
     def is_behind(self, waiting: int, waited_s: float) -> bool:
         """Whether nobody is to get references before some of the so many that wait are anchored; the oldest for so many seconds."""
         if waiting <= _LEAST or (waiting <= _BEHIND_S * self._rate and waited_s <= _WAITED_S):
-            self._asked_at = -math.inf
+            self._waits_since = None
             return False
-        now = self._clock()
-        if now - self._asked_at > _ASKS_S:  # who waits asks again all the time
-            self._waits_since = now
-        self._asked_at = now
-        return now - max(self._anchored_at, self._waits_since) < _STUCK_S and now - self._waits_since < _LONGEST_S
+        if self._waits_since is None:
+            self._waits_since = self._clock()
+        return self._clock() - max(self._anchored_at, self._waits_since) < _STUCK_S

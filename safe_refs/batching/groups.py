@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -132,10 +132,7 @@ class Batched:
                     some, left = places[start : start + _RESOLVED_AT_ONCE], 0
                     while some and len(some) != left:  # what an answer has no room for goes into the next one
                         left = len(some)
-                        answers = _resolve_together(registry, [rows[place] for place in some], deadline)
-                        found.update(
-                            (place, refs) for place, refs in zip(some, answers, strict=True) if refs is not None
-                        )
+                        found.update(_decided(registry, {place: rows[place] for place in some}, deadline))
                         some = [place for place in some if place not in found]
                     for place in some:
                         found[place] = verbs.resolve(registry, rows[place], deadline)
@@ -229,6 +226,12 @@ def _resolve_together(registry: Registry, rows: Sequence[Wanted], deadline: Dead
         return registry.verbs(start=False, deadline=deadline).resolve_once(rows, deadline)
     except NoRegistryError:
         return [None] * len(rows)  # each is sent again by itself, which finds out what became of its lease
+
+
+def _decided(registry: Registry, rows: Mapping[int, Wanted], deadline: Deadline) -> dict[int, list[Ref]]:
+    """What a call for all of them has given, by the keys of the rows."""
+    answers = _resolve_together(registry, list(rows.values()), deadline)
+    return {place: refs for place, refs in zip(rows, answers, strict=True) if refs is not None}
 
 
 def _come_late(row: Wanted, refs: list[Ref]) -> None:

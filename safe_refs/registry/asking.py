@@ -94,10 +94,15 @@ class Verbs:
         Raises:
             RegistryUnavailableError: no answer in time.
         """
-        call = Call(Shard.resolve, ResolveCall(self.layout.version, [each.row(counts=True) for each in rows], True))
-        call.late = late.of_rows(rows)
+
+        def calls() -> dict[int, Call[Any]]:
+            them = [each.row(counts=True) for each in rows]
+            call = Call(Shard.resolve, ResolveCall(self.layout.version, them, True, behind.insists(deadline)))
+            call.late = late.of_rows(rows)
+            return {0: call}
+
         try:
-            reply = behind.ask(self.registry, {0: call}, deadline)[0]
+            reply = behind.ask(self.registry, calls, deadline)[0]
         except UnopenedActorError:
             return [None] * len(rows)
         if not isinstance(reply, tuple):

@@ -140,7 +140,8 @@ class Shard:
     @checked
     def resolve(self, call: ResolveCall) -> tuple[list[int | Refused], list[Ref]] | NotNow:
         """What leases hold: of each how many references, or why it has none; and all references, in order."""
-        if (not_now := self.parts.admit(call.version) or self.parts.crowded()) is not None:
+        not_now = self.parts.admit(call.version) or (None if call.insists else self.parts.crowded())
+        if not_now is not None:
             return not_now
         refs: list[Ref] = []
         answers: list[int | Refused] = []

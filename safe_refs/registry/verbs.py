@@ -10,6 +10,7 @@ Raises everywhere: `RegistryUnavailableError` where there is no Ray connection o
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -22,6 +23,7 @@ from .._ray.objects import UnopenedActorError
 from ..config import Deadline
 from ..envelope import LeaseAddress
 from ..errors import LeaseError, LeaseLostError, OwnerGoneError, RegistryUnavailableError, SafeRefsError
+from . import behind
 from .calls import Call, NoRegistryError, Registry
 from .here import Here
 from .protocols import Asks
@@ -90,10 +92,12 @@ def resolve(registry: Registry, row: Wanted, deadline: Deadline) -> list[Ref]:
         LeaseError: it has ended, was lost, or was never there; `OwnerGoneError` if the job that made an actor in it has ended.
         RegistryUnavailableError: no answer in time.
     """
+    tries = itertools.count()
     seen: list[list[Ref]] = []  # what shards have answered, of a use that may have to be given back
 
     def call(version: int, counts: bool, _: object) -> Call[Any]:
-        asked = Call(Shard.resolve, ResolveCall(version, [row.row(counts=counts)]))
+        insists = next(tries) > 0 and behind.insists(deadline)
+        asked = Call(Shard.resolve, ResolveCall(version, [row.row(counts=counts)], False, insists))
         asked.late = late if row.late else None
         return asked
 

@@ -132,17 +132,21 @@ class ResolveRow(NamedTuple):
 
 
 class ResolveCall(NamedTuple):
-    """Resolve leases: one by itself, or `together` what is asked again by itself if this does not decide."""
+    """Resolve leases: one by itself, or `together` what is asked again by itself if this does not decide.
+
+    Who `insists` has waited for long, and gets an answer also if the shard is behind.
+    """
 
     version: int
     rows: Sequence[ResolveRow]
     together: bool = False
+    insists: bool = False
 
     @classmethod
     def unpack(cls, data: bytes) -> ResolveCall:
         """The call that travelled as bytes."""
-        version, rows, together = msgpack.unpackb(data, unicode_errors=NOT_TEXT, use_list=False)
-        return cls(version, [ResolveRow(a, Identity(*b), c, d, Origin(*e), f) for a, b, c, d, e, f in rows], together)
+        version, rows, *how = msgpack.unpackb(data, unicode_errors=NOT_TEXT, use_list=False)
+        return cls(version, [ResolveRow(a, Identity(*b), c, d, Origin(*e), f) for a, b, c, d, e, f in rows], *how)
 
 
 class ReleaseCall(NamedTuple):

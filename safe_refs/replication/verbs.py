@@ -156,17 +156,16 @@ class ReplicatedVerbs(Verbs):
         shards = [self.topology.everywhere(each.address.lease) for each in rows]
         together = [() if each.take and len(theirs) > 1 else theirs for each, theirs in zip(rows, shards, strict=True)]
         places = rows_of(together)
-        calls = {
-            shard: Call(
-                Shard.resolve,
-                ResolveCall(
-                    self.topology.version, [rows[place].row(counts=len(shards[place]) == 1) for place in theirs], True
-                ),
-            )
-            for shard, theirs in places.items()
-        }
-        for shard, theirs in places.items():
-            calls[shard].late = late.of_rows([rows[place] for place in theirs])
+
+        def call(theirs: Sequence[int]) -> Call[Any]:
+            them = [rows[place].row(counts=len(shards[place]) == 1) for place in theirs]
+            made = Call(Shard.resolve, ResolveCall(self.topology.version, them, True, behind.insists(deadline)))
+            made.late = late.of_rows([rows[place] for place in theirs])
+            return made
+
+        def calls() -> dict[int, Call[Any]]:
+            return {shard: call(theirs) for shard, theirs in places.items()}
+
         try:
             replies = behind.ask(self.registry, calls, deadline, patience_s=PATIENCE_S)
         except UnopenedActorError:

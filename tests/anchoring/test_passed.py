@@ -211,6 +211,8 @@ def test_a_shard_that_is_far_behind_hands_out_nothing(by_hand: ByHand) -> None:
     assert by_hand.resolve(b"a" * 16) == 2_000
     row = ResolveRow(b"b" * 16, IDENTITY, None, False, ORIGIN, b"use")
     assert by_hand.shard.resolve(ResolveCall(0, [row])) is NotNow.BEHIND
+    answers, _ = _answer(by_hand, ResolveCall(0, [row], False, True))
+    assert answers == [1], "it has waited for long"
     by_hand.release(b"a" * 16)
     assert by_hand.resolve(b"b" * 16) == 1
 
