@@ -139,14 +139,19 @@ class Payload:
         text += ", durable" * self.durable + ", not waited for" * (not self.waited)
         return text + ", with actors" * any(each.is_actor for each in self.objects)
 
+    @property
+    def _is_loose(self) -> bool:
+        """Whether owners may not know the registry before its maker has let go: what is made of such a one is no better."""
+        if not self.sources or self.durable:
+            return False
+        late = not self.waited or self.maker.kind in ("async", "driver", "client")
+        return late or any(each.is_actor for each in self.objects) or any(each._is_loose for each in self.sources)
+
     def depending(self) -> Iterable[Payload]:
         """Of this payload and those that it comes from, those whose leases depend on their maker for a while; see docs/deaths.md."""
-        if not self.sources or self.durable:
-            return
-        loose = self.maker.kind in ("async", "driver") or not self.waited or any(each.is_actor for each in self.objects)
-        if loose and self.maker.kind != "client":
+        if self._is_loose and self.maker.kind != "client":
             yield self
-        for source in self.sources:
+        for source in () if self.durable else self.sources:
             yield from source.depending()
 
     def borrowed(self) -> Iterable[Payload]:
@@ -168,10 +173,8 @@ class Ledger:
         self.shard_pauses: list[Span] = []
         self.troubles: list[
             Span
-        ] = []  # what slows calls down, and loses nothing: paused players, a silent control service, …
-        self.copy_owner = Process(
-            "the registry", "the registry", "", ""
-        )  # of copies; it survives what the registry survives
+        ] = []  # what slows calls, and loses nothing: paused players, a silent control service, …
+        self.copy_owner = Process("the registry", "the registry", "", "")  # survives what the registry survives
         self.lost_nodes: dict[str, Span] = {}  # from when processes there may die until all are dead
         self.lost_jobs: dict[str, float] = {}
         self.history = History()

@@ -319,7 +319,8 @@ class Rules:
         )
 
     def _only_copy_gone(self, payload: Payload, answer: Answer) -> bool:
-        if self._replicas > 1 or not payload.durable:
+        """Whether a copy that it holds, or that a durable one held which it was forwarded from, had no other."""
+        if self._replicas > 1 or all(each.owner is not self.ledger.copy_owner for each in payload.objects):
             return False
         nodes = self.ledger.lost_nodes.values()
         return any(payload.made.begun <= each.ended and each.begun <= answer.span.ended for each in nodes)

@@ -68,6 +68,10 @@ def test_a_copy_goes_with_its_node_and_the_lease_has_another(ledger: Ledger, own
     assert figure(ledger, payload, LOST, replicas=1) == ONLY_COPY
     assert figure(ledger, payload, answer("loads", "OwnerGoneError")) == "early"
     assert figure(ledger, payload, answer("loads", "OwnerGoneError"), replicas=1) == ONLY_COPY
+    forwarded = ledger.order(14.0, ledger.born("t2", "b.0", "b", "node 3"), sources=[payload])
+    ledger.made(forwarded, 14.5, b"forwarded")
+    assert figure(ledger, forwarded, answer("loads", "OwnerGoneError"), replicas=1) == ONLY_COPY
+    assert figure(ledger, forwarded, answer("loads", "OwnerGoneError")) == "early"
     assert figure(ledger, payload, answer("get", "OwnerDiedError"), live_since=14.0) == ""
     assert figure(ledger, payload, answer("get", "OwnerDiedError", at=40.0)) == "lost"
     assert figure(ledger, payload, answer("get", "OwnerDiedError", at=40.0), live_since=35.0) == "lost"
@@ -88,6 +92,22 @@ def test_a_lease_may_depend_on_who_has_borrowed(ledger: Ledger, payload: Payload
         assert figure(ledger, payload, given) == "lost"
     assert figure(ledger, forwarded, answer("loads", "LeaseNotFoundError")) == "wrong"
     assert figure(ledger, forwarded, GONE, live_since=12.5) == "lost"
+
+
+@pytest.mark.parametrize("kind", ["actor", "async", "client"])
+def test_what_is_forwarded_from_such_a_lease_depends_on_its_own_maker_too(
+    ledger: Ledger, payload: Payload, kind: str
+) -> None:
+    """It can't report what the owner doesn't know of it: a Ray Client, say, is in between."""
+    between, last = ledger.born("t2", "b.0", "b", "node 2", kind), ledger.born("t3", "c.0", "c", "node 2")
+    forwarded = payload
+    for at, maker in ((12.0, between), (13.0, last)):
+        forwarded = ledger.order(at, maker, sources=[forwarded])
+        ledger.made(forwarded, at + 0.5, b"forwarded")
+        ledger.had(maker, forwarded, at + 0.5)
+    assert figure(ledger, forwarded, LOST) == "lost"
+    ledger.dying(14.0, token="t3")  # noqa: S106 # a process's name, no secret
+    assert figure(ledger, forwarded, LOST) == ("lost" if kind == "actor" else "")
 
 
 def test_nothing_depends_on_a_process_that_has_dropped_or_leaves_in_order(ledger: Ledger, payload: Payload) -> None:
