@@ -171,9 +171,7 @@ class Ledger:
         self.processes: dict[str, Process] = {}
         self.shard_failures: list[Span] = []  # from the kill until the registry had recovered
         self.shard_pauses: list[Span] = []
-        self.troubles: list[
-            Span
-        ] = []  # what slows calls, and loses nothing: paused players, a silent control service, …
+        self.troubles: list[Span] = []  # what slows calls, and loses nothing: paused players, a silent service, …
         self.copy_owner = Process("the registry", "the registry", "", "")  # survives what the registry survives
         self.lost_nodes: dict[str, Span] = {}  # from when processes there may die until all are dead
         self.lost_jobs: dict[str, float] = {}
