@@ -74,4 +74,4 @@ def wait_for_store(limit_bytes: int, timeout_s: float) -> StoreUsage:
         usage = store_usage()
         if usage.used_bytes <= limit_bytes or time.monotonic() > deadline:
             return usage
-        time.sleep(0.05)
+        time.sleep(0.02)
