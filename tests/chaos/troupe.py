@@ -35,7 +35,7 @@ class Seat:
         name: its name.
         job: the job's name.
         ledger: to tell who is there.
-        surprise: told of a process that died without being killed: which, and its pid.
+        surprise: hears of a process that died without being killed: which, and its pid.
     """
 
     def __init__(self, name: str, job: str, ledger: Ledger, surprise: Surprise) -> None:

@@ -19,7 +19,7 @@ PATIENCE_S = 0.2
 
 
 class Shards:
-    """Answers as it was told, by shard one after the other; an exception is raised, and for a silent one it waits.
+    """Answers as given, by shard one after the other; an exception is raised, and for a silent one it waits.
 
     Attributes:
         asked: the shards of each call.
