@@ -210,11 +210,15 @@ def owner_of(reference: Any) -> bytes:
     the value.
 
     Raises:
-        ValueError: this process doesn't know the owner of the object. See `ownerless`.
+        ValueError: this process doesn't know the owner of the object (see `ownerless`).
+        RegistryUnavailableError: nor any other, as it is leaving the cluster.
     """
     core = core_worker()
     if not is_actor_handle(reference):
-        return bytes(core.get_owner_address(reference))
+        try:
+            return bytes(core.get_owner_address(reference))
+        except ValueError as error:
+            raise (gone() if is_left(core) else error) from None
     if is_weak(reference):
         return b""
     try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import ray
 
 import safe_refs
+from safe_refs._ray import native, workers
 from tests.support.processes import Driver
 from tests.support.shards import place
 
@@ -37,6 +41,16 @@ def test_a_cluster_that_ends_with_its_driver(cluster: str) -> None:
     found = run("leaving", "local", "3", "1", timeout=160)
     assert (found["started"], found["hung"], found["failed"]) == ([], [], [])
     assert found["is_worth"]
+
+
+def test_an_owner_that_is_forgotten_while_the_process_leaves(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forgets all references at some moment of a shutdown; before and after, only one made of a bare id has no owner."""
+    unknown: ray.ObjectRef[str] = ray.ObjectRef(os.urandom(28))
+    with pytest.raises(ValueError, match="owner is unknown"):
+        workers.owner_of(unknown)
+    monkeypatch.setattr(native, "left", native.connected())
+    with pytest.raises(safe_refs.RegistryUnavailableError, match="left its Ray cluster"):
+        workers.owner_of(unknown)
 
 
 def test_what_was_going_on_ends_with_one_message(driver: Driver) -> None:
