@@ -242,7 +242,7 @@ def loads_many(
     anchored: bool = False,
     timeout: float | timedelta | None = None,
 ) -> list[Any]:
-    """`loads` of each payload, with one call to the registry (to each shard of it) for all, or for each thousand.
+    """`loads` of each payload, with one call to the registry (to each shard of it) for hundreds of them, or a thousand references.
 
     Args:
         payloads: what `dumps`, or any other pickler, wrote.
