@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +51,9 @@ logger = logging.getLogger("safe_refs")
 
 _END_S = 10.0
 _NEWS_S = 0.3  # Ray reports an actor in the background, and nobody says when its owner has the report
-_TRIES = 20
+_LOAN_S = 2.0  # a relay keeps it for a little longer
 _BREATH_S = 0.001
+_LONGEST_BREATH_S = 0.05
 # A relay that starts takes a second or two, more on a busy machine; then the other one is asked.
 _RELAY_PATIENCE_S = (2.0, 4.0)
 _TIDY_S = 5.0
@@ -154,36 +155,54 @@ class OrderlyEnd:
         counted = counts.still_counted(ids) | actors.known_actors(ids)
         still: set[Lease] = set()
         deadline = Deadline(time.monotonic() + _ASKS_S, _ASKS_S)
-        for registry in {registry for registry, _ in asked}:
-            theirs = {lease for other, lease in asked if other == registry}
+        for registry, theirs in _by_registry(asked).items():
             answer = self._holders.unanchored(registry, theirs, deadline)
             still.update((registry, lease) for lease in (theirs if answer is None else answer))
         dependents.keep(asked, still, counted)
 
     def _anchor(self, refs: list[Ref], leases: Collection[Lease]) -> None:
-        key, deadline = os.urandom(8), Deadline(time.monotonic() + _END_S, _END_S)
-        relay = self._find_relay(deadline)
-        if relay is None:
-            return
-        if self._relays.answer(relay, self._relays.hold(relay, key, refs, []), deadline.left_s()) is None:
-            return
-        pause = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)  # other threads are at work: they must not keep this one from coming to an end
-        try:
-            left = refs
-            for _ in range(_TRIES):
-                touched = counts.touch_zero(left)
-                left = [ref for ref, state in zip(left, touched, strict=True) if state is Touch.BUSY]
-                if not left:
-                    break
-                time.sleep(_BREATH_S)
-        finally:
-            sys.setswitchinterval(pause)
-        self._relays.answer(relay, self._relays.give(relay, [key]), deadline.left_s())
+        deadline, left = Deadline(time.monotonic() + _END_S, _END_S), refs
+        while left and not deadline.is_over():
+            key, relay = os.urandom(8), self._find_relay(deadline)
+            if relay is None:
+                return
+            if self._relays.answer(relay, self._relays.hold(relay, key, left, []), deadline.left_s()) is None:
+                return
+            left = self._touch(left, leases, min(time.monotonic() + _LOAN_S, deadline.at))
+            self._relays.answer(relay, self._relays.give(relay, [key]), deadline.left_s())
         # Ray sends its reports in the background, and stops when this process ends: the registry says when the owners have them.
-        for registry in {registry for registry, _ in leases}:
-            theirs = [lease for other, lease in leases if other == registry]
+        for registry, theirs in _by_registry(leases).items():
             self._holders.anchor_now(registry, theirs, deadline)
+
+    def _touch(self, refs: list[Ref], leases: Collection[Lease], until: float) -> list[Ref]:
+        """Report to the owners of what a relay holds; those to which nothing could be reported by then, unless all is anchored.
+
+        A call in flight may have a reference as an argument. And an owner that has just passed it on, on a busy machine, may not have
+        asked this process yet for whom it holds it: then there is nobody yet whom Ray would report to.
+        """
+        left, pause_s = refs, _BREATH_S
+        while True:
+            before = sys.getswitchinterval()
+            sys.setswitchinterval(1e-6)  # other threads are at work: they must not keep this one from coming to an end
+            try:
+                touched = counts.touch_zero(left)
+            finally:
+                sys.setswitchinterval(before)
+            left = [ref for ref, state in zip(left, touched, strict=True) if state is not Touch.REPORTED]
+            if not left or time.monotonic() + pause_s > until:
+                return left
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_BREATH_S)
+            if pause_s == _LONGEST_BREATH_S and not self._depend(leases, until):
+                return []
+
+    def _depend(self, leases: Collection[Lease], until: float) -> bool:
+        """Whether some of these leases are not anchored, as far as their registries answer by then."""
+        deadline = Deadline(until, _LOAN_S)
+        return any(
+            self._holders.unanchored(registry, theirs, deadline) != set()
+            for registry, theirs in _by_registry(leases).items()
+        )
 
     def _find_relay(self, deadline: Deadline) -> int | None:
         """A relay that answers, of those for clients; None if none does in time."""
@@ -228,6 +247,13 @@ class OrderlyEnd:
                     break
                 self._thread = threading.current_thread()  # there has been one just now
         watch.end()
+
+
+def _by_registry(leases: Iterable[Lease]) -> dict[str, set[bytes]]:
+    found: dict[str, set[bytes]] = {}
+    for registry, lease in leases:
+        found.setdefault(registry, set()).add(lease)
+    return found
 
 
 # The sessions of this process that anchor at its end: one, and at most as many as a process may have at once. Weakly held, so that

@@ -168,6 +168,40 @@ print(json.dumps([each.hex() for each in payloads]))
     safe_refs.release(made)
 
 
+@pytest.mark.parametrize("state", ["BUSY", "UNKNOWN"])
+def test_a_driver_leaves_ray_when_the_owner_knows_whom_it_passed_references(
+    cluster: str, owner: str, state: str
+) -> None:
+    """On a busy machine, a call in flight or an owner that hasn't asked yet keeps a process from reporting for a moment."""
+    payload, left_s, touches = run_python(
+        LEAVES
+        + """
+from safe_refs._ray import counts
+touch_zero, touches, state = counts.touch_zero, [], counts.Touch[args[0]]
+
+def not_yet(refs):
+    touches.append(time.monotonic())
+    return touch_zero(refs) if touches[-1] > touches[0] + 0.5 else [state] * len(refs)
+
+connect()
+ref = borrow(7)
+payload = safe_refs.dumps(ref)
+counts.touch_zero = not_yet
+begun = time.monotonic()
+shutdown()
+print(json.dumps([payload.hex(), time.monotonic() - begun, len(touches)]))
+""",
+        cluster,
+        owner,
+        state,
+    )
+    assert 0.5 < left_s < 5
+    assert 5 < touches < 50  # each is a risk for other threads of the driver
+    stays(lambda: holds(VALUE_BYTES), 3)
+    assert opens(bytes.fromhex(payload)) == 7
+    safe_refs.release(bytes.fromhex(payload))
+
+
 @pytest.mark.long
 def test_a_driver_that_leaves_ray_flushes_first(cluster: str, owner: str) -> None:
     """It pins without waiting what it only borrows, while the registry doesn't answer, and leaves: the registry holds it."""
