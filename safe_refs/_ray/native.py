@@ -50,6 +50,12 @@ def gone() -> RegistryUnavailableError:
     )
 
 
+def unless_left(error: Exception) -> Exception:
+    """That error of Ray's; or, if it may be one because this process is leaving its cluster, `gone`."""
+    core = connected()
+    return gone() if left is not None and core in (None, left) else error
+
+
 def is_imported() -> bool:
     """Whether this process has imported Ray. What tests put in its place, a stand-in or None, doesn't count."""
     return hasattr(sys.modules.get("ray"), "__path__")

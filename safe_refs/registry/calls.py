@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import msgpack
 
 from .._ray import client as ray_client
-from .._ray import cluster, objects, packages, requests, serializing, workers
+from .._ray import cluster, native, objects, packages, requests, serializing, workers
 from ..config import Deadline
 from ..errors import RegistryUnavailableError
 from . import late
@@ -176,6 +176,8 @@ class Registry:
                     replies[shard] = Silence.DEAD
                 except ray_client.broken() as error:
                     raise ray_client.unavailable(error) from None
+                except ValueError as error:  # Ray has forgotten the owner of a reference in it
+                    raise native.unless_left(error) from None
             begun = time.monotonic()
             try:
                 # All together is quickest, and how it nearly always goes.

@@ -99,7 +99,9 @@ class Watched:
         if isinstance(error, safe_refs.RegistryUnavailableError):
             self._round.refused += 1
         elif error is not None:
-            self._round.failed.append(f"{self._name}: {error!r:.300}")
+            self._round.failed.append(
+                f"{self._name}: {error!r:.200}, from {traceback.extract_tb(error.__traceback__)[-3:]}"
+            )
             traceback.print_exception(error)
         return True
 

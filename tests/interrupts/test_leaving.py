@@ -8,7 +8,11 @@ import pytest
 import ray
 
 import safe_refs
+from safe_refs import payloads
 from safe_refs._ray import native, workers
+from safe_refs.anchoring.part import Anchoring
+from safe_refs.registry.calls import Call
+from tests.support.groups import within
 from tests.support.processes import Driver
 from tests.support.shards import place
 
@@ -46,11 +50,15 @@ def test_a_cluster_that_ends_with_its_driver(cluster: str) -> None:
 def test_an_owner_that_is_forgotten_while_the_process_leaves(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray forgets all references at some moment of a shutdown; before and after, only one made of a bare id has no owner."""
     unknown: ray.ObjectRef[str] = ray.ObjectRef(os.urandom(28))
-    with pytest.raises(ValueError, match="owner is unknown"):
-        workers.owner_of(unknown)
-    monkeypatch.setattr(native, "left", native.connected())
-    with pytest.raises(safe_refs.RegistryUnavailableError, match="left its Ray cluster"):
-        workers.owner_of(unknown)
+    safe_refs.init()
+    registry = payloads.client().registry("default")
+    for use in (workers.owner_of, lambda ref: registry.ask({0: Call(Anchoring.meet, [ref])}, within(20))):
+        with pytest.raises(ValueError, match="owner is unknown"):
+            use(unknown)
+        with monkeypatch.context() as leaving:
+            leaving.setattr(native, "left", native.connected())
+            with pytest.raises(safe_refs.RegistryUnavailableError, match="left its Ray cluster"):
+                use(unknown)
 
 
 def test_what_was_going_on_ends_with_one_message(driver: Driver) -> None:
