@@ -50,10 +50,9 @@ def gone() -> RegistryUnavailableError:
     )
 
 
-def unless_left(error: Exception) -> Exception:
-    """That error of Ray's; or, if it may be one because this process is leaving its cluster, `gone`."""
-    core = connected()
-    return gone() if left is not None and core in (None, left) else error
+def unless_left(error: Exception, core: Any) -> Exception:
+    """That error of Ray's; or, if it may be one because this process is leaving the connection of that core worker, `gone`."""
+    return gone() if is_left(core) else error
 
 
 def is_imported() -> bool:

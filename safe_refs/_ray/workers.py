@@ -218,7 +218,7 @@ def owner_of(reference: Any) -> bytes:
         try:
             return bytes(core.get_owner_address(reference))
         except ValueError as error:
-            raise unless_left(error) from None
+            raise unless_left(error, core) from None
     if is_weak(reference):
         return b""
     try:

@@ -17,7 +17,7 @@ The hook is registered once in a process, when the first lease depends on it, an
 waited for are acknowledged before it runs.
 
 What always holds: nothing here raises into the user's code. An end is delayed only in processes on which leases depend: by about
-0.1 s, by a second or two if a relay has to start, and by at most _END_S on a very busy machine.
+0.1 s, by a second or two if a relay has to start, and by at most _END_S: on a very busy machine, or while an owner is silent.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ logger = logging.getLogger("safe_refs")
 
 _END_S = 10.0
 _NEWS_S = 0.3  # Ray reports an actor in the background, and nobody says when its owner has the report
-_LOAN_S = 2.0  # a relay keeps it for a little longer
+_LOAN_S = 0.5  # a relay keeps one for longer; but others who pass on the same object wait for its end
+_HOLDS_S = 2.0
+_ANSWERS_S = 0.5
 _BREATH_S = 0.001
-_LONGEST_BREATH_S = 0.05
+_LONGEST_PAUSE_S = 0.25  # other threads get errors while they use a reference that is touched
 # A relay that starts takes a second or two, more on a busy machine; then the other one is asked.
 _RELAY_PATIENCE_S = (2.0, 4.0)
 _TIDY_S = 5.0
@@ -127,18 +129,26 @@ class OrderlyEnd:
             if not len(self.dependents) or not is_current(self._session) or exits.ends_cluster():
                 return
             ids, leases = self.dependents.take()
-            refs, known = counts.references(counts.still_counted(ids)), actors.known_actors(ids)
-            for actor in known:
-                counts.let_go_of_actor(actor)
-            if refs:
-                self._anchor(refs, leases)
-            elif known:
-                time.sleep(_NEWS_S)
+            try:
+                self._hand_over(ids, leases)
+            except BaseException:  # Ctrl-C: the process may live on, and end once more
+                for registry, lease in leases:
+                    self.dependents.note(ids, registry, lease)
+                raise
         except Exception:
             logger.debug("the end of this process could not be prepared", exc_info=True)  # Ray is gone from it already
         finally:
             if locked:
                 self._ending.release()
+
+    def _hand_over(self, ids: Sequence[bytes], leases: Collection[Lease]) -> None:
+        refs, known = counts.references(counts.still_counted(ids)), actors.known_actors(ids)
+        for actor in known:
+            counts.let_go_of_actor(actor)
+        if refs:
+            self._anchor(refs, leases)
+        elif known:
+            time.sleep(_NEWS_S)
 
     def close(self) -> None:
         """The connection is gone: threads end by themselves. Takes no lock, as a forked child may have it held for ever."""
@@ -161,47 +171,37 @@ class OrderlyEnd:
         dependents.keep(asked, still, counted)
 
     def _anchor(self, refs: list[Ref], leases: Collection[Lease]) -> None:
-        deadline, left = Deadline(time.monotonic() + _END_S, _END_S), refs
-        while left and not deadline.is_over():
-            key, relay = os.urandom(8), self._find_relay(deadline)
+        """Steps 1 to 3 of `relays`, until the owners of all have a report, or no lease needs it.
+
+        A call in flight may have a reference as an argument. And an owner that has just passed one on, on a busy machine, may not
+        have asked this process yet for whom it holds it: then there is nobody yet to whom Ray would report. So it is tried again.
+        """
+        deadline = Deadline(time.monotonic() + _END_S, _END_S)
+        left, pause_s = refs, _BREATH_S
+        while left and not deadline.is_over() and counts.can_anchor():
+            key, relay, begun = os.urandom(8), self._find_relay(deadline), time.monotonic()
             if relay is None:
-                return
-            if self._relays.answer(relay, self._relays.hold(relay, key, left, []), deadline.left_s()) is None:
-                return
-            left = self._touch(left, leases, min(time.monotonic() + _LOAN_S, deadline.at))
-            self._relays.answer(relay, self._relays.give(relay, [key]), deadline.left_s())
+                break
+            held = self._relays.answer(relay, self._relays.hold(relay, key, left, []), min(_HOLDS_S, deadline.left_s()))
+            try:
+                while held is not None and left and time.monotonic() < begun + _LOAN_S:
+                    left = _touch(left)
+                    time.sleep(pause_s if left else 0)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            finally:  # Ctrl-C leaves them to this process again
+                given = self._relays.give(relay, [key])
+            self._relays.answer(relay, given, min(_ANSWERS_S, deadline.left_s()))
+            if left and not self._depend(leases):
+                break
         # Ray sends its reports in the background, and stops when this process ends: the registry says when the owners have them.
         for registry, theirs in _by_registry(leases).items():
             self._holders.anchor_now(registry, theirs, deadline)
 
-    def _touch(self, refs: list[Ref], leases: Collection[Lease], until: float) -> list[Ref]:
-        """Report to the owners of what a relay holds; those to which nothing could be reported by then, unless all is anchored.
-
-        A call in flight may have a reference as an argument. And an owner that has just passed it on, on a busy machine, may not have
-        asked this process yet for whom it holds it: then there is nobody yet whom Ray would report to.
-        """
-        left, pause_s = refs, _BREATH_S
-        while True:
-            before = sys.getswitchinterval()
-            sys.setswitchinterval(1e-6)  # other threads are at work: they must not keep this one from coming to an end
-            try:
-                touched = counts.touch_zero(left)
-            finally:
-                sys.setswitchinterval(before)
-            left = [ref for ref, state in zip(left, touched, strict=True) if state is not Touch.REPORTED]
-            if not left or time.monotonic() + pause_s > until:
-                return left
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_BREATH_S)
-            if pause_s == _LONGEST_BREATH_S and not self._depend(leases, until):
-                return []
-
-    def _depend(self, leases: Collection[Lease], until: float) -> bool:
-        """Whether some of these leases are not anchored, as far as their registries answer by then."""
-        deadline = Deadline(until, _LOAN_S)
+    def _depend(self, leases: Collection[Lease]) -> bool:
+        """Whether some of these leases are not anchored yet, or their shards are silent. Those that nobody holds any more are not."""
+        soon = Deadline(time.monotonic() + _ANSWERS_S, _ANSWERS_S)
         return any(
-            self._holders.unanchored(registry, theirs, deadline) != set()
-            for registry, theirs in _by_registry(leases).items()
+            self._holders.unanchored(registry, theirs, soon) for registry, theirs in _by_registry(leases).items()
         )
 
     def _find_relay(self, deadline: Deadline) -> int | None:
@@ -247,6 +247,22 @@ class OrderlyEnd:
                     break
                 self._thread = threading.current_thread()  # there has been one just now
         watch.end()
+
+
+def _touch(refs: Sequence[Ref]) -> list[Ref]:
+    """Report to the owners of what a relay holds; those to which nothing was reported. In pieces, for the sake of other threads."""
+    left: list[Ref] = []
+    before = sys.getswitchinterval()
+    for start in range(0, len(refs), _MOST_AT_ONCE):
+        some = refs[start : start + _MOST_AT_ONCE]
+        try:
+            sys.setswitchinterval(1e-6)  # other threads are at work: they must not keep this one from coming to an end
+            touched = counts.touch_zero(some)
+        finally:
+            sys.setswitchinterval(before)
+        left += [ref for ref, state in zip(some, touched, strict=True) if state is not Touch.REPORTED]
+        time.sleep(_BREATH_S if start + _MOST_AT_ONCE < len(refs) else 0)
+    return left
 
 
 def _by_registry(leases: Iterable[Lease]) -> dict[str, set[bytes]]:

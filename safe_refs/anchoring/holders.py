@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .._ray import workers
 from ..config import Deadline
 from ..errors import RegistryUnavailableError
-from ..registry.calls import Call, NoRegistryError
+from ..registry.calls import Call, NoRegistryError, Silence
 from .part import Anchoring, GiveBack
 
 if TYPE_CHECKING:
@@ -47,16 +47,27 @@ class Holders:
         return set() if verbs is None else set(verbs.holders(lease))
 
     def unanchored(self, registry: str, leases: Collection[bytes], deadline: Deadline) -> set[bytes] | None:
-        """Ask a registry to anchor these leases soon: which are unanchored still, at one holder at least; None if none answers."""
+        """Ask a registry to anchor these leases soon: which are unanchored still, at one holder at least; None if nobody is there.
+
+        One whose holders are all silent counts as unanchored.
+        """
         verbs = self._verbs(registry)
         if verbs is None:
             return None
-        calls = {
-            shard: Call(Anchoring.anchor_now, theirs) for shard, theirs in verbs.by_shard(leases).items() if theirs
-        }
-        replies = self._session.registry(registry).ask(calls, deadline)
-        answers = [reply for reply in replies.values() if isinstance(reply, list)]
-        return {lease for reply in answers for lease in reply} if answers else None
+        asked = {shard: theirs for shard, theirs in verbs.by_shard(leases).items() if theirs}
+        calls = {shard: Call(Anchoring.anchor_now, theirs) for shard, theirs in asked.items()}
+        try:
+            replies = self._session.registry(registry).ask(calls, deadline)
+        except RegistryUnavailableError:
+            return None
+        answered, silent, found = set[bytes](), set[bytes](), set[bytes]()
+        for shard, reply in replies.items():
+            if isinstance(reply, list):
+                answered.update(asked[shard])
+                found.update(reply)
+            elif reply is Silence.LATE:
+                silent.update(asked[shard])
+        return found | (silent - answered) if answered or silent else None
 
     def anchor_now(self, registry: str, leases: Collection[bytes], deadline: Deadline) -> bool:
         """Have a registry anchor what it holds and handed out of these leases; whether that is done in time."""

@@ -176,8 +176,11 @@ class Registry:
                     replies[shard] = Silence.DEAD
                 except ray_client.broken() as error:
                     raise ray_client.unavailable(error) from None
-                except ValueError as error:  # Ray has forgotten the owner of a reference in it
-                    raise native.unless_left(error) from None
+                except ValueError as error:
+                    if self.here.connection.client:
+                        raise
+                    # Ray has forgotten the owner of a reference in it, perhaps because this process leaves.
+                    raise native.unless_left(error, native.connected() or native.left) from None
             begun = time.monotonic()
             try:
                 # All together is quickest, and how it nearly always goes.
