@@ -174,8 +174,8 @@ class Runner:
         job = task.running.job
         try:
             said: Any = None if task.step is Step.FAIL_ALIKE else fetch(report)
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError):
-            job.crashed(task.step, task.id_)
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError):
+            job.crashed(task.step, task.id_)  # the last: Ray has killed it, as memory was short on its node
         except Exception as error:
             home = workers.node_and_process()[0]
             if packages.missing(error) is not None and task.node != home:

@@ -191,8 +191,9 @@ class Rules:
             if not answer.released and not self.may_have_ended(payload, ended) - {"LeaseReleasedError"}:
                 others = [each for each in payload.releases if each.begun <= ended]
                 # The release itself is one of them. A shard that ended the lease and died before it said so leaves 0 for an answer.
-                # And one that comes before a pin that nobody waited for has nothing to end; the pin is refused then.
+                # And one that comes before a pin that nobody waited for has nothing to end; the pin is refused then, or never came.
                 is_late = not payload.waited and begun < min(payload.flushed_at, payload.made.ended + UNDER_WAY_S)
+                is_late = is_late or self._may_be_unacknowledged(payload, answer.span)
                 if len(others) < 2 and not is_late and not self._registry_failing(answer.span):
                     return self._unless_lost(payload, answer, Verdict("early", "a release found the lease ended"))
             return FINE

@@ -157,6 +157,8 @@ def test_a_pin_that_nobody_waited_for_may_never_begin(ledger: Ledger, owner: Pro
     trouble.ended = 9.0
     ledger.dying(14.0, token="t1")  # noqa: S106 # a process's name, no secret
     assert figure(ledger, payload, never) == ""
+    ledger.releasing(payload, 20.0)
+    assert figure(ledger, payload, answer("release", at=20.0)) == "", "a release has nothing to end"
     assert figure(ledger, payload, LOST) == "lost"
     assert figure(ledger, payload, LOST, replicas=1) == "", (
         "another shard's generation was the last that the maker had heard of"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safe_refs.durability import runner
 from safe_refs.durability.copying import ErrorInside, Inside
 from safe_refs.durability.jobs import CopyJob, Step
+from safe_refs.durability.nodes import Nodes
 from safe_refs.durability.runner import _failed
 from safe_refs.durability.wire import NotCopyable, Why
 
@@ -137,6 +142,23 @@ def test_a_worker_that_dies_is_replaced_a_few_times() -> None:
     job.begun(step, id_, "lost")
     job.crashed(step, id_)
     assert isinstance(job.result, NotCopyable)
+
+
+@pytest.mark.parametrize("kind", ["WorkerCrashedError", "NodeDiedError", "OutOfMemoryError"])
+def test_a_task_that_ray_has_killed_is_run_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was killed because memory was short on its node: the next may run on another."""
+    error = getattr(ray.exceptions, kind)
+    job = job_of("x")
+    step, id_ = job.tasks.popleft()
+
+    def dies(_: object) -> None:
+        raise error(*([] if kind == "WorkerCrashedError" else ["killed"]))
+
+    monkeypatch.setattr(runner, "fetch", dies)
+    task = runner._Task(SimpleNamespace(job=job), step, id_, ray.ObjectRef.nil(), None)  # type: ignore[arg-type] # all that is needed
+    runner.Runner(Nodes(), lambda *_: None)._task_over(task, ray.ObjectRef.nil())
+    assert list(job.tasks) == [(step, id_)]
+    assert job.result is None
 
 
 def test_the_first_failure_ends_it() -> None:
