@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..errors import RegistryUnavailableError, SafeRefsError
 from ..threads import Background
+from . import native
 
 T = TypeVar("T")
 
@@ -139,6 +140,12 @@ def broken() -> tuple[type[Exception], ...]:
         return ()
     grpc: Any = sys.modules["grpc"]  # it has no types
     return ConnectionError, grpc.RpcError
+
+
+def unless_left(error: Exception, core: Any = None) -> Exception:
+    """An error of a call to Ray by that core worker, or by this process's; `gone` if it may come from leaving the connection."""
+    core = core or native.connected() or (native.left if server() is None else None)
+    return native.gone() if native.is_left(core) else error
 
 
 def unavailable(error: Exception) -> SafeRefsError:

@@ -50,11 +50,6 @@ def gone() -> RegistryUnavailableError:
     )
 
 
-def unless_left(error: Exception, core: Any) -> Exception:
-    """That error of Ray's; or, if it may be one because this process is leaving the connection of that core worker, `gone`."""
-    return gone() if is_left(core) else error
-
-
 def is_imported() -> bool:
     """Whether this process has imported Ray. What tests put in its place, a stand-in or None, doesn't count."""
     return hasattr(sys.modules.get("ray"), "__path__")

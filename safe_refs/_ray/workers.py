@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..errors import RegistryUnavailableError
 from . import client, control
 from .actors import counted_ref, is_actor_handle, is_detached, is_weak
-from .native import check_basics, check_version, core_worker, frames, global_worker, gone, unless_left
+from .native import check_basics, check_version, core_worker, frames, global_worker, gone
 from .native import is_installed as is_installed
 from .native import is_left as is_left
 
@@ -218,7 +218,7 @@ def owner_of(reference: Any) -> bytes:
         try:
             return bytes(core.get_owner_address(reference))
         except ValueError as error:
-            raise unless_left(error, core) from None
+            raise client.unless_left(error, core) from None
     if is_weak(reference):
         return b""
     try:

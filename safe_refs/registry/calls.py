@@ -2,8 +2,7 @@
 
 A `Registry` is what this process knows of one registry: the actors' handles, the layout, the identity of the last start.
 
-What always holds: every wait ends by its deadline. Every call can be repeated, as the caller draws the ids; but this module calls
-once. `verbs` repeats calls, also on the successor of an actor that has died.
+What always holds: every wait ends by its deadline. This module calls once; `verbs` repeats calls, also on an actor's successor.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 import msgpack
 
 from .._ray import client as ray_client
-from .._ray import cluster, native, objects, packages, requests, serializing, workers
+from .._ray import cluster, objects, packages, requests, serializing, workers
 from ..config import Deadline
 from ..errors import RegistryUnavailableError
 from . import late
@@ -176,11 +175,8 @@ class Registry:
                     replies[shard] = Silence.DEAD
                 except ray_client.broken() as error:
                     raise ray_client.unavailable(error) from None
-                except ValueError as error:
-                    if self.here.connection.client:
-                        raise
-                    # Ray has forgotten the owner of a reference in it, perhaps because this process leaves.
-                    raise native.unless_left(error, native.connected() or native.left) from None
+                except ValueError as error:  # Ray has forgotten the owner of a reference in it
+                    raise ray_client.unless_left(error) from None
             begun = time.monotonic()
             try:
                 # All together is quickest, and how it nearly always goes.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +13,7 @@ from safe_refs._ray.workers import is_alone
 from safe_refs.anchoring import relays
 from tests.support.actors import Owner, borrower
 from tests.support.cluster import as_actor
+from tests.support.leavers import LEAVES
 from tests.support.processes import Driver, run_python
 from tests.support.shards import place
 from tests.support.store import holds
@@ -106,35 +103,6 @@ def test_a_process_with_threads_is_not_alone(cluster: str) -> None:
     assert ray.get(actor.__ray_call__.remote(look), timeout=60) == [True, True, False, False]
 
 
-# A driver that has threads, so that nothing is anchored when it pins; it imported `shutdown` before safe_refs was there.
-LEAVES = """
-import json, os, signal, sys, threading, time
-import ray
-from ray import shutdown
-import safe_refs
-from tests.support.values import outcome, value
-address, owner, *args = sys.argv[1:]
-threading.Thread(target=time.sleep, args=(300,), daemon=True).start()
-
-def connect():
-    return ray.init(address=address, log_to_driver=False, logging_level="error")
-
-def borrow(number):
-    [ref] = ray.get(ray.get_actor(owner, namespace="test").give.remote(value(number)))
-    return ref
-"""
-
-
-@pytest.fixture
-def owner(cluster: str) -> Iterator[str]:
-    """The name of an actor that outlives the test's drivers, and makes objects for them."""
-    name = f"owner-{uuid.uuid4().hex[:8]}"
-    actor = as_actor(Owner).options(name=name, namespace="test").remote()
-    ray.get(actor.pid.remote(), timeout=60)
-    yield name
-    ray.kill(actor)
-
-
 @pytest.mark.long
 def test_a_driver_that_leaves_ray_hands_over_first(cluster: str, owner: str) -> None:
     """It calls `ray.shutdown`, or leaves the context of `ray.init`, and lives on: what it pinned lives on, too, each time."""
@@ -168,94 +136,6 @@ print(json.dumps([each.hex() for each in payloads]))
     assert [outcome(lambda each=each: safe_refs.loads(each)[0]) for each in made] == [0, 1, 2]  # type: ignore[misc] # mypy can't infer a lambda's default
     assert ray.get(safe_refs.loads(made[2])[1].add.remote(), timeout=60) == 1
     safe_refs.release(made)
-
-
-# It can't report for some seconds, as a call is in flight, or the owner has not asked; and it may be interrupted the first time.
-LEAVES_LATER = (
-    LEAVES
-    + """
-from safe_refs._ray import counts
-touch_zero, touches = counts.touch_zero, []
-state, late_s, interrupts = counts.Touch[args[0]], float(args[1]), args[2] == "interrupted"
-
-def not_yet(refs):
-    touches.append(time.monotonic())
-    if interrupts and len(touches) == 3:
-        raise KeyboardInterrupt
-    return touch_zero(refs) if touches[-1] > touches[0] + late_s else [state] * len(refs)
-
-connect()
-ref = borrow(7)
-payload = safe_refs.dumps(ref)
-counts.touch_zero = not_yet
-begun = time.monotonic()
-"""
-)
-
-
-@pytest.mark.parametrize(
-    ("state", "late_s", "interrupted"),
-    [
-        ("BUSY", 0.3, ""),
-        ("UNKNOWN", 0.3, "interrupted"),
-        pytest.param("UNKNOWN", 2.0, "", marks=pytest.mark.long),  # that is several loans
-    ],
-)
-def test_a_driver_leaves_ray_when_the_owner_knows_whom_it_passed_references(
-    cluster: str, owner: str, state: str, late_s: float, interrupted: str
-) -> None:
-    """On a busy machine that takes a moment. Who is interrupted meanwhile is not lost, and may leave once more."""
-    payload, left_s, touches, still = run_python(
-        LEAVES_LATER
-        + """
-try:
-    shutdown()
-except KeyboardInterrupt:
-    assert ray.is_initialized() and ray.get(ref) == value(7)
-    shutdown()
-print(json.dumps([payload.hex(), time.monotonic() - begun, len(touches), ray.is_initialized()]))
-""",
-        cluster,
-        owner,
-        state,
-        str(late_s),
-        interrupted,
-    )
-    assert not still
-    assert late_s < left_s < late_s + 4
-    assert 3 < touches < 40  # each is a risk for other threads of the driver
-    stays(lambda: holds(VALUE_BYTES), 3)
-    assert opens(bytes.fromhex(payload)) == 7
-    safe_refs.release(bytes.fromhex(payload))
-
-
-@pytest.mark.parametrize("name", ["gone", pytest.param("silent", marks=pytest.mark.long)])
-def test_a_driver_leaves_ray_although_nothing_can_be_reported(
-    cluster: str, owner: str, registry: str, name: str
-) -> None:
-    """If the registry is gone, nothing depends on the driver any more. If it is silent, that takes as long as an end may."""
-    safe_refs.init()
-    pid = place(registry, 0)[1]
-    [left_s] = run_python(
-        LEAVES_LATER
-        + """
-os.kill(int(args[3]), signal.SIGKILL if args[4] == "gone" else signal.SIGSTOP)
-time.sleep(1)  # until Ray has seen it
-begun = time.monotonic()
-shutdown()
-print(json.dumps([time.monotonic() - begun]))
-""",
-        cluster,
-        owner,
-        "BUSY",
-        "60",
-        "",
-        str(pid),
-        name,
-    )
-    if name == "silent":
-        os.kill(pid, signal.SIGCONT)
-    assert left_s < (4 if name == "gone" else 14)
 
 
 @pytest.mark.long
