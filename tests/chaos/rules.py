@@ -6,10 +6,11 @@ what is excused because it is not promised is counted as such, by its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from .ledger import DURABLE_TIMEOUT_S, NEVER, Ledger, Object, Payload, Span
+from .ledger import DURABLE_TIMEOUT_S, NEVER, Ledger, Payload, Span
+from .makers import HANDED_OVER_S, died_soon_after, owners_died
 
 Figure = Literal["lost", "early", "leaked", "hung", "wrong"]
 FIGURES: tuple[Figure, ...] = ("lost", "early", "leaked", "hung", "wrong")
@@ -19,7 +20,6 @@ LATE_S = 3.0  # a lease may be there so long after its ttl: it is swept, and loo
 MOURNED_S = (
     30.0  # a lease may outlive its owner so long: Ray has to notice the death of a node, and the registry to ask
 )
-HANDED_OVER_S = 5.0  # after so long without a reference, what depended on a borrower has surely been handed over
 UNDER_WAY_S = 2.0  # what nobody waited for may be under way for so long, on a busy machine
 ANCHORED_S = 1.0  # after a load, its references survive the registry's death
 NOTICED_S = 15.0  # the registry may so long believe that copies on a dead node are there
@@ -204,7 +204,7 @@ class Rules:
         if answer.error == "RegistryUnavailableError":
             # One failure at a time never takes as long as the timeout; but it may have come upon another just over.
             return FINE if self._failing_throughout(answer.span) else Verdict("wrong", said)
-        if answer.step == "dumps" and answer.error in _OWNER_DIED and _owners_died(payload, answer.span.ended):
+        if answer.step == "dumps" and answer.error in _OWNER_DIED and owners_died(payload, answer.span.ended):
             return FINE  # it could not be copied
         if answer.step == "dumps" and answer.error == "OwnerGoneError" and self._only_copy_gone(payload, answer):
             return Verdict(None, said, ONLY_COPY)
@@ -250,9 +250,8 @@ class Rules:
     def _unless_lost(self, payload: Payload, answer: Answer, verdict: Verdict, held: Span | None = None) -> Verdict:
         """The verdict, unless the lease went with the process that it depended on, or with something that is excused by name."""
         says_lost = answer.error == "LeaseLostError" or (verdict.figure == "early" and not answer.error)
-        if (says_lost or (answer.step == "get" and answer.error in _GONE)) and self._went_with_its_maker(
-            payload, answer, held
-        ):
+        is_gone = says_lost or (answer.step == "get" and answer.error in _GONE) or _is_copy_failed(payload, answer)
+        if is_gone and any(self._went_with_its_maker(each, answer, held) for each in _read(payload, answer)):
             return FINE
         name = self._excuse(payload, answer, says_lost, held)
         return verdict._replace(figure=None, excused=name) if name else verdict
@@ -267,8 +266,7 @@ class Rules:
             if is_copy_gone and held is None and self._only_copy_gone(payload, answer):
                 return ONLY_COPY
         # Each replica of a durable lease holds copies of its own.
-        is_copy_failed = answer.step == "dumps" and answer.error == "OwnerGoneError" and payload.durable
-        read = payload.sources if is_copy_failed else (payload,)
+        is_copy_failed, read = _is_copy_failed(payload, answer), _read(payload, answer)
         is_held_once = self._replicas == 1 or any(
             each.owner is self.ledger.copy_owner for of in read for each in of.objects
         )
@@ -280,7 +278,7 @@ class Rules:
         # What a recovered shard holds depends on the one that it got it from; so two failures, one after the other, are too many.
         if self._failures_since(payload.since, until) >= self._replicas:
             return TWO_SHARDS
-        died_soon = any(_died_soon_after(each, until) for each in payload.borrowed())
+        died_soon = any(died_soon_after(each, until) for each in payload.borrowed())
         return UNANCHORED if died_soon else ""
 
     def _went_with_its_maker(self, payload: Payload, answer: Answer, held: Span | None) -> bool:
@@ -294,7 +292,7 @@ class Rules:
                 each.maker.keeps[stamp] > 0 or each.maker.held_until.get(stamp, 0.0) + HANDED_OVER_S >= died
                 for stamp in payload.stamps
             )
-            if had or _died_soon_after(each, until):
+            if had or died_soon_after(each, until):
                 return True
         return False
 
@@ -338,12 +336,9 @@ class Rules:
         return any(each.begun <= span.begun + 5 and each.ended >= span.ended - 5 for each in failures)
 
 
-def _owners_died(payload: Payload, until: float) -> bool:
-    sources: list[Object] = [each for source in payload.sources for each in source.objects]
-    return any(each.owner.dying_at <= until for each in sources)
+def _is_copy_failed(payload: Payload, answer: Answer) -> bool:
+    return payload.durable and answer.step == "dumps" and answer.error == "OwnerGoneError"
 
 
-def _died_soon_after(payload: Payload, until: float) -> bool:
-    """Whether its maker was killed so soon that what depended on it may be gone."""
-    died, done = payload.maker.dying_at, payload.made.ended
-    return died <= until and not payload.maker.left if done == NEVER else died <= min(done + HANDED_OVER_S, until)
+def _read(payload: Payload, answer: Answer) -> Sequence[Payload]:
+    return payload.sources if _is_copy_failed(payload, answer) else (payload,)

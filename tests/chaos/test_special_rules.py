@@ -84,12 +84,16 @@ def test_a_lease_may_depend_on_who_has_borrowed(ledger: Ledger, payload: Payload
     forwarded = ledger.order(12.0, borrower, sources=[payload])
     ledger.made(forwarded, 13.0, b"forwarded")
     ledger.had(borrower, forwarded, 13.0)
+    copied = ledger.order(14.5, ledger.born("t3", "c.0", "c", "node 2"), sources=[forwarded], durable=True)
+    not_copied = answer("dumps", "OwnerGoneError")
     for given in (LOST, GONE):
         assert figure(ledger, forwarded, given) == "lost"
+    assert figure(ledger, copied, not_copied) == "wrong"
     ledger.dying(14.0, token="t2")  # noqa: S106 # a process's name, no secret
     for given in (LOST, GONE):
         assert figure(ledger, forwarded, given) == ("" if kind in ("async", "driver") else "lost")
         assert figure(ledger, payload, given) == "lost"
+    assert figure(ledger, copied, not_copied) == ("" if kind in ("async", "driver") else "wrong")
     assert figure(ledger, forwarded, answer("loads", "LeaseNotFoundError")) == "wrong"
     assert figure(ledger, forwarded, GONE, live_since=12.5) == "lost"
 
