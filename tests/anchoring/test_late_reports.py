@@ -41,7 +41,7 @@ begun = time.monotonic()
 @pytest.mark.parametrize(
     ("state", "late_s", "interrupted"),
     [
-        ("BUSY", 0.3, ""),
+        pytest.param("BUSY", 0.3, "", marks=pytest.mark.long),
         ("UNKNOWN", 0.3, "interrupted"),
         pytest.param("UNKNOWN", 2.0, "", marks=pytest.mark.long),  # that is several loans
     ],
