@@ -69,12 +69,9 @@ class Dependents:
             self._leave(lease, self._objects_of.get(lease, frozenset()).intersection(counted if lease in still else ()))
         self._most = max(MANY, 2 * len(self._objects_of))
 
-    def take(self) -> tuple[list[bytes], set[Lease]]:
-        """All objects, and all leases; none of them is noted any more."""
-        objects, leases = self.objects(), self.leases()
-        for lease in leases:
-            self._objects_of.pop(lease, None)
-        return objects, leases
+    def take(self) -> dict[Lease, frozenset[bytes]]:
+        """All leases, with their objects; none of them is noted any more."""
+        return {lease: self._objects_of.pop(lease, frozenset()) for lease in self.leases()}
 
     def _leave(self, lease: Lease, ids: frozenset[bytes]) -> None:
         if not ids:

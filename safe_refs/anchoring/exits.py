@@ -128,11 +128,11 @@ class OrderlyEnd:
         try:
             if not len(self.dependents) or not is_current(self._session) or exits.ends_cluster():
                 return
-            ids, leases = self.dependents.take()
+            taken = self.dependents.take()
             try:
-                self._hand_over(ids, leases)
+                self._hand_over(list(frozenset().union(*taken.values())), taken)
             except BaseException:  # Ctrl-C: the process may live on, and end once more
-                for registry, lease in leases:
+                for (registry, lease), ids in taken.items():
                     self.dependents.note(ids, registry, lease)
                 raise
         except Exception:
@@ -184,15 +184,19 @@ class OrderlyEnd:
                 break
             held = self._relays.answer(relay, self._relays.hold(relay, key, left, []), min(_HOLDS_S, deadline.left_s()))
             try:
-                while held is not None and left and time.monotonic() < begun + _LOAN_S:
+                if held is not None:  # once at least, also if the answer took longer than a loan is to take
                     left = _touch(left)
-                    time.sleep(pause_s if left else 0)
+                while held is not None and left and time.monotonic() + pause_s < begun + _LOAN_S:
+                    time.sleep(pause_s)
                     pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                    left = _touch(left)
             finally:  # Ctrl-C leaves them to this process again
                 given = self._relays.give(relay, [key])
             self._relays.answer(relay, given, min(_ANSWERS_S, deadline.left_s()))
-            if left and not self._depend(leases):
+            if not left or not self._depend(leases):
                 break
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         # Ray sends its reports in the background, and stops when this process ends: the registry says when the owners have them.
         for registry, theirs in _by_registry(leases).items():
             self._holders.anchor_now(registry, theirs, deadline)

@@ -26,7 +26,9 @@ _MOST_CRASHES = 3  # of the workers that copy what one lease holds
 
 _CIRCLE = NotCopyable(Why.UNSUPPORTED, "its objects hold each other in a circle, of which no copy can be made")
 # An object that was to contain the lost copy's reference would have to be copied again, too. So the whole job is to begin again.
-_CRASHED = NotCopyable(Why.FAILED, "the process that copied an object has died")
+_CRASHED = NotCopyable(
+    Why.FAILED, "the process that copied an object has died, each time: killed, or for want of memory on its node"
+)
 
 
 class Step(Enum):

@@ -63,5 +63,5 @@ def test_taking_them_leaves_nothing() -> None:
     """What one thread anchors at the end, no other does."""
     dependents = Dependents()
     dependents.note([b"a"], "default", b"lease")
-    assert dependents.take() == ([b"a"], {("default", b"lease")})
-    assert dependents.take() == ([], set())
+    assert dependents.take() == {("default", b"lease"): frozenset({b"a"})}
+    assert dependents.take() == {}
