@@ -4,7 +4,12 @@ A shard reports to an owner who has got an object. A reader may have had the sam
 another report, which goes its own way. If the owner is slow, or was stopped, the shard's report may be read first. Then the owner
 takes the reader for one that has the object already, and after the other report for one that has nothing: when the lease ends, the
 object is gone, with a live reference to it. The same goes for another shard. So a shard reports only to an owner that has answered
-since the object was handed out. An answer that took long may have been given in the middle of a backlog: then a second one counts.
+since the object was handed out.
+
+An owner that was stopped may answer before it has read all that had come meanwhile. And of what a reader has let go of, only the
+first had come; the rest comes when the owner has asked for it, which takes as long as a second answer. So an answer that took long,
+or comes after a silence, or after the owner did not ask for another report in time (`doubt`), counts only with a second one a little
+later.
 
 What always holds: one question an owner (see `_ray.objects`); what takes long, all together, holds up the others for a second at
 most, as a rule for a fifth; an owner that stays silent is asked ever more seldom.
@@ -13,9 +18,10 @@ most, as a rule for a fifth; an owner that stays silent is asked ever more seldo
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,6 +32,7 @@ _LEAST_S = 0.01  # then with each
 _LONGEST_PATIENCE_S = 0.8  # with one that was silent before: it may be slow, on a machine that is very busy
 _MOST_S = 1.0  # then no further one is asked
 _AT_ONCE_S = 0.05
+_CATCHES_UP_S = 0.1  # by then, after a silence, a reader's report of all that it has let go of is there
 _AGAIN_S = 0.1  # before one that was silent is asked again; then twice as long, and so on
 _LONGEST_PAUSE_S = 2.0
 _MOST_SILENT = 1_000
@@ -42,6 +49,7 @@ class Answering:
         using: held by threads of the shard while they have references in their hands: here, to ask about an actor.
         ask: `objects.owner_answers`; for tests, another one.
         clock: monotonic seconds.
+        sleep: waits for so many seconds.
     """
 
     def __init__(
@@ -49,10 +57,12 @@ class Answering:
         using: threading.Lock,
         ask: Ask = objects.owner_answers,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._using = using
         self._owner_answers = ask
         self._clock = clock
+        self._sleep = sleep
         # By owner, until when it is not asked, and for how long that was; the oldest first, at most _MOST_SILENT.
         self._silent: dict[bytes, tuple[float, float]] = {}
 
@@ -63,45 +73,66 @@ class Answering:
             samples: by owner, one of its objects or actors. A dead owner is not silent: there is nothing to wait for.
         """
         found: set[bytes] = set()
+        back: list[bytes] = []
         left_s, until = _PATIENCE_S, self._clock() + _MOST_S
         for owner in sorted(samples, key=self._silent.__contains__):  # those last
             begun = self._clock()
             patience_s = max(left_s, _LEAST_S)
             if owner in self._silent:
-                patience_s = min(4 * self._silent[owner][1], _LONGEST_PATIENCE_S, max(until - begun, _LEAST_S))
-            if begun > until or not self._answers(owner, samples[owner], patience_s):
+                patience_s = min(max(4 * self._silent[owner][1], _PATIENCE_S), _LONGEST_PATIENCE_S)
+                patience_s = min(patience_s, max(until - begun, _LEAST_S))
+            is_heard = begun <= until and self._answers(owner, samples[owner], patience_s)
+            took_s = self._clock() - begun
+            if not is_heard:
                 found.add(owner)
-            if (took_s := self._clock() - begun) >= _LEAST_S:
+            elif took_s > _AT_ONCE_S or owner in self._silent:
+                back.append(owner)
+            if took_s >= _LEAST_S:
                 left_s -= took_s
+        if back:
+            self._sleep(_CATCHES_UP_S)
+            until = self._clock() + _PATIENCE_S
+            for owner in back:
+                if self._answers(owner, samples[owner], max(until - self._clock(), _LEAST_S)):
+                    self._silent.pop(owner, None)
+                else:
+                    found.add(owner)
         return found
 
-    def forget(self) -> None:
+    def doubt(self, owners: Iterable[bytes]) -> None:
+        """These don't seem to respond, by something else than a question."""
+        for owner in owners:
+            if owner not in self._silent:
+                self._note(owner, -math.inf, 0.0)
+
+    def hurry(self) -> None:
         """Ask all of them at once the next time, however long they were silent."""
-        self._silent.clear()
+        for owner, (_, pause_s) in list(self._silent.items()):
+            self._silent[owner] = (-math.inf, pause_s)
 
     def _ask(self, sample: Any, timeout_s: float) -> None:
         with self._using if actors.is_actor_handle(sample) else nullcontext():  # a reference is made for the question
             self._owner_answers(sample, timeout_s)
 
     def _answers(self, owner: bytes, sample: Any, patience_s: float) -> bool:
-        begun = self._clock()
-        until, pause_s = self._silent.get(owner, (begun, 0.0))
-        if until > begun:
+        """Whether it does so now. After a silence one answer is not enough, so that it still counts as silent then."""
+        until, pause_s = self._silent.get(owner, (-math.inf, 0.0))
+        if until > self._clock():
             return False
         try:
             self._ask(sample, patience_s)
-            if (took_s := self._clock() - begun) > _AT_ONCE_S:
-                self._ask(sample, max(patience_s - took_s, _LEAST_S))
         except TimeoutError:
-            self._silent.pop(owner, None)
-            while len(self._silent) >= _MOST_SILENT:
-                del self._silent[next(iter(self._silent))]
             pause_s = min(max(2 * pause_s, _AGAIN_S), _LONGEST_PAUSE_S)
-            self._silent[owner] = (self._clock() + pause_s, pause_s)
+            self._note(owner, self._clock() + pause_s, pause_s)
             return False
         except Exception:
             # Its object is being touched just now, so that Ray does not know it here; or Ray is gone from this process.
             logger.debug("an owner can't be asked", exc_info=True)
             return False
-        self._silent.pop(owner, None)
         return True
+
+    def _note(self, owner: bytes, until: float, pause_s: float) -> None:
+        self._silent.pop(owner, None)
+        while len(self._silent) >= _MOST_SILENT:
+            del self._silent[next(iter(self._silent))]
+        self._silent[owner] = (until, pause_s)

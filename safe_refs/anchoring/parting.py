@@ -102,7 +102,7 @@ class Parting:
         now = time.monotonic()
         until, asks_until = now + timeout_s, now + (1 - _LEFT) * timeout_s
         while len(self) and time.monotonic() < asks_until:
-            self._answering.forget()
+            self._answering.hurry()
             with self._lock:
                 self._again = deque(part._replace(due_at=now) for part in self._again)
             self.let_go()

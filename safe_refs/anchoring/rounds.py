@@ -24,7 +24,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, objects, workers
@@ -58,10 +58,11 @@ _BACK_S = 10.0  # far longer than `returning` takes for a loan
 
 
 class UnderWay(NamedTuple):
-    """A round whose outcome is not noted yet: its leases with their marks, what came of each object, and what is on its way back."""
+    """A round whose outcome is not noted yet: its leases with their marks, what came of each object, its owners, what comes back."""
 
     leases: dict[bytes, int]
     touched: dict[bytes, Touch]
+    owners: dict[bytes, bytes]
     back: list[Return]
 
 
@@ -225,14 +226,14 @@ class Rounds:
     def _round(self) -> bool:
         """One loan to the relays, for as many leases as go together; whether there was something to do."""
         leases: dict[bytes, int] = {}
-        under_way = UnderWay(leases, {}, [])
+        under_way = UnderWay(leases, {}, {}, [])
         try:
             waiting = self._gather(leases)
             # A large lease is taken in parts, so that calls come in between.
             size = part_size(len(waiting))
             while waiting and not self._closing.is_set():
                 part, waiting = waiting[:size], waiting[size:]
-                self._lend(self._of_answering(part, leases), under_way)
+                self._lend(self._of_answering(part, under_way), under_way)
         finally:
             if leases:
                 self._under_way.append(under_way)
@@ -250,6 +251,7 @@ class Rounds:
                 for back in under_way.back:
                     back.over.wait(_BACK_S)
                     unconfirmed.update(back.unconfirmed)
+                self._answering.doubt({under_way.owners[id_] for id_ in unconfirmed})
                 self._outcomes.note(under_way.leases, under_way.touched, unconfirmed, self._touching.unopened)
             finally:
                 self._under_way.popleft()
@@ -275,16 +277,17 @@ class Rounds:
                     break
         return list(refs.values())
 
-    def _of_answering(self, refs: list[Ref], leases: Mapping[bytes, int]) -> list[Ref]:
+    def _of_answering(self, refs: list[Ref], under_way: UnderWay) -> list[Ref]:
         """Those of these whose owners answer. To the others nothing is reported; their leases are tried again."""
         with self._lock:  # while counts are touched, Ray does not know the owner
             owners = [workers.owner_of(ref) for ref in refs]
+        under_way.owners.update(zip(map(actors.id_of, refs), owners, strict=True))
         silent = self._answering.silent(dict(zip(owners, refs, strict=True)))
         if not silent:
             return refs
         theirs = {actors.id_of(ref) for ref, owner in zip(refs, owners, strict=True) if owner in silent}
         with self._lock:
-            for lease, marks in leases.items():
+            for lease, marks in under_way.leases.items():
                 wanted = self._unanchored.wanted(lease, marks)
                 if not theirs.isdisjoint(map(actors.id_of, self._table.items_of(lease)) if wanted is None else wanted):
                     self._unanchored.meets_silence(lease)

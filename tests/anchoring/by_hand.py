@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,7 +104,10 @@ class Answering:
     def __init__(self) -> None:
         self.names: set[bytes] = set()
 
-    def forget(self) -> None:
+    def hurry(self) -> None:
+        pass
+
+    def doubt(self, owners: Iterable[bytes]) -> None:
         pass
 
     def silent(self, samples: Mapping[bytes, Any]) -> set[bytes]:

@@ -32,7 +32,8 @@ class Owner:
     def pid(self) -> int:
         return os.getpid()
 
-    def make(self, kind: str) -> list[bytes]:
+    def make(self, kind: str, registry: str) -> list[bytes]:
+        os.environ["SAFE_REFS_REGISTRY"] = registry
         make: Any = as_actor(Held).remote if kind == "actors" else lambda: ray.put(bytes(110_000))
         return [safe_refs.dumps(make()) for _ in range(COUNT[kind])]
 
@@ -77,11 +78,12 @@ def test_a_reader_loads_again_while_the_owner_is_silent(
     start: Start, kind: str, shards: int, ends: str, rounds: int
 ) -> None:
     """Whether its lease ends when the owner is there again, or before. One of five was gone, before."""
-    start(shards, shards)
+    registry = start(shards, shards)
     owner, reader = as_actor(Owner).remote(), as_actor(Reader).remote()
     pid, lost = ray.get(owner.pid.remote()), 0
     for _ in range(rounds):
-        payloads = ray.get(owner.make.remote(kind))
+        payloads = ray.get(owner.make.remote(kind, registry))
+        assert len(safe_refs.leases()) == len(payloads)
         ray.get(reader.load.remote(payloads))
         wait_until(anchored, 30)
         time.sleep(0.5)  # for the owner to ask the reader to report when it lets go
@@ -107,9 +109,10 @@ def test_a_reader_loads_again_while_the_owner_is_silent(
 @pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_what_was_taken_right_before_a_shutdown_is_good(start: Start, shards: int) -> None:
     """The shard still holds it, for a moment; it lets go before it ends, and waits until the owner has asked to whom it went."""
-    start(shards, shards)
+    registry = start(shards, shards)
     owner, reader = as_actor(Owner).remote(), as_actor(Reader).remote()
-    payloads = ray.get(owner.make.remote("objects"))
+    payloads = ray.get(owner.make.remote("objects", registry))
+    assert len(safe_refs.leases()) == len(payloads)
     ray.get(reader.load.remote([]))
     ray.get(reader.load_again.remote(payloads, True))
     safe_refs.shutdown(force=True)
