@@ -11,7 +11,7 @@ first had come; the rest comes when the owner has asked for it, which takes as l
 or comes after a silence, or after the owner did not ask for another report in time (`doubt`), counts only with a second one a little
 later.
 
-What always holds: one question an owner (see `_ray.objects`); what takes long, all together, holds up the others for a second at
+What always holds: one question an owner (see `_ray.objects`); what takes long, all together, holds up the others for two seconds at
 most, as a rule for a fifth; an owner that stays silent is asked ever more seldom.
 """
 
@@ -73,30 +73,39 @@ class Answering:
             samples: by owner, one of its objects or actors. A dead owner is not silent: there is nothing to wait for.
         """
         found: set[bytes] = set()
-        back: list[bytes] = []
+        back: dict[bytes, float] = {}  # with how long the first answer took
         left_s, until = _PATIENCE_S, self._clock() + _MOST_S
         for owner in sorted(samples, key=self._silent.__contains__):  # those last
-            begun = self._clock()
+            begun, known = self._clock(), self._silent.get(owner)
             patience_s = max(left_s, _LEAST_S)
-            if owner in self._silent:
-                patience_s = min(max(4 * self._silent[owner][1], _PATIENCE_S), _LONGEST_PATIENCE_S)
+            if known is not None:
+                patience_s = min(max(4 * known[1], _PATIENCE_S), _LONGEST_PATIENCE_S)
                 patience_s = min(patience_s, max(until - begun, _LEAST_S))
             is_heard = begun <= until and self._answers(owner, samples[owner], patience_s)
             took_s = self._clock() - begun
             if not is_heard:
                 found.add(owner)
-            elif took_s > _AT_ONCE_S or owner in self._silent:
-                back.append(owner)
+            elif took_s > _AT_ONCE_S or known is not None:
+                back[owner] = took_s
             if took_s >= _LEAST_S:
                 left_s -= took_s
         if back:
             self._sleep(_CATCHES_UP_S)
-            until = self._clock() + _PATIENCE_S
-            for owner in back:
-                if self._answers(owner, samples[owner], max(until - self._clock(), _LEAST_S)):
-                    self._silent.pop(owner, None)
-                else:
-                    found.add(owner)
+            found |= self._still_silent(back, samples)
+        return found
+
+    def _still_silent(self, back: Mapping[bytes, float], samples: Mapping[bytes, Any]) -> set[bytes]:
+        """Ask once more those that have answered slowly, or after a silence; who doesn't answer again, or isn't asked in time."""
+        found: set[bytes] = set()
+        left_s, until = _PATIENCE_S, self._clock() + _MOST_S
+        for owner, first_s in back.items():
+            begun = self._clock()
+            patience_s = min(max(left_s, 3 * first_s, _LEAST_S), max(until - begun, _LEAST_S))
+            if begun <= until and self._answers(owner, samples[owner], patience_s):
+                self._silent.pop(owner, None)
+            else:
+                found.add(owner)
+            left_s -= self._clock() - begun
         return found
 
     def doubt(self, owners: Iterable[bytes]) -> None:
@@ -107,8 +116,8 @@ class Answering:
 
     def hurry(self) -> None:
         """Ask all of them at once the next time, however long they were silent."""
-        for owner, (_, pause_s) in list(self._silent.items()):
-            self._silent[owner] = (-math.inf, pause_s)
+        for owner in list(self._silent):
+            self._silent[owner] = (-math.inf, 0.0)
 
     def _ask(self, sample: Any, timeout_s: float) -> None:
         with self._using if actors.is_actor_handle(sample) else nullcontext():  # a reference is made for the question
@@ -134,5 +143,5 @@ class Answering:
     def _note(self, owner: bytes, until: float, pause_s: float) -> None:
         self._silent.pop(owner, None)
         while len(self._silent) >= _MOST_SILENT:
-            del self._silent[next(iter(self._silent))]
+            self._silent.pop(next(iter(self._silent.copy())), None)
         self._silent[owner] = (until, pause_s)

@@ -28,6 +28,7 @@ _AGAIN_S = 0.2  # before it is looked at again, if an owner was silent
 _LONGEST_S = 10.0
 _MOST = 20_000
 _MOST_AT_ONCE = 500  # references, or one lease
+_LETS_GO_S = 0.5  # then a round comes in between
 _LOOKS_S = 0.02
 _LEFT = 0.4  # of a shard's last time, for owners to hear of what it lets go of
 
@@ -90,22 +91,23 @@ class Parting:
         """All that is here. Under the lock."""
         return (item for part in (*self._again, *self._new, *self._in_hand) for item in part.items)
 
-    def let_go(self) -> None:
-        """Let go of what is due, as far as the owners answer."""
-        while self._let_some_go():
+    def let_go(self, within_s: float = _LETS_GO_S) -> None:
+        """Let go of what is due, as far as the owners answer, and for so long at most, but for one pass."""
+        until = time.monotonic() + within_s
+        while self._let_some_go() and time.monotonic() < until:
             pass
 
     def close(self, timeout_s: float) -> None:
         """The shard ends: let go of all, of what silent owners own when they answer, or when most of that time is over."""
-        with self._turn, self._lock:
-            owners = {actors.id_of(ref): owner for ref in self.items() if (owner := workers.owner_of(ref))}
         now = time.monotonic()
         until, asks_until = now + timeout_s, now + (1 - _LEFT) * timeout_s
+        with self._turn, self._lock:
+            owners = {actors.id_of(ref): owner for ref in self.items() if (owner := workers.owner_of(ref))}
         while len(self) and time.monotonic() < asks_until:
             self._answering.hurry()
             with self._lock:
                 self._again = deque(part._replace(due_at=now) for part in self._again)
-            self.let_go()
+            self.let_go(min(_LETS_GO_S, asks_until - time.monotonic()))
             time.sleep(_LOOKS_S)
         with self._turn, self._using, self._lock:
             self._again.clear()

@@ -24,7 +24,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._ray import actors, counts, objects, workers
@@ -58,12 +58,11 @@ _BACK_S = 10.0  # far longer than `returning` takes for a loan
 
 
 class UnderWay(NamedTuple):
-    """A round whose outcome is not noted yet: its leases with their marks, what came of each object, its owners, what comes back."""
+    """A round whose outcome is not noted yet: its leases with their marks, what came of each object, and what comes back of whom."""
 
     leases: dict[bytes, int]
     touched: dict[bytes, Touch]
-    owners: dict[bytes, bytes]
-    back: list[Return]
+    back: list[tuple[Return, set[bytes]]]
 
 
 class Rounds:
@@ -226,14 +225,14 @@ class Rounds:
     def _round(self) -> bool:
         """One loan to the relays, for as many leases as go together; whether there was something to do."""
         leases: dict[bytes, int] = {}
-        under_way = UnderWay(leases, {}, {}, [])
+        under_way = UnderWay(leases, {}, [])
         try:
             waiting = self._gather(leases)
             # A large lease is taken in parts, so that calls come in between.
             size = part_size(len(waiting))
             while waiting and not self._closing.is_set():
                 part, waiting = waiting[:size], waiting[size:]
-                self._lend(self._of_answering(part, under_way), under_way)
+                self._lend(*self._of_answering(part, leases), under_way)
         finally:
             if leases:
                 self._under_way.append(under_way)
@@ -244,14 +243,15 @@ class Rounds:
         """Note what came of rounds whose loans are back, and wait for that while more than so many are under way."""
         while self._under_way:
             under_way = self._under_way[0]
-            if len(self._under_way) <= most and not all(back.over.is_set() for back in under_way.back):
+            if len(self._under_way) <= most and not all(back.over.is_set() for back, _ in under_way.back):
                 return
             unconfirmed: set[bytes] = set()
             try:
-                for back in under_way.back:
+                for back, owners in under_way.back:
                     back.over.wait(_BACK_S)
                     unconfirmed.update(back.unconfirmed)
-                self._answering.doubt({under_way.owners[id_] for id_ in unconfirmed})
+                    if back.unconfirmed:
+                        self._answering.doubt(owners)
                 self._outcomes.note(under_way.leases, under_way.touched, unconfirmed, self._touching.unopened)
             finally:
                 self._under_way.popleft()
@@ -277,28 +277,27 @@ class Rounds:
                     break
         return list(refs.values())
 
-    def _of_answering(self, refs: list[Ref], under_way: UnderWay) -> list[Ref]:
-        """Those of these whose owners answer. To the others nothing is reported; their leases are tried again."""
+    def _of_answering(self, refs: list[Ref], leases: Mapping[bytes, int]) -> tuple[list[Ref], set[bytes]]:
+        """Those of these whose owners answer, and those owners. To the others nothing is reported; their leases are tried again."""
         with self._lock:  # while counts are touched, Ray does not know the owner
             owners = [workers.owner_of(ref) for ref in refs]
-        under_way.owners.update(zip(map(actors.id_of, refs), owners, strict=True))
         silent = self._answering.silent(dict(zip(owners, refs, strict=True)))
         if not silent:
-            return refs
+            return refs, set(owners)
         theirs = {actors.id_of(ref) for ref, owner in zip(refs, owners, strict=True) if owner in silent}
         with self._lock:
-            for lease, marks in under_way.leases.items():
+            for lease, marks in leases.items():
                 wanted = self._unanchored.wanted(lease, marks)
                 if not theirs.isdisjoint(map(actors.id_of, self._table.items_of(lease)) if wanted is None else wanted):
                     self._unanchored.meets_silence(lease)
-        return [ref for ref, owner in zip(refs, owners, strict=True) if owner not in silent]
+        return [ref for ref, owner in zip(refs, owners, strict=True) if owner not in silent], set(owners) - silent
 
     def _next_in_s(self) -> float | None:
         """Seconds until there is something to do; None if there is nothing. Under the lock."""
         found = [seconds for each in (self._unanchored, self._parting) if (seconds := each.next_in_s()) is not None]
         return min(found, default=None)
 
-    def _lend(self, refs: list[Ref], under_way: UnderWay) -> None:
+    def _lend(self, refs: list[Ref], owners: set[bytes], under_way: UnderWay) -> None:
         """Steps 1 to 3 of `relays`, of which the last goes on in the background."""
         touched = [Touch.BUSY] * len(refs)
         if refs and self._touching.find_pair():
@@ -316,7 +315,7 @@ class Rounds:
             finally:
                 batch.is_over.set()
                 self._batch = None
-                under_way.back.append(self.returner.begin(batch.key, batch.pair, _reported(refs, touched)))
+                under_way.back.append((self.returner.begin(batch.key, batch.pair, _reported(refs, touched)), owners))
         under_way.touched.update(zip(map(actors.id_of, refs), touched, strict=True))
 
     def _turn(self, method: str) -> None:

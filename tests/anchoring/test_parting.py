@@ -135,6 +135,32 @@ def test_many_that_are_there_again_and_then_not_hold_up_the_others_for_a_moment(
     assert owners.now - begun < 1
 
 
+@pytest.mark.parametrize(("count", "takes_s"), [(1, 0.3), (4, 0.06), (200, 0.02)])
+def test_who_is_slow_is_heard_in_the_end(owners: Owners, answering: Answering, count: int, takes_s: float) -> None:
+    """Alone, or several at once, or all of a node that is back; and no call takes long."""
+    names = {number.to_bytes(4, "big"): number for number in range(count)}
+    answering.doubt(names)
+    began = owners.now
+    left = set(names)
+    while left:
+        owners.takes_s.extend([takes_s] * (2 * len(left)))
+        begun = owners.now
+        left &= answering.silent({owner: names[owner] for owner in left})
+        owners.takes_s.clear()
+        assert owners.now - begun < 2.5
+        owners.now += 0.2
+        assert owners.now - began < 12
+
+
+def test_many_that_are_there_and_gone_again_are_not_all_asked(owners: Owners, answering: Answering) -> None:
+    names = {number.to_bytes(4, "big"): number for number in range(256)}
+    answering.doubt(names)
+    owners.takes_s.extend([0.001] * 256 + [9.0] * 256)
+    begun = owners.now
+    assert answering.silent(names) == set(names)
+    assert owners.now - begun < 2.5
+
+
 def test_who_was_silent_is_asked_last(owners: Owners, answering: Answering) -> None:
     """The others have answered by then."""
     owners.takes_s.append(9.0)
@@ -312,5 +338,6 @@ def test_the_end_of_the_shard_lets_go_of_all(
     assert (len(held), held.next_in_s()) == (0, None)
     assert parted == [b"b1", b" of nobody"]
     assert sorted(forgotten.ids) == [b"a1", b"b1"]
+    assert silent.hurried > 0
     with by_hand.within(0.1):
         held.close(10.0)

@@ -9,7 +9,7 @@ import pytest
 
 from safe_refs._ray.counts import Touch
 from safe_refs.anchoring import parting
-from safe_refs.anchoring.rounds import UnderWay, part_size
+from safe_refs.anchoring.rounds import part_size
 from safe_refs.anchoring.unanchored import GATHERS_S
 from safe_refs.registry.hooks import Began
 from safe_refs.registry.wire import NotNow, ResolveCall, ResolveRow
@@ -76,12 +76,13 @@ def test_nothing_is_reported_to_a_silent_owner(by_hand: ByHand) -> None:
     """The lease is tried again; others don't wait for it. When the owner answers, it is anchored."""
     by_hand.pin(b"a" * 16, b"object")
     by_hand.resolve(b"a" * 16)
-    under_way = UnderWay({b"a" * 16: 1}, {}, {}, [])
+    leases = {b"a" * 16: 1}
     by_hand.answering.names = {OWNER}
-    assert by_hand.part._rounds._of_answering([cast(Any, Ref(b"object"))], under_way) == []
+    assert by_hand.part._rounds._of_answering([cast(Any, Ref(b"object"))], leases) == ([], set())
     assert (by_hand.part._unanchored.waiting, figures(by_hand)[0]) == (0, 1)
     by_hand.answering.names = set()
-    assert len(by_hand.part._rounds._of_answering([cast(Any, Ref(b"object"))], under_way)) == 1
+    refs, owners = by_hand.part._rounds._of_answering([cast(Any, Ref(b"object"))], leases)
+    assert (len(refs), owners) == (1, {OWNER})
 
 
 def test_the_last_use_leaves_no_entry(by_hand: ByHand) -> None:

@@ -13,7 +13,7 @@ from safe_refs._ray import objects
 from safe_refs._ray.counts import Touch
 from safe_refs.anchoring import relays, returning, touching
 from safe_refs.anchoring.returning import Returner
-from tests.anchoring.by_hand import ByHand, Relays, within
+from tests.anchoring.by_hand import OWNER, ByHand, Relays, within
 from tests.support.waiting import wait_until
 
 LEASE = b"lease" + bytes(11)
@@ -52,6 +52,16 @@ def test_a_round_anchors_what_is_due(by_hand: ByHand, monkeypatch: pytest.Monkey
     assert set(by_hand.touches.touched) == {b"a", b"b"}
     assert (by_hand.handed_out, by_hand.part.depends_on(LEASE)) == (0, b"")
     assert by_hand.resolve(LEASE) == 2
+
+
+def test_an_owner_that_has_not_confirmed_a_loan_is_doubted(by_hand: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been stopped meanwhile, and this shard has not asked it."""
+    by_hand.pin(LEASE, b"a")
+    by_hand.resolve(LEASE)
+    by_hand.relays.unconfirmed_ids = {b"a"}
+    run(by_hand, lambda: bool(by_hand.answering.doubted), monkeypatch)
+    assert by_hand.answering.doubted == {OWNER}
+    by_hand.relays.unconfirmed_ids = set()
 
 
 def test_a_lease_is_lost_with_its_borrower(by_hand: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
