@@ -71,7 +71,7 @@ def test_who_is_silent_is_asked_ever_more_seldom(owners: Owners, answering: Answ
     asked_at.append(owners.now)
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
     assert pauses == pytest.approx(
-        [0.5, 1.0, 1.2, 1.6, 2.4, 2.8, 2.8, 2.1], abs=0.05
+        [0.5, 1.0, 1.2, 1.6, 2.4, 2.8, 2.8, 2.3], abs=0.05
     )  # the question takes 0.4 to 0.8 s of that
     owners.takes_s.append(9.0)
     assert answering.silent({b"one": 1}) == {b"one"}
@@ -100,7 +100,7 @@ def test_who_answers_after_a_silence_is_asked_again_a_little_later(
     owners.takes_s.extend([0.001, then])
     assert answering.silent({b"one": 1}) == ({b"one"} if then > 1 else set())
     assert owners.asked == asked + 2
-    assert owners.now - begun > 0.1
+    assert owners.now - begun > 0.3
     answering.hurry()
     asked = owners.asked
     assert answering.silent({b"one": 1}) == set()
@@ -113,7 +113,7 @@ def test_who_seems_silent_is_asked_twice(owners: Owners, answering: Answering) -
     begun = owners.now
     assert answering.silent({b"one": 1, b"other": 2}) == set()
     assert owners.asked == 3
-    assert owners.now - begun > 0.1
+    assert owners.now - begun > 0.3
     assert answering.silent({b"one": 1}) == set()
     assert owners.asked == 4
     answering.doubt([b"one"])
@@ -132,7 +132,7 @@ def test_many_that_are_there_again_and_then_not_hold_up_the_others_for_a_moment(
     owners.takes_s.extend([0.001] * len(answering._silent) + [9.0] * 50)
     begun = owners.now
     assert answering.silent(names)
-    assert owners.now - begun < 1
+    assert owners.now - begun < 1.5
 
 
 @pytest.mark.parametrize(("count", "takes_s"), [(1, 0.3), (4, 0.06), (200, 0.02)])
@@ -149,7 +149,7 @@ def test_who_is_slow_is_heard_in_the_end(owners: Owners, answering: Answering, c
         owners.takes_s.clear()
         assert owners.now - begun < 2.5
         owners.now += 0.2
-        assert owners.now - began < 12
+        assert owners.now - began < 15
 
 
 def test_many_that_are_there_and_gone_again_are_not_all_asked(owners: Owners, answering: Answering) -> None:
