@@ -11,8 +11,8 @@ first had come; the rest comes when the owner has asked for it, which takes as l
 or comes after a silence, or after the owner did not ask for another report in time (`doubt`), counts only with a second one a little
 later.
 
-What always holds: one question an owner (see `_ray.objects`); what takes long, all together, holds up the others for two seconds at
-most, as a rule for a fifth; an owner that stays silent is asked ever more seldom.
+What always holds: one question an owner (see `_ray.objects`); what takes long, all together, holds up the others for some two seconds
+at most, as a rule for a fifth; an owner that stays silent is asked ever more seldom.
 """
 
 from __future__ import annotations
