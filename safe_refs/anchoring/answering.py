@@ -81,9 +81,8 @@ class Answering:
         for owner in sorted(samples, key=self._silent.__contains__):  # those last
             begun, known = self._clock(), self._silent.get(owner)
             patience_s = max(left_s, _LEAST_S)
-            if known is not None:
-                patience_s = min(max(4 * known[1], _PATIENCE_S), _LONGEST_PATIENCE_S)
-                patience_s = min(patience_s, max(until - begun, _LEAST_S))
+            if known is not None and known[1]:  # else it is only doubted, or to be asked in a hurry
+                patience_s = min(4 * known[1], _LONGEST_PATIENCE_S, max(until - begun, _LEAST_S))
             is_heard = begun <= until and self._answers(owner, samples[owner], patience_s)
             took_s = self._clock() - begun
             if not is_heard:
